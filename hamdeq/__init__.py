@@ -1,1 +1,37 @@
-"""Associative memories that settle."""
+"""hamdeq: associative memories that settle.
+
+Write down an energy from neurons and synapses; get a differentiable layer that settles to its
+minimum. Classical Hopfield networks, dense associative memories, attention and hierarchical
+memories are choices of Lagrangian and graph.
+"""
+
+from hamdeq.clamping import Clamped, clamp
+from hamdeq.deq import DEQ
+from hamdeq.ham import HAM, EnergyModel, Layered, Neurons, State
+from hamdeq.implicit import (
+    Adjoint,
+    ConvergenceError,
+    ConvergenceWarning,
+    Implicit,
+    Phantom,
+    Unrolled,
+    fixed_point,
+)
+from hamdeq.lagrangians import (
+    Exp,
+    Identity,
+    Lagrangian,
+    LayerNorm,
+    ReLU,
+    RePU,
+    Sigmoid,
+    Softmax,
+    Spherical,
+    Tanh,
+)
+from hamdeq.optim import Madam
+from hamdeq.solvers import Anderson, Broyden, Picard, Solution, Solver, Status
+from hamdeq.splitting import Reduced, eliminate, two_colouring
+from hamdeq.synapses import Bias, Dense, Synapse
+
+__version__ = "0.1.0"

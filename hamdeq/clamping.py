@@ -1,0 +1,73 @@
+"""Clamping: hold some layers of a memory, such as its input, and keep the energy of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from hamdeq.ham import HAM, Connection, Layered, Neurons, State
+
+__all__ = ["Clamped", "clamp"]
+
+
+class Clamped(Layered):
+    """The energy of the free layers of a HAM while the others are held.
+
+    What the held layers exert on the free ones does not change while these settle, so it is
+    computed once, here, and not in every step: for an image this is by far the largest product.
+    """
+
+    def __init__(self, ham: HAM, held: State) -> None:
+        ham.check_state(held, layers=tuple(held))
+        self.ham = ham
+        self.held = held
+        g = ham.activations(held)
+        some = next(iter(held.values()))
+        self.connections, self.drive, self._settled = [], {}, []
+        for layers, synapse in ham.connections:
+            free = [name for name in layers if name not in held]
+            if not free:
+                self._settled.append((layers, synapse))
+            elif len(free) == 1 and synapse.is_linear_in(place := layers.index(free[0])):
+                to = free[0]
+                known = g | ham.zero_state(some, [to])
+                field = synapse.field(place, *(known[name] for name in layers))
+                self.drive[to] = self.drive[to] + field if to in self.drive else field
+            else:
+                self.connections.append((layers, synapse))
+        self._g = g
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the free layers."""
+        return tuple(name for name in self.ham.layers if name not in self.held)
+
+    def layer(self, name: str) -> Neurons:
+        """The neurons of a layer."""
+        return self.ham.layer(name)
+
+    def field(self, g: State, to: str) -> Tensor:
+        """The field on one free layer, from the free layers' activations."""
+        return super().field(self._g | g, to)
+
+    def terms(self, x: State, g: State, connections: Iterable[Connection]) -> State:
+        """The energy terms, with those of the held layers, so that the sum is the HAM's energy."""
+        settled = self.ham.terms(self.held, self._g, self._settled)
+        return settled | super().terms(x, self._g | g, connections)
+
+    def full(self, x: State) -> State:
+        """A state of all layers: the free ones as in x, the others as held."""
+        return {name: x[name] if name in x else self.held[name] for name in self.ham.layers}
+
+
+def clamp(ham: HAM, held: State) -> Clamped:
+    """Hold some layers of a memory at given states: the energy of the others remains.
+
+    Args:
+        ham: the memory.
+        held: states of the layers to hold, at least one; ``(batch, *shape)`` each.
+    """
+    if not held:
+        raise ValueError(f"held: expected states of at least one of {list(ham.layers)}, got none")
+    return Clamped(ham, held)

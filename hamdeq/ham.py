@@ -1,0 +1,303 @@
+"""Hierarchical associative memory: layers of neurons, synapses between them, one energy.
+
+The energy of a state x is the sum of the layers' Legendre transforms and the synapses' energies,
+
+    E(x) = Σ_A [⟨x_A, g_A⟩ − L_A(x_A)] + Σ_s E_s(g),      g_A = ∇L_A(x_A),
+
+and the dynamics ``τ dx_A/dt = I_A(g) − x_A`` with the field ``I_A = −∂(Σ_s E_s)/∂g_A`` never raise
+it. At rest ``x_A = I_A(g(x))``: the fixed point that the rest of the library looks for.
+
+Source: Krotov, "Hierarchical Associative Memory" (2021), equations 3 to 8.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hamdeq.lagrangians import Lagrangian, Sigmoid
+from hamdeq.synapses import Bias, Dense, Synapse, layer_shape
+
+__all__ = ["HAM", "Connection", "EnergyModel", "Layered", "Neurons", "State"]
+
+State = dict[str, Tensor]
+"""Layer name -> tensor ``(batch, *shape)``."""
+
+Connection = tuple[tuple[str, ...], Synapse]
+"""The layers that a synapse connects, in the synapse's own order, and the synapse."""
+
+
+class EnergyModel(Protocol):
+    """What a solver needs of a memory: a scalar that falls, and the map that lets it fall."""
+
+    def energy(self, x: State) -> Tensor:
+        """Energy of a state, one scalar a sample: ``(batch,)``."""
+        ...
+
+    def update(self, x: State) -> State:
+        """One step of the fixed-point map, x <- field(activation(x))."""
+        ...
+
+
+class Neurons(nn.Module):
+    """A layer of neurons: a shape and a Lagrangian.
+
+    Args:
+        shape: shape of one sample's state, an integer for a plain vector.
+        lagrangian: the convex function that gives the layer its activation.
+    """
+
+    def __init__(self, shape: int | Sequence[int], lagrangian: Lagrangian) -> None:
+        super().__init__()
+        if not isinstance(lagrangian, Lagrangian):
+            raise TypeError(
+                "lagrangian: expected a Lagrangian such as hamdeq.Sigmoid(4.0, 0.5), "
+                f"got {type(lagrangian).__name__}"
+            )
+        self.shape = layer_shape(shape)
+        self.lagrangian = lagrangian
+
+    def activation(self, x: Tensor) -> Tensor:
+        """g = ∇L(x), of x's shape."""
+        return self.lagrangian.activation(x)
+
+    def energy(self, x: Tensor) -> Tensor:
+        """The Legendre transform L*(g): ``(batch,)``."""
+        return self.lagrangian.energy(x)
+
+    def extra_repr(self) -> str:
+        return f"{self.shape}"
+
+
+class Layered(ABC):
+    """An energy over named layers: what a :class:`HAM` and a
+    :class:`~hamdeq.clamping.Clamped` one share.
+
+    Attributes:
+        connections: the synapses that act between the layers.
+        drive: constant fields on some of the layers (of a plain HAM: none).
+    """
+
+    connections: Sequence[Connection]
+    drive: Mapping[str, Tensor] = {}
+
+    @property
+    @abstractmethod
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers whose states this energy is a function of."""
+
+    @abstractmethod
+    def layer(self, name: str) -> Neurons:
+        """The neurons of a layer."""
+
+    def activations(self, x: State) -> State:
+        """g = ∇L(x) of every layer in x."""
+        return {name: self.layer(name).activation(x_a) for name, x_a in x.items()}
+
+    def field(self, g: State, to: str) -> Tensor:
+        """The field on one layer, I = −∂(Σ_s E_s)/∂g_to, ``(batch, *shape)``."""
+        total = self.drive.get(to)
+        for layers, synapse in self.connections:
+            for place in (i for i, name in enumerate(layers) if name == to):
+                term = synapse.field(place, *(g[name] for name in layers))
+                total = term if total is None else total + term
+        return torch.zeros_like(g[to]) if total is None else total
+
+    def energy_terms(self, x: State) -> State:
+        """The energy term by term, each ``(batch,)``: one for a layer, one for what it shares.
+
+        Several synapses between the same layers make one term.
+        """
+        return self.terms(x, self.activations(x), self.connections)
+
+    def terms(self, x: State, g: State, connections: Iterable[Connection]) -> State:
+        """The energy terms of the layers in x and of some of the connections."""
+        terms = {name: self.layer(name).energy(x_a) for name, x_a in x.items()}
+        for layers, synapse in connections:
+            label = f"{type(synapse).__name__} {'–'.join(layers)}"
+            energy = synapse.energy(*(g[name] for name in layers))
+            terms[label] = terms[label] + energy if label in terms else energy
+        for name in self.drive.keys() & x.keys():
+            terms[f"held–{name}"] = -(self.drive[name] * g[name]).flatten(1).sum(1)
+        return terms
+
+    def energy(self, x: State) -> Tensor:
+        """E(x), one scalar a sample: ``(batch,)``."""
+        return torch.stack(tuple(self.energy_terms(x).values())).sum(0)
+
+    def update(self, x: State, *, clamped: Collection[str] = ()) -> State:
+        """One synchronous step: every layer takes on its field; clamped layers stay.
+
+        Picard iteration of this map with damping h is forward Euler with step h.
+        """
+        g = self.activations(x)
+        return {name: x[name] if name in clamped else self.field(g, name) for name in x}
+
+
+class HAM(nn.Module, Layered):
+    """A hierarchical associative memory on any hypergraph of layers.
+
+    Args:
+        neurons: the layers by name.
+        connections: ``[(("a", "b"), synapse), (("b",), bias), …]``: each synapse with the names
+            of the layers it connects. One synapse object may appear several times; its weights
+            are then shared.
+
+    Example:
+        >>> ham = HAM(
+        ...     {"query": Neurons(8, Identity()), "memories": Neurons(100, Softmax(beta=4.0))},
+        ...     [(("query", "memories"), Dense(8, 100))],
+        ... )
+
+    Raises:
+        ValueError: an unknown layer name, or a synapse whose shapes are not the layers'.
+    """
+
+    def __init__(
+        self, neurons: Mapping[str, Neurons], connections: Sequence[Connection]
+    ) -> None:
+        super().__init__()
+        if not neurons:
+            raise ValueError("neurons: expected at least one layer, got none")
+        self.neurons = nn.ModuleDict()
+        for name, layer in neurons.items():
+            if not name.isidentifier() or hasattr(self.neurons, name):
+                raise ValueError(
+                    f"layer name {name!r}: expected an identifier that torch.nn.ModuleDict has no "
+                    f"attribute of; use another name, such as {name.strip() or 'layer'!r} + '_layer'"
+                )
+            self.neurons[name] = layer
+        self.synapses = nn.ModuleList(synapse for _, synapse in connections)
+        self._wiring = [tuple(layers) for layers, _ in connections]
+        for layers, synapse in self.connections:
+            self._check_connection(layers, synapse)
+
+    @classmethod
+    def chain(
+        cls,
+        sizes: Sequence[int],
+        lagrangian: Lagrangian | None = None,
+        *,
+        bias: bool = True,
+    ) -> HAM:
+        """Layers in a row, ``input, hidden1, …, output``, each connected to the next.
+
+        Args:
+            sizes: neurons in each layer, at least two numbers.
+            lagrangian: shared by all layers; default ``Sigmoid(4.0, 0.5)``.
+            bias: whether all layers but the input, which is meant to be clamped, have a bias.
+        """
+        sizes = list(sizes)
+        if len(sizes) < 2:
+            raise ValueError(
+                "sizes: expected at least two layers (input and output), such as [784, 512, 10], "
+                f"got {sizes!r}"
+            )
+        lagrangian = Sigmoid(4.0, 0.5) if lagrangian is None else lagrangian
+        names = ["input", *(f"hidden{i}" for i in range(1, len(sizes) - 1)), "output"]
+        connections: list[Connection] = [
+            ((a, b), Dense(n, m))
+            for a, b, n, m in zip(names, names[1:], sizes, sizes[1:], strict=False)
+        ]
+        if bias:
+            connections += [((b,), Bias(m)) for b, m in zip(names[1:], sizes[1:], strict=True)]
+        return cls({name: Neurons(n, lagrangian) for name, n in zip(names, sizes, strict=True)},
+                   connections)
+
+    @property
+    def connections(self) -> list[Connection]:  # type: ignore[override]
+        """The synapses with the layers they connect."""
+        return list(zip(self._wiring, self.synapses, strict=True))  # type: ignore[arg-type]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers' names."""
+        return tuple(self.neurons)
+
+    def layer(self, name: str) -> Neurons:
+        """The neurons of a layer."""
+        return self.neurons[name]  # type: ignore[return-value]
+
+    def energy_terms(self, x: State) -> State:
+        """The energy term by term, each ``(batch,)``; see :meth:`Layered.energy_terms`."""
+        self.check_state(x)
+        return super().energy_terms(x)
+
+    def update(self, x: State, *, clamped: Collection[str] = ()) -> State:
+        """One synchronous step, x <- field(activation(x)); see :meth:`Layered.update`.
+
+        Raises:
+            ValueError: an unknown or missing layer, a wrong shape, unequal batches.
+            TypeError: a tensor that is not of floating point.
+        """
+        self.check_names(clamped)
+        self.check_state(x)
+        return super().update(x, clamped=clamped)
+
+    def zero_state(self, like: Tensor, layers: Collection[str] | None = None) -> State:
+        """Zeros for the given layers (default all), with the batch, dtype and device of ``like``."""
+        names = self.layers if layers is None else layers
+        return {a: like.new_zeros((like.shape[0], *self.neurons[a].shape)) for a in names}
+
+    def check_names(self, names: Collection[str]) -> None:
+        """Refuse names that are no layer's."""
+        unknown = [name for name in names if name not in self.neurons]
+        if unknown:
+            raise ValueError(f"unknown layer {unknown[0]!r}: this HAM has {list(self.layers)}")
+
+    def check_state(self, x: Mapping[str, Tensor], layers: Collection[str] | None = None) -> None:
+        """Refuse a state that lacks a layer of ``layers`` (default all), or is misshapen.
+
+        Raises:
+            ValueError: a missing or unknown layer, a wrong shape, unequal batches.
+            TypeError: a tensor that is not of floating point.
+        """
+        self.check_names(x)
+        names = self.layers if layers is None else tuple(layers)
+        if set(names) != set(x):
+            raise ValueError(f"state: expected the layers {list(names)}, got {list(x)}")
+        batch = None
+        for name, x_a in x.items():
+            shape = self.neurons[name].shape
+            if not isinstance(x_a, Tensor) or not x_a.is_floating_point():
+                kind = x_a.dtype if isinstance(x_a, Tensor) else type(x_a).__name__
+                raise TypeError(
+                    f"layer {name!r}: expected a floating-point tensor, got {kind}; "
+                    "images of bytes become one by images.float() / 255"
+                )
+            if tuple(x_a.shape[1:]) != shape or x_a.dim() == 0:
+                raise ValueError(
+                    f"layer {name!r}: expected shape (batch, {', '.join(map(str, shape))}), "
+                    f"got {tuple(x_a.shape)}"
+                )
+            batch = x_a.shape[0] if batch is None else batch
+            if x_a.shape[0] != batch:
+                raise ValueError(
+                    f"layer {name!r}: expected a batch of {batch} as in the other layers, "
+                    f"got {x_a.shape[0]}"
+                )
+
+    def _check_connection(self, layers: tuple[str, ...], synapse: Synapse) -> None:
+        self.check_names(layers)
+        if not isinstance(synapse, Synapse):
+            raise TypeError(
+                f"connection {layers}: expected a Synapse, got {type(synapse).__name__}"
+            )
+        if synapse.shapes is None:
+            return
+        kind = type(synapse).__name__
+        if len(layers) != len(synapse.shapes):
+            raise ValueError(
+                f"connection {layers}: {kind} connects {len(synapse.shapes)} layers, "
+                f"got {len(layers)} names"
+            )
+        for name, shape in zip(layers, synapse.shapes, strict=True):
+            if shape is not None and shape != self.neurons[name].shape:
+                raise ValueError(
+                    f"connection {layers}: {kind} expects shape {shape} for layer {name!r}, "
+                    f"whose neurons have {self.neurons[name].shape}"
+                )

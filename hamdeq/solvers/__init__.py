@@ -1,0 +1,12 @@
+"""Fixed-point solvers: x = f(x) for a batch of independent samples.
+
+A solver is a choice, an immutable object; :meth:`Solver.solve` runs it and returns a
+:class:`Solution`, in which every sample has its own value, residual, step count and status.
+"""
+
+from hamdeq.solvers.anderson import Anderson
+from hamdeq.solvers.base import Method, Solution, Solver, Status
+from hamdeq.solvers.broyden import Broyden
+from hamdeq.solvers.picard import Picard
+
+__all__ = ["Anderson", "Broyden", "Method", "Picard", "Solution", "Solver", "Status"]

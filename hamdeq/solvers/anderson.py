@@ -1,0 +1,84 @@
+"""Anderson acceleration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hamdeq.solvers.base import Method
+from hamdeq.solvers.safeguard import Accelerated, Guarded
+
+__all__ = ["Anderson"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anderson(Accelerated):
+    """Anderson acceleration with a window of past steps.
+
+    With residuals r = f(x) − x and the differences Δr₁, …, Δr_m and Δf₁, …, Δf_m of the last
+    steps, the next state is ``f(x) − Σ γ_j Δf_j`` where γ minimises ‖r − Σ γ_j Δr_j‖. A sample
+    that goes astray takes a plain step from its best state and forgets its past.
+
+    Args:
+        memory: differences kept, m ≥ 1; the memory used is 2m states a sample.
+        growth: how far a sample's residual norm may rise above its best, > 1.
+        tol: relative residual to reach.
+        max_steps: evaluations of f at most.
+
+    Source: Walker & Ni, "Anderson Acceleration for Fixed-Point Iterations" (2011), in the form
+    with differences (their equation 2.2).
+    """
+
+    def start(self, x0: Tensor) -> Method:
+        return _Window(x0, self.memory, self.growth)
+
+
+class _Window(Guarded):
+    """A ring of the last m differences, and their Gram matrix, of which a step adds one row."""
+
+    def __init__(self, x0: Tensor, memory: int, growth: float) -> None:
+        super().__init__(x0, growth)
+        batch, n = x0.shape
+        self.dr = x0.new_zeros(batch, memory, n)
+        self.df = x0.new_zeros(batch, memory, n)
+        # The small systems are solved in float64: their condition is that of Δr squared.
+        self.gram = x0.new_zeros(batch, memory, memory, dtype=torch.float64)
+        self.known = torch.zeros(batch, memory, dtype=torch.bool, device=x0.device)
+        self.count = 0
+        self.fx = self.r = x0
+
+    def extrapolate(self, x: Tensor, fx: Tensor, r: Tensor) -> Tensor:
+        self._remember(fx, r)
+        return fx - (self._coefficients(r)[:, :, None] * self.df).sum(1)
+
+    def forget(self, samples: Tensor) -> None:
+        self.known &= ~samples[:, None]
+
+    def _remember(self, fx: Tensor, r: Tensor) -> None:
+        if self.count:
+            slot = (self.count - 1) % self.dr.shape[1]
+            torch.sub(r, self.r, out=self.dr[:, slot])
+            torch.sub(fx, self.fx, out=self.df[:, slot])
+            row = (self.dr * self.dr[:, slot, None]).sum(-1).double()
+            self.gram[:, slot] = row
+            self.gram[:, :, slot] = row
+            self.known[:, slot] = True
+        self.count += 1
+        self.fx, self.r = fx, r
+
+    def _coefficients(self, r: Tensor) -> Tensor:
+        """γ of the least squares problem, zero for what is unknown."""
+        # Late differences are many orders smaller than early ones: each is scaled to unit length
+        # and only then regularised, by what rounding leaves undetermined.
+        diagonal = self.gram.diagonal(dim1=1, dim2=2)
+        use = self.known & (diagonal > 0)
+        scale = torch.where(use, diagonal, torch.inf).rsqrt()
+        unit = self.gram * scale[:, :, None] * scale[:, None]
+        ridge = torch.where(use, 10 * torch.finfo(r.dtype).eps, 1.0)
+        unit = unit.nan_to_num(0.0) + torch.diag_embed(ridge)
+        factor, failed = torch.linalg.cholesky_ex(unit)
+        goal = (self.dr * r[:, None]).sum(-1).double() * scale
+        solved = torch.cholesky_solve(goal.nan_to_num(0.0)[:, :, None], factor)[:, :, 0]
+        return torch.where((failed == 0)[:, None] & use, solved * scale, 0.0).to(r.dtype)

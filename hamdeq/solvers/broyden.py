@@ -1,0 +1,77 @@
+"""Broyden's method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hamdeq.solvers.base import Method, norm
+from hamdeq.solvers.safeguard import Accelerated, Guarded
+
+__all__ = ["Broyden"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broyden(Accelerated):
+    """Broyden's ("good") method with a limited memory.
+
+    Newton's method on r(x) = f(x) − x with an approximate inverse Jacobian ``−B``, first ``B = I``
+    (a plain step), then improved after each step s with residual change y by the rank one that
+    makes ``B y = −s``. After ``memory`` improvements it starts again from the identity. A sample
+    that goes astray takes a plain step from its best state and forgets its past.
+
+    Args:
+        memory: improvements kept, ≥ 1; the memory used is 2·memory states a sample.
+        growth: how far a sample's residual norm may rise above its best, > 1.
+        tol: relative residual to reach.
+        max_steps: evaluations of f at most.
+
+    Source: Broyden, "A class of methods for solving nonlinear simultaneous equations" (1965),
+    method 1, inverse form by Sherman & Morrison.
+    """
+
+    memory: int = 20
+
+    def start(self, x0: Tensor) -> Method:
+        return _RankOnes(x0, self.memory, self.growth)
+
+
+class _RankOnes(Guarded):
+    """B = I + Σ_j u_j v_jᵀ."""
+
+    def __init__(self, x0: Tensor, memory: int, growth: float) -> None:
+        super().__init__(x0, growth)
+        batch, n = x0.shape
+        self.u = x0.new_zeros(batch, memory, n)
+        self.v = x0.new_zeros(batch, memory, n)
+        self.count = 0
+        self.last: tuple[Tensor, Tensor] | None = None
+
+    def extrapolate(self, x: Tensor, fx: Tensor, r: Tensor) -> Tensor:
+        if self.last is not None:
+            last_x, last_r = self.last
+            self._improve(x - last_x, last_r - r)
+        self.last = x, r
+        return x + self._apply(self.u, self.v, r)
+
+    def forget(self, samples: Tensor) -> None:
+        self.u = torch.where(samples[:, None, None], 0.0, self.u)
+
+    def _apply(self, u: Tensor, v: Tensor, r: Tensor) -> Tensor:
+        """B r (or Bᵀ r with u and v exchanged)."""
+        u, v = u[:, : self.count], v[:, : self.count]
+        return r + ((v * r[:, None]).sum(-1, keepdim=True) * u).sum(1)
+
+    def _improve(self, s: Tensor, minus_y: Tensor) -> None:
+        if self.count == self.u.shape[1]:
+            self.count = 0
+        image = self._apply(self.u, self.v, minus_y)
+        v = self._apply(self.v, self.u, s)
+        slope = (s * image).sum(-1, keepdim=True)
+        # Where s and B y are orthogonal to rounding the improvement is undefined: leave it out.
+        small = slope.abs() <= torch.finfo(s.dtype).eps * norm(s)[:, None] * norm(image)[:, None]
+        self.u[:, self.count] = torch.where(small, 0.0, (s - image) / slope)
+        self.v[:, self.count] = v
+        self.count += 1

@@ -1,0 +1,44 @@
+"""Picard iteration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hamdeq.solvers.base import Method, Solver
+
+__all__ = ["Picard"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picard(Solver):
+    """Fixed-point iteration x <- x + h (f(x) − x).
+
+    On an update of a memory this is forward Euler with time step h. On a two-coloured memory
+    (``splitting="even-odd"``) with h = 1 every step minimises the energy over one half and then
+    over the other, so that the energy never rises.
+
+    Args:
+        damping: step h, 0 < h ≤ 1.
+        tol: relative residual to reach.
+        max_steps: evaluations of f at most.
+    """
+
+    damping: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.damping <= 1:
+            raise ValueError(f"damping: expected a step in (0, 1], got {self.damping!r}")
+
+    def start(self, x0: Tensor) -> Method:
+        return _Damped(self.damping)
+
+
+class _Damped(Method):
+    def __init__(self, damping: float) -> None:
+        self.damping = damping
+
+    def propose(self, x: Tensor, fx: Tensor, r: Tensor) -> Tensor:
+        return fx if self.damping == 1 else x + self.damping * r

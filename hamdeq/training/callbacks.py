@@ -1,0 +1,176 @@
+"""Callbacks that watch how a memory settles."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
+
+from hamdeq.plots import residual_histogram
+from hamdeq.solvers import Solution
+from hamdeq.training.classifier import HAMClassifier
+
+__all__ = ["ConvergenceMonitor", "ProgressBar", "ResidualPicture"]
+
+
+class _Means:
+    """Running means of values given sample by sample, kept on their device."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, name: str, values: Tensor) -> None:
+        total = values.sum(dtype=torch.float64 if values.device.type != "mps" else None)
+        self.sums[name] = self.sums[name] + total if name in self.sums else total
+        self.counts[name] = self.counts.get(name, 0) + values.numel()
+
+    def compute(self) -> dict[str, Tensor]:
+        return {name: (total / self.counts[name]).float() for name, total in self.sums.items()
+                if self.counts[name]}
+
+
+class ConvergenceMonitor(Callback):
+    """Logs how the samples of each epoch settled, for train, val and test.
+
+    - ``iterations``: mean over samples of the first iteration whose relative residual is below
+      the solver's ``tol`` (``max_steps`` where none is);
+    - ``not_converged``: share of samples that did not converge;
+    - ``residual``: mean relative residual of the returned states;
+    - ``energy``: mean energy of the returned states (in training of one batch in every
+      ``log_every_n_steps``, as it costs another product with the input weights);
+    - ``backward_iterations``, ``backward_not_converged``, ``backward_residual``: the same of the
+      gradient's linear system, in training.
+    """
+
+    def __init__(self) -> None:
+        self._means: dict[str, _Means] = {}
+
+    def _observe(self, stage: str, module: HAMClassifier, energy: bool) -> None:
+        solution = module.solution
+        if solution is None:
+            return
+        means = self._means.setdefault(stage, _Means())
+        self._add(means, "", solution)
+        for backward in solution.adjoint:
+            self._add(means, "backward_", backward)
+        if energy:
+            with torch.no_grad():
+                means.add("energy", module.deq.energy(solution.value)[solution.residual.isfinite()])
+
+    @staticmethod
+    def _add(means: _Means, prefix: str, solution: Solution) -> None:
+        means.add(f"{prefix}iterations", solution.steps)
+        means.add(f"{prefix}not_converged", ~solution.converged)
+        means.add(f"{prefix}residual", solution.residual[solution.residual.isfinite()])
+
+    def _report(self, stage: str, module: HAMClassifier) -> None:
+        means = self._means.pop(stage, None)
+        for name, value in (means.compute() if means else {}).items():
+            module.log(f"{stage}/{name}", value, prog_bar=stage == "val" and name == "iterations")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = batch_idx % trainer.log_every_n_steps == 0
+        self._observe("train", pl_module, energy=now)
+        if now:
+            solution = pl_module.solution
+            scores = solution.value[pl_module.output]
+            live = {
+                "acc": (scores.argmax(1) == batch[1]).float().mean(),
+                "iter": solution.steps.float().mean(),
+                "res": solution.residual.mean(),
+            }
+            pl_module.log_dict(live, prog_bar=True, logger=False, batch_size=len(scores))
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._report("train", pl_module)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        self._observe("val", pl_module, energy=True)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._report("val", pl_module)
+
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        self._observe("test", pl_module, energy=True)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._report("test", pl_module)
+
+
+class ResidualPicture(Callback):
+    """Draws, after a test, the histogram of log residual against iteration.
+
+    The samples settle once more, for ``steps`` iterations whatever their residual, from the
+    images of the test set. Written to ``<folder>/residuals.png``, and to wandb where that logs.
+
+    Args:
+        folder: where to write; default the trainer's log folder.
+        steps: iterations to show.
+    """
+
+    def __init__(self, folder: str | Path | None = None, steps: int = 40) -> None:
+        self.folder = folder
+        self.steps = steps
+        self._traces: list[Tensor] = []
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._traces = []
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        deq = pl_module.deq
+        solver, on_failure = deq.solver, deq.on_failure
+        # No residual is below the smallest positive number: all iterations are run.
+        deq.solver = replace(solver, tol=torch.finfo(batch[0].dtype).tiny, max_steps=self.steps)
+        deq.on_failure = "ignore"
+        try:
+            with torch.no_grad():
+                trace = pl_module(batch[0]).trace.cpu()
+        finally:
+            deq.solver, deq.on_failure = solver, on_failure
+        # A batch may end earlier, when every residual is zero.
+        missing = self.steps - len(trace)
+        self._traces.append(torch.cat([trace, trace.new_zeros(missing, trace.shape[1])]))
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        folder = Path(self.folder or trainer.log_dir or trainer.default_root_dir)
+        if not self._traces or not trainer.is_global_zero:
+            return
+        figure = residual_histogram(torch.cat(self._traces, dim=1), tol=pl_module.deq.solver.tol)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "residuals.png"
+        figure.savefig(path)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("residuals", [str(path)])
+
+
+class ProgressBar(TQDMProgressBar):
+    """A bar with what matters: accuracy, iterations and residual; and the time of the fit."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=20)
+        self.fit_seconds = 0.0
+        self._began = 0.0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._began = time.monotonic()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.fit_seconds = time.monotonic() - self._began
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics

@@ -1,0 +1,130 @@
+"""The Lightning module that trains a memory to classify."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hamdeq.deq import DEQ
+from hamdeq.optim import Madam
+from hamdeq.solvers import Solution
+
+__all__ = ["HAMClassifier"]
+
+OptimizerCallable = Callable[[Iterable], torch.optim.Optimizer]
+SchedulerCallable = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
+
+class HAMClassifier(L.LightningModule):
+    """Classify by settling: clamp the image, read the class from the output layer's state.
+
+    Args:
+        deq: the memory; its one clamped layer is the input.
+        loss: ``"mse"``, the mean squared error between the output layer's internal state and the
+            one-hot label (Goemaere et al. 2023), or ``"cross-entropy"``, with that state as
+            logits.
+        optimizer: from parameters to an optimiser; default Madam with its defaults.
+        scheduler: from an optimiser to a learning-rate schedule, stepped once an epoch.
+        output: name of the layer to read.
+
+    Attributes:
+        solution: the last batch's :class:`~hamdeq.Solution`, for callbacks.
+
+    A batch is ``(images, labels)``: images ``(batch, …)`` of floating point, with as many numbers
+    as the input layer has neurons; labels ``(batch,)`` of int64.
+    """
+
+    def __init__(
+        self,
+        deq: DEQ,
+        loss: Literal["mse", "cross-entropy"] = "mse",
+        optimizer: OptimizerCallable = Madam,
+        scheduler: SchedulerCallable | None = None,
+        output: str = "output",
+    ) -> None:
+        super().__init__()
+        if loss not in ("mse", "cross-entropy"):
+            raise ValueError(f"loss: expected 'mse' or 'cross-entropy', got {loss!r}")
+        if len(deq.clamped) != 1:
+            raise ValueError(f"deq: expected one clamped layer, the input, got {deq.clamped}")
+        deq.ham.check_names([output])
+        self.deq = deq
+        self.loss = loss
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.input, self.output = deq.clamped[0], output
+        self.solution: Solution | None = None
+
+    def forward(self, images: Tensor) -> Solution:
+        """Let the memory settle on images; the class scores are ``value[output]``."""
+        shape = self.deq.ham.layer(self.input).shape
+        if images.dim() == 0 or math.prod(images.shape[1:]) != math.prod(shape):
+            raise ValueError(
+                f"images: expected (batch, …) with {math.prod(shape)} numbers a sample, for the "
+                f"layer {self.input!r}, got {tuple(images.shape)}"
+            )
+        return self.deq({self.input: images.reshape(len(images), *shape)})
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, _ = batch
+        # One NaN in one image would reach every weight through the mean of the losses.
+        if not bool(images.isfinite().all()):
+            bad = (~images.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+            raise ValueError(
+                f"training batch {batch_idx}: expected finite images, got NaN or infinity in "
+                f"samples {bad[:8]} of the batch; remove them from the data"
+            )
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self._step(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self._step(batch, "test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Predicted classes ``(batch,)``."""
+        images = batch[0] if isinstance(batch, tuple | list) else batch
+        return self(images).value[self.output].argmax(1)
+
+    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+        images, labels = batch
+        self.solution = self(images)
+        scores = self.solution.value[self.output]
+        loss = self._loss(scores, labels)
+        accuracy = (scores.argmax(1) == labels).float().mean()
+        self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log(
+            f"{stage}/accuracy", accuracy, on_step=False, on_epoch=True, batch_size=len(labels),
+            prog_bar=stage == "val",
+        )
+        return loss
+
+    def _loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        if self.loss == "cross-entropy":
+            return F.cross_entropy(scores, labels)
+        return F.mse_loss(scores, F.one_hot(labels, scores.shape[1]).to(scores.dtype))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.parameters())
+        if self.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the weights of another architecture in one sentence."""
+        ours, theirs = self.state_dict(), checkpoint["state_dict"]
+        for name in ours.keys() | theirs.keys():
+            mine = tuple(ours[name].shape) if name in ours else "no such weight"
+            stored = tuple(theirs[name].shape) if name in theirs else "no such weight"
+            if mine != stored:
+                raise ValueError(
+                    f"checkpoint of another architecture: {name} expected {mine}, got {stored}; "
+                    "use the config.yaml that lies in the checkpoint's run folder"
+                )
