@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ class Clamped(Layered):
 
     What the held layers exert on the free ones does not change while these settle, so it is
     computed once, here, and not in every step: for an image this is by far the largest product.
+    It belongs to the parameters' present values: hold the layers anew after a change of these.
     """
 
     def __init__(self, ham: HAM, held: State) -> None:
@@ -24,6 +25,7 @@ class Clamped(Layered):
         self.held = held
         g = ham.activations(held)
         some = next(iter(held.values()))
+        self._batch = len(some)
         self.connections, self.drive, self._settled = [], {}, []
         for layers, synapse in ham.connections:
             free = [name for name in layers if name not in held]
@@ -37,15 +39,26 @@ class Clamped(Layered):
             else:
                 self.connections.append((layers, synapse))
         self._g = g
+        self._free = tuple(name for name in ham.layers if name not in held)
 
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the free layers."""
-        return tuple(name for name in self.ham.layers if name not in self.held)
+        return self._free
 
     def layer(self, name: str) -> Neurons:
         """The neurons of a layer."""
         return self.ham.layer(name)
+
+    def check_state(
+        self,
+        x: Mapping[str, Tensor],
+        layers: Collection[str] | None = None,
+        *,
+        batch: int | None = None,
+    ) -> None:
+        """Refuse a state that lacks a free layer, is misshapen, or not of the held batch."""
+        super().check_state(x, layers, batch=self._batch if batch is None else batch)
 
     def field(self, g: State, to: str) -> Tensor:
         """The field on one free layer, from the free layers' activations."""

@@ -105,7 +105,8 @@ class DEQ(nn.Module):
                 residual=torch.where(valid, solution.residual, torch.nan),
             )
         on_failure = "ignore" if self.on_failure == "warn" and self._warned else self.on_failure
-        self._warned |= report(solution, on_failure)
+        # The warning names the line that called the module: two frames of nn.Module lie between.
+        self._warned |= report(solution, on_failure, stacklevel=5)
         return replace(solution, value={name: value[name] for name in self.ham.layers})
 
     def reduced(self, clamped: State) -> Reduced:
@@ -125,8 +126,13 @@ class DEQ(nn.Module):
         zeros = torch.zeros_like(valid, dtype=torch.long)
         rest = torch.zeros_like(valid, dtype=torch.get_default_dtype())
         return Solution(
-            value={}, residual=rest, steps=zeros, converged=torch.ones_like(valid), status=zeros,
-            n_evals=0, trace=rest.new_empty(0, len(rest)),
+            value={},
+            residual=rest,
+            steps=zeros,
+            converged=torch.ones_like(valid),
+            status=zeros,
+            n_evals=0,
+            trace=rest.new_empty(0, len(rest)),
         )
 
     def _initial(self, clamped: State, init: State) -> State:
@@ -135,7 +141,9 @@ class DEQ(nn.Module):
         self.ham.check_state(init, [name for name in init if name in free])
         for name, x in init.items():
             if len(x) != len(some):
-                raise ValueError(f"init: expected a batch of {len(some)} for {name!r}, got {len(x)}")
+                raise ValueError(
+                    f"init: expected a batch of {len(some)} for {name!r}, got {len(x)}"
+                )
         return {name: x.detach() for name, x in (self.ham.zero_state(some, free) | init).items()}
 
     def extra_repr(self) -> str:

@@ -12,6 +12,7 @@ Source: Krotov, "Hierarchical Associative Memory" (2021), equations 3 to 8.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
@@ -99,7 +100,13 @@ class Layered(ABC):
         return {name: self.layer(name).activation(x_a) for name, x_a in x.items()}
 
     def field(self, g: State, to: str) -> Tensor:
-        """The field on one layer, I = −∂(Σ_s E_s)/∂g_to, ``(batch, *shape)``."""
+        """The field on one layer, I = −∂(Σ_s E_s)/∂g_to, ``(batch, *shape)``.
+
+        The layer's own activation may be left out of g where all its synapses are linear in it.
+        """
+        if to not in g:
+            some = next(iter(g.values()))
+            g = g | {to: some.new_zeros(()).expand(len(some), *self.layer(to).shape)}
         total = self.drive.get(to)
         for layers, synapse in self.connections:
             for place in (i for i, name in enumerate(layers) if name == to):
@@ -112,6 +119,7 @@ class Layered(ABC):
 
         Several synapses between the same layers make one term.
         """
+        self.check_state(x)
         return self.terms(x, self.activations(x), self.connections)
 
     def terms(self, x: State, g: State, connections: Iterable[Connection]) -> State:
@@ -121,7 +129,7 @@ class Layered(ABC):
             label = f"{type(synapse).__name__} {'–'.join(layers)}"
             energy = synapse.energy(*(g[name] for name in layers))
             terms[label] = terms[label] + energy if label in terms else energy
-        for name in self.drive.keys() & x.keys():
+        for name in (name for name in x if name in self.drive):
             terms[f"held–{name}"] = -(self.drive[name] * g[name]).flatten(1).sum(1)
         return terms
 
@@ -133,9 +141,62 @@ class Layered(ABC):
         """One synchronous step: every layer takes on its field; clamped layers stay.
 
         Picard iteration of this map with damping h is forward Euler with step h.
+
+        Raises:
+            ValueError: an unknown or missing layer, a wrong shape, unequal batches.
+            TypeError: a tensor that is not of floating point.
         """
+        self.check_names(clamped)
+        self.check_state(x)
         g = self.activations(x)
         return {name: x[name] if name in clamped else self.field(g, name) for name in x}
+
+    def check_names(self, names: Collection[str]) -> None:
+        """Refuse names that are no layer's, and a single name in place of several."""
+        if isinstance(names, str):
+            raise TypeError(
+                f"expected several layer names, such as ({names!r},), got the string {names!r}"
+            )
+        unknown = [name for name in names if name not in self.layers]
+        if unknown:
+            raise ValueError(f"unknown layer {unknown[0]!r}: this HAM has {list(self.layers)}")
+
+    def check_state(
+        self,
+        x: Mapping[str, Tensor],
+        layers: Collection[str] | None = None,
+        *,
+        batch: int | None = None,
+    ) -> None:
+        """Refuse a state that lacks a layer of ``layers`` (default all), or is misshapen.
+
+        Raises:
+            ValueError: a missing or unknown layer, a wrong shape, unequal batches.
+            TypeError: a tensor that is not of floating point.
+        """
+        self.check_names(x)
+        names = self.layers if layers is None else tuple(layers)
+        if set(names) != set(x):
+            raise ValueError(f"state: expected the layers {list(names)}, got {list(x)}")
+        for name, x_a in x.items():
+            shape = self.layer(name).shape
+            if not isinstance(x_a, Tensor) or not x_a.is_floating_point():
+                kind = x_a.dtype if isinstance(x_a, Tensor) else type(x_a).__name__
+                raise TypeError(
+                    f"layer {name!r}: expected a floating-point tensor, got {kind}; "
+                    "images of bytes become one by images.float() / 255"
+                )
+            if tuple(x_a.shape[1:]) != shape or x_a.dim() == 0:
+                raise ValueError(
+                    f"layer {name!r}: expected shape (batch, {', '.join(map(str, shape))}), "
+                    f"got {tuple(x_a.shape)}"
+                )
+            batch = x_a.shape[0] if batch is None else batch
+            if x_a.shape[0] != batch:
+                raise ValueError(
+                    f"layer {name!r}: expected a batch of {batch} as in the other layers, "
+                    f"got {x_a.shape[0]}"
+                )
 
 
 class HAM(nn.Module, Layered):
@@ -157,24 +218,28 @@ class HAM(nn.Module, Layered):
         ValueError: an unknown layer name, or a synapse whose shapes are not the layers'.
     """
 
-    def __init__(
-        self, neurons: Mapping[str, Neurons], connections: Sequence[Connection]
-    ) -> None:
+    def __init__(self, neurons: Mapping[str, Neurons], connections: Sequence[Connection]) -> None:
         super().__init__()
         if not neurons:
             raise ValueError("neurons: expected at least one layer, got none")
         self.neurons = nn.ModuleDict()
         for name, layer in neurons.items():
+            if not isinstance(layer, Neurons):
+                raise TypeError(
+                    f"layer {name!r}: expected Neurons(shape, lagrangian), got "
+                    f"{type(layer).__name__}"
+                )
             if not name.isidentifier() or hasattr(self.neurons, name):
+                valid = re.sub(r"\W+|^(?=\d)", "_", f"{name}_layer")
                 raise ValueError(
-                    f"layer name {name!r}: expected an identifier that torch.nn.ModuleDict has no "
-                    f"attribute of; use another name, such as {name.strip() or 'layer'!r} + '_layer'"
+                    f"layer name {name!r}: expected an identifier that is no attribute of "
+                    f"torch.nn.ModuleDict; use another, such as {valid!r}"
                 )
             self.neurons[name] = layer
+        for layers, synapse in connections:
+            self._check_connection(layers, synapse)
         self.synapses = nn.ModuleList(synapse for _, synapse in connections)
         self._wiring = [tuple(layers) for layers, _ in connections]
-        for layers, synapse in self.connections:
-            self._check_connection(layers, synapse)
 
     @classmethod
     def chain(
@@ -183,6 +248,7 @@ class HAM(nn.Module, Layered):
         lagrangian: Lagrangian | None = None,
         *,
         bias: bool = True,
+        gain: float | Sequence[float] = 1.0,
     ) -> HAM:
         """Layers in a row, ``input, hidden1, …, output``, each connected to the next.
 
@@ -190,6 +256,10 @@ class HAM(nn.Module, Layered):
             sizes: neurons in each layer, at least two numbers.
             lagrangian: shared by all layers; default ``Sigmoid(4.0, 0.5)``.
             bias: whether all layers but the input, which is meant to be clamped, have a bias.
+            gain: factor on the initial weights, one for all or one for each pair of neighbours.
+
+        Raises:
+            ValueError: fewer than two sizes, or not as many gains as pairs of neighbours.
         """
         sizes = list(sizes)
         if len(sizes) < 2:
@@ -198,15 +268,21 @@ class HAM(nn.Module, Layered):
                 f"got {sizes!r}"
             )
         lagrangian = Sigmoid(4.0, 0.5) if lagrangian is None else lagrangian
+        pairs = len(sizes) - 1
+        gains = [gain] * pairs if isinstance(gain, int | float) else list(gain)
+        if len(gains) != pairs:
+            raise ValueError(f"gain: expected one number or {pairs}, got {gain!r}")
         names = ["input", *(f"hidden{i}" for i in range(1, len(sizes) - 1)), "output"]
         connections: list[Connection] = [
-            ((a, b), Dense(n, m))
-            for a, b, n, m in zip(names, names[1:], sizes, sizes[1:], strict=False)
+            ((names[i], names[i + 1]), Dense(sizes[i], sizes[i + 1], gain=gains[i]))
+            for i in range(pairs)
         ]
         if bias:
             connections += [((b,), Bias(m)) for b, m in zip(names[1:], sizes[1:], strict=True)]
-        return cls({name: Neurons(n, lagrangian) for name, n in zip(names, sizes, strict=True)},
-                   connections)
+        return cls(
+            {name: Neurons(n, lagrangian) for name, n in zip(names, sizes, strict=True)},
+            connections,
+        )
 
     @property
     def connections(self) -> list[Connection]:  # type: ignore[override]
@@ -222,64 +298,10 @@ class HAM(nn.Module, Layered):
         """The neurons of a layer."""
         return self.neurons[name]  # type: ignore[return-value]
 
-    def energy_terms(self, x: State) -> State:
-        """The energy term by term, each ``(batch,)``; see :meth:`Layered.energy_terms`."""
-        self.check_state(x)
-        return super().energy_terms(x)
-
-    def update(self, x: State, *, clamped: Collection[str] = ()) -> State:
-        """One synchronous step, x <- field(activation(x)); see :meth:`Layered.update`.
-
-        Raises:
-            ValueError: an unknown or missing layer, a wrong shape, unequal batches.
-            TypeError: a tensor that is not of floating point.
-        """
-        self.check_names(clamped)
-        self.check_state(x)
-        return super().update(x, clamped=clamped)
-
     def zero_state(self, like: Tensor, layers: Collection[str] | None = None) -> State:
-        """Zeros for the given layers (default all), with the batch, dtype and device of ``like``."""
+        """Zeros for the layers (default all), with the batch, dtype and device of ``like``."""
         names = self.layers if layers is None else layers
-        return {a: like.new_zeros((like.shape[0], *self.neurons[a].shape)) for a in names}
-
-    def check_names(self, names: Collection[str]) -> None:
-        """Refuse names that are no layer's."""
-        unknown = [name for name in names if name not in self.neurons]
-        if unknown:
-            raise ValueError(f"unknown layer {unknown[0]!r}: this HAM has {list(self.layers)}")
-
-    def check_state(self, x: Mapping[str, Tensor], layers: Collection[str] | None = None) -> None:
-        """Refuse a state that lacks a layer of ``layers`` (default all), or is misshapen.
-
-        Raises:
-            ValueError: a missing or unknown layer, a wrong shape, unequal batches.
-            TypeError: a tensor that is not of floating point.
-        """
-        self.check_names(x)
-        names = self.layers if layers is None else tuple(layers)
-        if set(names) != set(x):
-            raise ValueError(f"state: expected the layers {list(names)}, got {list(x)}")
-        batch = None
-        for name, x_a in x.items():
-            shape = self.neurons[name].shape
-            if not isinstance(x_a, Tensor) or not x_a.is_floating_point():
-                kind = x_a.dtype if isinstance(x_a, Tensor) else type(x_a).__name__
-                raise TypeError(
-                    f"layer {name!r}: expected a floating-point tensor, got {kind}; "
-                    "images of bytes become one by images.float() / 255"
-                )
-            if tuple(x_a.shape[1:]) != shape or x_a.dim() == 0:
-                raise ValueError(
-                    f"layer {name!r}: expected shape (batch, {', '.join(map(str, shape))}), "
-                    f"got {tuple(x_a.shape)}"
-                )
-            batch = x_a.shape[0] if batch is None else batch
-            if x_a.shape[0] != batch:
-                raise ValueError(
-                    f"layer {name!r}: expected a batch of {batch} as in the other layers, "
-                    f"got {x_a.shape[0]}"
-                )
+        return {a: like.new_zeros((like.shape[0], *self.layer(a).shape)) for a in names}
 
     def _check_connection(self, layers: tuple[str, ...], synapse: Synapse) -> None:
         self.check_names(layers)

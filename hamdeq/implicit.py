@@ -93,7 +93,9 @@ class _ImplicitFunction(torch.autograd.Function):
     """Forward: x. Backward: the v that x sends into f(x; θ)."""
 
     @staticmethod
-    def forward(ctx: Any, fx: Tensor, x: Tensor, jacobian: Map, solver: Solver, log: list) -> Tensor:
+    def forward(
+        ctx: Any, fx: Tensor, x: Tensor, jacobian: Map, solver: Solver, log: list
+    ) -> Tensor:
         ctx.jacobian, ctx.solver, ctx.log = jacobian, solver, log
         return x.clone()
 
@@ -226,7 +228,7 @@ def fixed_point(
     return solution
 
 
-def report(solution: Solution, on_failure: OnFailure) -> bool:
+def report(solution: Solution, on_failure: OnFailure, *, stacklevel: int = 3) -> bool:
     """Warn of, or raise for, samples that did not converge; return whether there were any."""
     if on_failure not in ("warn", "raise", "ignore"):
         raise ValueError(f"on_failure: expected 'warn', 'raise' or 'ignore', got {on_failure!r}")
@@ -237,7 +239,7 @@ def report(solution: Solution, on_failure: OnFailure) -> bool:
     text = "; ".join(f"{n} of {total} samples: {s.message}" for s, n in counts if n)
     if on_failure == "raise":
         raise ConvergenceError(text)
-    warnings.warn(text, ConvergenceWarning, stacklevel=3)
+    warnings.warn(text, ConvergenceWarning, stacklevel=stacklevel)
     return True
 
 
@@ -270,14 +272,14 @@ class _Form:
                 f"f: expected it to keep the shapes {[tuple(s) for s in self.shapes]} of x0 "
                 f"(without batch), got {[tuple(leaf.shape[1:]) for leaf in leaves]}"
             )
-        flat = [leaf.reshape(len(leaf), n)
-                for leaf, n in zip(leaves, self.sizes, strict=True)]
+        flat = [leaf.reshape(len(leaf), n) for leaf, n in zip(leaves, self.sizes, strict=True)]
         return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
 
     def restore(self, flat: Tensor) -> Any:
         parts = flat.split(self.sizes, dim=1) if len(self.sizes) > 1 else (flat,)
-        leaves = [part.reshape(len(flat), *shape)
-                  for part, shape in zip(parts, self.shapes, strict=True)]
+        leaves = [
+            part.reshape(len(flat), *shape) for part, shape in zip(parts, self.shapes, strict=True)
+        ]
         if self.keys is not None:
             return dict(zip(self.keys, leaves, strict=True))
         return leaves[0] if self.single else tuple(leaves)

@@ -43,8 +43,8 @@ class Madam(Optimizer):
 
     Args:
         params: parameters, named parameters or parameter groups, as for every torch optimiser.
-        lr: largest relative change of a weight where the gradient has its usual size, so 0.01 is
-            1 % per step. A tensor should live on the CPU: it is read as a number in each step.
+        lr: relative change of a weight in one step where its gradient has its usual size: 0.01 is
+            1 %. A tensor should live on the CPU: it is read as a number in each step.
         p_scale: bound on the weights, in units of the tensor's initial root mean square.
         g_bound: bound on the normalised gradient; one step changes log|w| by at most lr·g_bound.
         decay: decay ρ of the running mean of squared gradients.

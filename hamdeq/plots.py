@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from matplotlib.figure import Figure
+import torch
 from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 from torch import Tensor
 
 __all__ = ["residual_histogram"]
@@ -26,8 +27,8 @@ def residual_histogram(trace: Tensor, *, tol: float = 1e-4) -> Figure:
         raise ValueError(
             f"trace: expected a non-empty (iterations, samples) tensor, got {tuple(trace.shape)}"
         )
-    # A residual of exactly zero has no logarithm; it is drawn at the lower edge.
-    lowest = residuals[residuals > 0].min(initial=tol / 10)
+    # Below rounding residuals mean nothing, and zero has no logarithm: both are drawn at the edge.
+    lowest = torch.finfo(trace.dtype).eps / 100
     logs = np.log10(np.clip(np.nan_to_num(residuals, nan=np.inf), lowest, 1e3))
     count, samples = residuals.shape
     iterations = np.arange(1, count + 1)
@@ -50,8 +51,12 @@ def residual_histogram(trace: Tensor, *, tol: float = 1e-4) -> Figure:
     title = f"{samples} samples"
     if settled.any():
         mean = (below.argmax(axis=0) + 1)[settled].mean()
-        axes.axvline(mean, color="tab:orange", linestyle="--",
-                     label=f"mean iterations to {tol:g}: {mean:.1f}")
+        axes.axvline(
+            mean,
+            color="tab:orange",
+            linestyle="--",
+            label=f"mean iterations to {tol:g}: {mean:.1f}",
+        )
     if not settled.all():
         title += f", {int((~settled).sum())} never below {tol:g}"
     axes.set(xlabel="iteration", ylabel="log₁₀ relative residual", title=title)

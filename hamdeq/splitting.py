@@ -54,21 +54,16 @@ class Reduced:
 
     def _minimise(self, g: State) -> State:
         """Internal states of the hidden layers at their minimum: x_B = I_B(g_A)."""
-        # A field is asked for before its own layer's activation is known. The synapses are linear
-        # in that, so any value will do: a zero without memory of its own.
-        some = next(iter(g.values()), None)
-        unknown = {
-            name: some.new_zeros(()).expand(some.shape[0], *self.model.layer(name).shape)
-            for name in (self.hidden if some is not None else ())
-        }
-        return {name: self.model.field(unknown | g, name) for name in self.hidden}
+        return {name: self.model.field(g, name) for name in self.hidden}
 
     def restore(self, x: State) -> State:
         """The full state: the visible layers as in x, the hidden ones at their minimum."""
+        self.model.check_state(x, self.visible)
         return x | self._minimise(self.model.activations(x))
 
     def update(self, x: State, *, clamped: Collection[str] = ()) -> State:
         """One step, x_A <- I_A(∇L_B(I_B(g_A))): the hidden layers settle, then the visible ones."""
+        self.model.check_state(x, self.visible)
         g = self.model.activations(x)
         g |= self.model.activations(self._minimise(g))
         return {name: x[name] if name in clamped else self.model.field(g, name) for name in x}
@@ -79,6 +74,7 @@ class Reduced:
         Computed as −Σ_B L_B(I_B) + (all terms without B); it equals the full energy of
         :meth:`restore`.
         """
+        self.model.check_state(x, self.visible)
         g = self.model.activations(x)
         terms = list(self.model.terms(x, g, self._untouched).values())
         for name, field in self._minimise(g).items():
@@ -100,6 +96,8 @@ def eliminate(ham: Layered, hidden: Collection[str]) -> Reduced:
         ValueError: an unknown layer, a synapse within or between the hidden layers, or one that
             is not linear in a hidden layer. The message names it.
     """
+    if isinstance(hidden, str):
+        raise TypeError(f"hidden: expected several layer names, got the string {hidden!r}")
     hidden = tuple(hidden)
     for name in hidden:
         if name not in ham.layers:

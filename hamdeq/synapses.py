@@ -7,6 +7,7 @@ Because both directions are derivatives of one function, a weight is one paramet
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -42,13 +43,19 @@ class Synapse(nn.Module, ABC):
 
     def field(self, to: int, *g: Tensor) -> Tensor:
         """The field −∂E/∂g_to on the layer in place ``to``, of that layer's shape."""
-        return -gradient(lambda g_to: self.energy(*g[:to], g_to, *g[to + 1 :]), g[to])
+        with torch.inference_mode(False):
+            g = tuple(x.clone() if x.is_inference() else x for x in g)
+        return -gradient(
+            lambda g_to: self.energy(*g[:to], g_to, *g[to + 1 :]), g[to], (*g, *self.parameters())
+        )
 
     def is_linear_in(self, place: int) -> bool:
         """Whether E is linear in the activation in this place, the others held fixed.
 
-        Then the field on that layer does not depend on the layer itself, and the layer can be
-        eliminated exactly. Declare it only where it holds for every value of the parameters.
+        Then E = −⟨I, g⟩ with a field I that does not depend on the layer itself, and the layer
+        can be eliminated exactly. Declare it only where it holds for every value of the
+        parameters; of an energy that is linear but for a rest without this layer, make the rest
+        a synapse of its own.
         """
         return False
 
@@ -61,25 +68,33 @@ class Dense(Synapse):
     Args:
         n_from: neurons in the first layer, n₁.
         n_to: neurons in the second layer, n₂.
+        gain: factor on the initial weights. A small gain between settling layers makes them
+            settle in few steps: how much a step contracts goes with the square of the weights.
 
     Shape:
-        ``weight`` is ``(n_from, n_to)``, initialised uniformly after Glorot & Bengio ("Xavier",
-        2010), with the two fans of this matrix.
+        ``weight`` is ``(n_from, n_to)``, initialised uniformly in ±gain·√(6/(n₁ + n₂)) after
+        Glorot & Bengio ("Xavier", 2010).
     """
 
-    def __init__(self, n_from: int, n_to: int) -> None:
+    def __init__(self, n_from: int, n_to: int, *, gain: float = 1.0) -> None:
         super().__init__()
         n_from, n_to = _size("n_from", n_from), _size("n_to", n_to)
+        if not (math.isfinite(gain) and gain > 0):
+            raise ValueError(f"gain: expected a finite number > 0, got {gain!r}")
         self.shapes = ((n_from,), (n_to,))
         self.weight = nn.Parameter(torch.empty(n_from, n_to))
-        nn.init.xavier_uniform_(self.weight)
+        nn.init.xavier_uniform_(self.weight, gain)
 
     def energy(self, *g: Tensor) -> Tensor:
         first, second = g
         return -((first @ self.weight) * second).sum(-1)
 
     def field(self, to: int, *g: Tensor) -> Tensor:
-        return g[0] @ self.weight if to == 1 else g[1] @ self.weight.T
+        if to == 1:
+            return g[0] @ self.weight
+        if to == 0:
+            return g[1] @ self.weight.T
+        raise ValueError(f"to: expected place 0 or 1, got {to!r}")
 
     def is_linear_in(self, place: int) -> bool:
         return True
@@ -110,7 +125,7 @@ class Bias(Synapse):
         return -(g[0] * self.bias).flatten(1).sum(1)
 
     def field(self, to: int, *g: Tensor) -> Tensor:
-        return self.bias.expand_as(g[0])
+        return self.bias.expand_as(g[0]).clone()  # a view would hand out the parameter itself
 
     def is_linear_in(self, place: int) -> bool:
         return True
@@ -120,11 +135,13 @@ class Bias(Synapse):
 
 
 def layer_shape(shape: int | Sequence[int]) -> Shape:
-    """A layer's shape as a tuple of positive integers."""
-    return tuple(_size("shape", n) for n in ((shape,) if isinstance(shape, int) else shape))
+    """A layer's shape as a tuple of at least one positive integer."""
+    if isinstance(shape, Sequence) and len(shape) > 0:
+        return tuple(_size("shape", n) for n in shape)
+    return (_size("shape", shape),)
 
 
-def _size(name: str, n: int) -> int:
-    if not isinstance(n, int) or n < 1:
+def _size(name: str, n: object) -> int:
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise ValueError(f"{name}: expected a positive integer, got {n!r}")
     return n

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,11 @@ class _Means:
         self.counts[name] = self.counts.get(name, 0) + values.numel()
 
     def compute(self) -> dict[str, Tensor]:
-        return {name: (total / self.counts[name]).float() for name, total in self.sums.items()
-                if self.counts[name]}
+        return {
+            name: (total / self.counts[name]).float()
+            for name, total in self.sums.items()
+            if self.counts[name]
+        }
 
 
 class ConvergenceMonitor(Callback):
@@ -79,7 +81,7 @@ class ConvergenceMonitor(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now = batch_idx % trainer.log_every_n_steps == 0
+        now = batch_idx % getattr(trainer, "log_every_n_steps", 50) == 0
         self._observe("train", pl_module, energy=now)
         if now:
             solution = pl_module.solution
@@ -94,13 +96,29 @@ class ConvergenceMonitor(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._report("train", pl_module)
 
-    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         self._observe("val", pl_module, energy=True)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._report("val", pl_module)
 
-    def on_test_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         self._observe("test", pl_module, energy=True)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -127,7 +145,13 @@ class ResidualPicture(Callback):
         self._traces = []
 
     def on_test_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any
+        self,
+        trainer: L.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         deq = pl_module.deq
         solver, on_failure = deq.solver, deq.on_failure
@@ -157,18 +181,7 @@ class ResidualPicture(Callback):
 
 
 class ProgressBar(TQDMProgressBar):
-    """A bar with what matters: accuracy, iterations and residual; and the time of the fit."""
-
-    def __init__(self) -> None:
-        super().__init__(refresh_rate=20)
-        self.fit_seconds = 0.0
-        self._began = 0.0
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._began = time.monotonic()
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self.fit_seconds = time.monotonic() - self._began
+    """A bar of what matters: accuracy, iterations and residual."""
 
     def get_metrics(self, trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)

@@ -17,6 +17,10 @@ from hamdeq.solvers import Solution
 
 __all__ = ["HAMClassifier"]
 
+# States of 0 and 1 then are confident answers. With the bare state as logits the loss asks for ever
+# larger states, and so for weights at which the memory has many equilibria and settles slowly.
+_SHARPNESS = 10.0
+
 OptimizerCallable = Callable[[Iterable], torch.optim.Optimizer]
 SchedulerCallable = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
@@ -27,8 +31,8 @@ class HAMClassifier(L.LightningModule):
     Args:
         deq: the memory; its one clamped layer is the input.
         loss: ``"mse"``, the mean squared error between the output layer's internal state and the
-            one-hot label (Goemaere et al. 2023), or ``"cross-entropy"``, with that state as
-            logits.
+            one-hot label (Goemaere et al. 2023), or ``"cross-entropy"``, with ten times that
+            state as logits.
         optimizer: from parameters to an optimiser; default Madam with its defaults.
         scheduler: from an optimiser to a learning-rate schedule, stepped once an epoch.
         output: name of the layer to read.
@@ -95,20 +99,24 @@ class HAMClassifier(L.LightningModule):
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         images, labels = batch
-        self.solution = self(images)
-        scores = self.solution.value[self.output]
+        solution = self.solution = self.forward(images)
+        scores = solution.value[self.output]
         loss = self._loss(scores, labels)
         accuracy = (scores.argmax(1) == labels).float().mean()
         self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
         self.log(
-            f"{stage}/accuracy", accuracy, on_step=False, on_epoch=True, batch_size=len(labels),
+            f"{stage}/accuracy",
+            accuracy,
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(labels),
             prog_bar=stage == "val",
         )
         return loss
 
     def _loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         if self.loss == "cross-entropy":
-            return F.cross_entropy(scores, labels)
+            return F.cross_entropy(_SHARPNESS * scores, labels)
         return F.mse_loss(scores, F.one_hot(labels, scores.shape[1]).to(scores.dtype))
 
     def configure_optimizers(self) -> Any:

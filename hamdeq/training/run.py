@@ -119,14 +119,20 @@ def wandb_logger(folder: Path, *, project: str, online: bool) -> WandbLogger:
     """wandb's logger in the run folder; a resumed run keeps its id."""
     runs = sorted(folder.glob("wandb/*run-*"))
     run_id = runs[-1].name.rsplit("-", 1)[-1].removesuffix(".wandb") if runs else None
-    return WandbLogger(
+    if not online:
+        # The run's own last lines say where its files are and how to upload them.
+        os.environ.setdefault("WANDB_SILENT", "true")
+    logger = WandbLogger(
         name=f"{folder.parent.name}/{folder.name}",
         save_dir=folder,
         project=project,
         id=run_id,
         offline=not online,
-        **({"resume": "allow"} if run_id and online else {}),
+        resume="allow" if run_id and online else None,
     )
+    # Lightning always hands over this argument, of which wandb always warns.
+    getattr(logger, "_wandb_init", {}).pop("anonymous", None)
+    return logger
 
 
 def checkpoint_step(path: str | Path) -> int:

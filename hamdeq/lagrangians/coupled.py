@@ -1,0 +1,118 @@
+"""Non-additive Lagrangians, which couple the neurons along the last axis."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hamdeq.lagrangians.base import Lagrangian, Tempered, positive, total
+
+__all__ = ["LayerNorm", "Softmax", "Spherical"]
+
+
+class Softmax(Tempered):
+    """Softmax neurons: L(x) = lse(βx)/β, g = softmax(βx), along the last axis.
+
+    lse(z) = ln Σᵢ exp zᵢ; L*(g) = (1/β) Σ gᵢ ln gᵢ, the negative entropy. Eliminated against a
+    linear layer they are attention (Ramsauer et al., "Hopfield Networks is All You Need", ICLR
+    2021, equation 3).
+
+    Args:
+        beta: inverse temperature β > 0, per unit of x; 1/√d in attention.
+        learnable: whether β is trained.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        # torch.logsumexp has a gradient that is off by 1e-5 at states of 1e4 in float32.
+        z = self.beta * x
+        top = z.detach().amax(-1, keepdim=True)
+        return total((top + (z - top).exp().sum(-1, keepdim=True).log()).squeeze(-1)) / self.beta
+
+    def activation(self, x: Tensor) -> Tensor:
+        return torch.softmax(self.beta * x, dim=-1)
+
+    def energy(self, x: Tensor) -> Tensor:
+        log_g = torch.log_softmax(self.beta * x, dim=-1)
+        return total(log_g.exp() * log_g) / self.beta
+
+
+class LayerNorm(Lagrangian):
+    """Layer-normalised neurons: L(x) = γ d √(v + ε), g = γ (x − x̄)/√(v + ε), on the last axis.
+
+    x̄ and v are mean and (biased) variance over the d entries; L*(g) = −γ d ε/√(v + ε). The scale
+    γ is one number: no function has an elementwise-scaled layer norm as its gradient. The shift
+    of other layer norms is a bias of the neighbouring layers, and is left to
+    :class:`~hamdeq.Bias`.
+
+    Args:
+        gamma: scale γ > 0.
+        eps: ε > 0, in units of x².
+        learnable: whether γ is trained (as ln γ, to stay positive).
+
+    Source: Krotov, "Hierarchical Associative Memory" (2021); Tang & Kopp, "A remark on a paper of
+    Krotov and Hopfield" (2021).
+    """
+
+    def __init__(self, gamma: float = 1.0, eps: float = 1e-5, *, learnable: bool = False) -> None:
+        super().__init__()
+        gamma = positive("gamma", gamma)
+        self.eps = positive("eps", eps)
+        self.learnable = learnable
+        if learnable:
+            self.log_gamma = nn.Parameter(torch.tensor(math.log(gamma)))
+        else:
+            self._gamma = gamma
+
+    @property
+    def gamma(self) -> Tensor | float:
+        """The scale γ."""
+        return self.log_gamma.exp() if self.learnable else self._gamma
+
+    def _deviation(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(dim=-1, keepdim=True)
+        return ((centred * centred).mean(dim=-1, keepdim=True) + self.eps).sqrt()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gamma * x.shape[-1] * total(self._deviation(x))
+
+    def activation(self, x: Tensor) -> Tensor:
+        return self.gamma * F.layer_norm(x, x.shape[-1:], eps=self.eps)
+
+    def energy(self, x: Tensor) -> Tensor:
+        return -self.gamma * x.shape[-1] * self.eps * total(1.0 / self._deviation(x))
+
+    def extra_repr(self) -> str:
+        gamma = self.log_gamma.detach().exp().item() if self.learnable else self._gamma
+        return f"gamma={gamma:.4g}, eps={self.eps:g}" + ", learnable=True" * self.learnable
+
+
+class Spherical(Lagrangian):
+    """Neurons on the sphere: L(x) = √(‖x‖² + ε), g = x/√(‖x‖² + ε), along the last axis.
+
+    L*(g) = −ε/√(‖x‖² + ε). Model C of Krotov & Hopfield (2021), with ε making it smooth at zero.
+
+    Args:
+        eps: ε > 0, in units of x².
+    """
+
+    def __init__(self, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = positive("eps", eps)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        return ((x * x).sum(dim=-1, keepdim=True) + self.eps).sqrt()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return total(self._norm(x))
+
+    def activation(self, x: Tensor) -> Tensor:
+        return x / self._norm(x)
+
+    def energy(self, x: Tensor) -> Tensor:
+        return -self.eps * total(1.0 / self._norm(x))
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps:g}"

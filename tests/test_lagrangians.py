@@ -1,0 +1,469 @@
+"""Lagrangians: the contract, high-precision references, float32 extremes, errors."""
+
+import math
+
+import pytest
+import torch
+from contracts import LagrangianContract, OnlyForward, derivative, inner, normal
+
+from hamdeq import (
+    HAM,
+    Dense,
+    Exp,
+    Identity,
+    Lagrangian,
+    LayerNorm,
+    Neurons,
+    ReLU,
+    RePU,
+    Sigmoid,
+    Softmax,
+    Spherical,
+    Tanh,
+)
+
+mpmath = pytest.importorskip("mpmath")  # comes with torch, through sympy
+
+FIXED = {
+    "Identity": lambda: Identity(),
+    "Sigmoid": lambda: Sigmoid(),
+    "Sigmoid(4, 0.5)": lambda: Sigmoid(4.0, 0.5),
+    "Tanh": lambda: Tanh(),
+    "Tanh(0.5)": lambda: Tanh(0.5),
+    "ReLU": lambda: ReLU(),
+    "RePU(2)": lambda: RePU(2),
+    "RePU(2.5)": lambda: RePU(2.5),
+    "RePU(5)": lambda: RePU(5),
+    "Exp": lambda: Exp(),
+    "Exp(0.5)": lambda: Exp(0.5),
+    "Softmax": lambda: Softmax(),
+    "Softmax(4)": lambda: Softmax(4.0),
+    "LayerNorm": lambda: LayerNorm(),
+    "LayerNorm(2, 0.1)": lambda: LayerNorm(2.0, 0.1),
+    "Spherical": lambda: Spherical(),
+    "Spherical(0.1)": lambda: Spherical(0.1),
+}
+LEARNABLE = {
+    "Sigmoid": lambda: Sigmoid(2.0, 0.25, learnable=True),
+    "Tanh": lambda: Tanh(0.7, learnable=True),
+    "Exp": lambda: Exp(0.7, learnable=True),
+    "Softmax": lambda: Softmax(3.0, learnable=True),
+    "LayerNorm": lambda: LayerNorm(0.7, 0.1, learnable=True),
+}
+
+
+class TestFixed(LagrangianContract):
+    @pytest.fixture(params=FIXED.values(), ids=FIXED.keys())
+    def lagrangian(self, request):
+        return request.param().double()
+
+
+class TestLearnable(LagrangianContract):
+    @pytest.fixture(params=LEARNABLE.values(), ids=LEARNABLE.keys())
+    def lagrangian(self, request):
+        return request.param().double()
+
+    def test_has_one_parameter_and_starts_where_told(self, lagrangian):
+        (name,) = dict(lagrangian.named_parameters())
+        given = {"Sigmoid": 2.0, "Tanh": 0.7, "Exp": 0.7, "Softmax": 3.0, "LayerNorm": 0.7}
+        value = getattr(lagrangian, name.removeprefix("log_"))
+        # The parameter was created in float32.
+        assert float(value.detach()) == pytest.approx(given[type(lagrangian).__name__], rel=1e-6)
+
+    def test_stays_convex_whatever_the_optimiser_does(self, lagrangian):
+        (parameter,) = lagrangian.parameters()
+        for value in (-5.0, 1.0):
+            with torch.no_grad():
+                parameter.fill_(value)
+            self.test_jensen(lagrangian)
+            self.test_fenchel_inequality(lagrangian)
+
+
+def test_a_learnable_beta_learns_through_a_whole_memory():
+    """The finite difference of a HAM's energy, in which hamux's β gets no gradient."""
+    softmax = Softmax(1.5, learnable=True).double()
+    ham = HAM(
+        {"query": Neurons(3, Identity()), "memories": Neurons(4, softmax)},
+        [(("query", "memories"), Dense(3, 4))],
+    ).double()
+    x = {"query": normal(2, 3), "memories": normal(2, 4, seed=1)}
+
+    def energy():
+        return ham.energy(x).sum()
+
+    (gradient,) = torch.autograd.grad(energy(), softmax.log_beta)
+    h, values = 1e-6, []
+    for sign in (1, -1):
+        with torch.no_grad():
+            softmax.log_beta += sign * h
+            values.append(energy())
+            softmax.log_beta -= sign * h
+    assert gradient.abs() > 0.01
+    torch.testing.assert_close(gradient, (values[0] - values[1]) / (2 * h), rtol=1e-7, atol=1e-9)
+
+
+# --------------------------------------------------------------- known special cases
+
+
+def test_relu_is_repu_two():
+    x = normal(4, 6)
+    for f in ("forward", "activation", "energy"):
+        torch.testing.assert_close(
+            getattr(ReLU(), f)(x), getattr(RePU(2), f)(x), rtol=1e-15, atol=0
+        )
+
+
+def test_sigmoid_4_half_is_the_non_linearity_of_the_paper():
+    x = normal(4, 6)
+    lagrangian = Sigmoid(4.0, 0.5)
+    expected = torch.sigmoid(4 * x - 2)
+    torch.testing.assert_close(lagrangian.activation(x), expected, rtol=1e-14, atol=0)
+    expected = torch.nn.functional.softplus(4 * x - 2).sum(1) / 4
+    torch.testing.assert_close(lagrangian(x), expected, rtol=1e-8, atol=0)  # softplus's own error
+
+
+@pytest.mark.parametrize("lagrangian", [Softmax(2.0), LayerNorm(), Spherical()])
+def test_non_additive_lagrangians_act_along_the_last_axis_and_add_over_the_others(lagrangian):
+    x = normal(3, 2, 4)
+    rows = x.reshape(6, 4)
+    for f in (lagrangian, lagrangian.energy):
+        torch.testing.assert_close(f(x), f(rows).reshape(3, 2).sum(1), rtol=1e-14, atol=1e-15)
+    expected = lagrangian.activation(rows).reshape(3, 2, 4)
+    torch.testing.assert_close(lagrangian.activation(x), expected, rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize("make", FIXED.values(), ids=FIXED.keys())
+def test_a_layer_of_scalars_is_refused_or_does_not_mix_its_batch(make):
+    """A layer of shape () has states (batch,): the last axis is the batch."""
+    try:
+        neurons = Neurons((), make())
+    except ValueError as error:
+        assert "expected" in str(error)  # noqa: PT017 (either outcome is right)
+        return
+    x = normal(4)
+    alone = torch.cat([neurons.activation(sample[None]) for sample in x])
+    torch.testing.assert_close(neurons.activation(x), alone, rtol=1e-14, atol=0)
+    assert neurons.energy(x).shape == (4,)
+
+
+# ---------------------------------------------------- references of eighty decimal digits
+#
+# Each reference gives L, the list g and the Hessian, from the definitions and with nothing of the
+# package's rearrangements: 80 digits absorb every cancellation. It also gives what the rounding
+# error of three results may be relative to, where that is more than the result itself:
+#
+#   energy   the energy;
+#   g        the activation;
+#   slope    times a vector v, the products of the Hessian: an error of eps·slopeᵢ·max(|v|, 1).
+
+
+def additive(f, g, slope, saturating=None):
+    """Neurons on their own.
+
+    The slope g(1 − g) of saturating neurons has the rounding error of their largest slope, which
+    is given as ``saturating``. The 1 in max(|x|, 1) is for the center of a sigmoid, and for the
+    two terms of the energy (x − 1/β) exp βx, whose slopes cancel at x = 0.
+    """
+
+    def reference(x):
+        value, activation = mpmath.fsum(map(f, x)), [g(a) for a in x]
+        slopes = [slope(a) for a in x]
+        hessian = [[h if i == j else 0 for j in range(len(x))] for i, h in enumerate(slopes)]
+        scale = slopes if saturating is None else [mpmath.mpf(saturating)] * len(x)
+        return value, activation, hessian, {"energy": 0, "g": 0, "slope": scale, "reach": x}
+
+    return reference
+
+
+def logistic(beta, center):
+    def g(x):
+        return 1 / (1 + mpmath.exp(-beta * (x - center)))
+
+    return additive(
+        lambda x: mpmath.log1p(mpmath.exp(beta * (x - center))) / beta,
+        g,
+        lambda x: beta * g(x) / (1 + mpmath.exp(beta * (x - center))),
+        saturating=beta,
+    )
+
+
+def tanh(beta):
+    return additive(
+        lambda x: mpmath.log(mpmath.cosh(beta * x)) / beta,
+        lambda x: mpmath.tanh(beta * x),
+        lambda x: beta / mpmath.cosh(beta * x) ** 2,
+        saturating=beta,
+    )
+
+
+def repu(n):
+    return additive(
+        lambda x: max(x, 0) ** mpmath.mpf(n) / n,
+        lambda x: max(x, 0) ** mpmath.mpf(n - 1),
+        lambda x: (n - 1) * x ** mpmath.mpf(n - 2) if x > 0 else mpmath.mpf(0),
+    )
+
+
+def exponential(beta):
+    return additive(
+        lambda x: mpmath.exp(beta * x) / beta,
+        lambda x: mpmath.exp(beta * x),
+        lambda x: beta * mpmath.exp(beta * x),
+    )
+
+
+def softmax(beta):
+    def reference(x):
+        weights = [mpmath.exp(beta * a) for a in x]
+        total = mpmath.fsum(weights)
+        g = [w / total for w in weights]
+        hessian = [
+            [beta * ((a if i == j else 0) - a * b) for j, b in enumerate(g)]
+            for i, a in enumerate(g)
+        ]
+        # g ln g of a winner with g ≈ 1 has the rounding error of g, not of the small product.
+        reach = [max(map(abs, x))] * len(x)
+        floors = {"energy": mpmath.mpf(1) / beta, "g": 0, "slope": [beta] * len(x), "reach": reach}
+        return mpmath.log(total) / beta, g, hessian, floors
+
+    return reference
+
+
+def normalised(scale, eps, *, centred):
+    def reference(x):
+        d = len(x)
+        mean = mpmath.fsum(x) / d if centred else mpmath.mpf(0)
+        c = [a - mean for a in x]
+        count = d if centred else 1
+        norm = mpmath.sqrt(mpmath.fsum(a * a for a in c) / count + eps)
+        u = [a / norm for a in c]
+        hessian = [
+            [
+                scale / norm * ((i == j) - (mpmath.mpf(1) / d if centred else 0) - a * b / count)
+                for j, b in enumerate(u)
+            ]
+            for i, a in enumerate(u)
+        ]
+        # A mean is as exact as its largest term. The Hessian is γ/s times a projector, and
+        # a projector's product is a difference of vectors as long as its argument.
+        largest = scale * max(map(abs, u)) if centred else 0
+        slope = [scale / norm] * len(x)
+        reach = [max(map(abs, x))] * len(x)
+        floors = {"energy": 0, "g": largest, "slope": slope, "reach": reach}
+        return scale * count * norm, [scale * a for a in u], hessian, floors
+
+    return reference
+
+
+REFERENCES = {
+    "Identity": additive(lambda x: x * x / 2, lambda x: x, lambda x: mpmath.mpf(1)),
+    "Sigmoid": logistic(1, 0),
+    "Sigmoid(4, 0.5)": logistic(4, mpmath.mpf("0.5")),
+    "Tanh": tanh(1),
+    "Tanh(0.5)": tanh(mpmath.mpf("0.5")),
+    "ReLU": repu(2),
+    "RePU(2)": repu(2),
+    "RePU(2.5)": repu(2.5),
+    "RePU(5)": repu(5),
+    "Exp": exponential(1),
+    "Exp(0.5)": exponential(mpmath.mpf("0.5")),
+    "Softmax": softmax(1),
+    "Softmax(4)": softmax(4),
+    "LayerNorm": normalised(1, mpmath.mpf(1e-5), centred=True),
+    "LayerNorm(2, 0.1)": normalised(2, mpmath.mpf(0.1), centred=True),
+    "Spherical": normalised(1, mpmath.mpf(1e-5), centred=False),
+    "Spherical(0.1)": normalised(1, mpmath.mpf(0.1), centred=False),
+}
+assert REFERENCES.keys() == FIXED.keys()
+
+MODERATE = [
+    [0.5, -1.25, 3.0, 0.0, 0.75],
+    [1.0, 1.0, 1.0, 1.0, 1.0],
+    [-2.0, -4.0, -8.0, -0.5, -1.0],
+    [10.0, 0.25, -10.0, 0.0, 6.5],
+]
+EXTREME = [
+    [1e4, -1e4, 0.0, 1e-30, -1e-30],
+    [1e4, 1e4, 1e4, 1e4, 1e4],
+    [-1e4, -1e4, -1e4, -1e4, -1e4],
+    [0.0, 0.0, 0.0, 0.0, 0.0],
+    [1e-30, -1e-30, 1e-30, 0.0, 1e-38],
+    [-1e4, 0.0, 0.0, 0.0, 0.0],
+    [1e4, 0.0, 0.0, 0.0, 0.0],
+    [1e4, 9999.0, 9998.0, 0.0, 1.0],
+    [1e4],
+    [-1e4],
+    [0.0],
+    [1e-30],
+]
+
+
+def dot(a, b):
+    return mpmath.fsum(x * y for x, y in zip(a, b, strict=True))
+
+
+def check_against_reference(name, row, dtype, ulps):
+    """L, g and energy, and the gradients of all three, against 80 digits."""
+    info = torch.finfo(dtype)
+    lagrangian = FIXED[name]().to(dtype)
+    x = torch.tensor([row], dtype=dtype)
+    w = torch.tensor([[0.75, -0.5, 1.0, 0.25, -1.5][: len(row)]], dtype=dtype)
+    with mpmath.workdps(80):
+        exact = [mpmath.mpf(a) for a in x[0].tolist()]
+        value, g, hessian, floors = REFERENCES[name](exact)
+        energy = dot(exact, g) - value
+
+        def times(vector):
+            return [dot(line, vector) for line in hessian]
+
+        slope, d = floors["slope"], len(row)
+        reach = [h * max(abs(a), 1) for h, a in zip(slope, floors["reach"], strict=True)]
+        expected = {
+            "L": ([value], [0]),
+            "g": (g, [floors["g"]] * d),
+            "gradient of L": (g, [floors["g"]] * d),
+            "energy": ([energy], [floors["energy"]]),
+            "gradient of energy": (times(exact), reach),
+            "gradient of g": (times([mpmath.mpf(a) for a in w[0].tolist()]), slope),
+        }
+    actual = {
+        "L": lagrangian(x),
+        "g": lagrangian.activation(x),
+        "gradient of L": derivative(lagrangian, x),
+        "energy": lagrangian.energy(x),
+        "gradient of energy": derivative(lagrangian.energy, x),
+        "gradient of g": derivative(lambda x: inner(lagrangian.activation(x), w), x),
+    }
+    for what, (references, scales) in expected.items():
+        got_all = actual[what].flatten().tolist()
+        for got, reference, floor in zip(got_all, references, scales, strict=True):
+            if abs(reference) > info.max:
+                continue  # the true value does not fit: infinity is right
+            assert math.isfinite(got), f"{what} of {row}: expected {float(reference)}, got {got}"
+            # Below the smallest normal number there are no relative digits.
+            allowed = ulps * info.eps * (abs(reference) + floor) + info.tiny
+            error = abs(mpmath.mpf(got) - reference)
+            assert error <= allowed, (
+                f"{what} of {row}: expected {float(reference)!r}, got {got!r}: "
+                f"an error of {float(error):.2g}, allowed {float(allowed):.2g}"
+            )
+
+
+@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_moderate_states_match_the_reference(name, dtype):
+    for row in MODERATE:
+        check_against_reference(name, row, dtype, ulps=16)
+
+
+@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_extreme_states_match_the_reference(name, dtype):
+    for row in EXTREME:
+        check_against_reference(name, row, dtype, ulps=16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_tanh_keeps_its_digits_near_zero(dtype):
+    """L = βx²/2 − … there: a tanh network at rest around zero has nothing but these digits."""
+    for size in (1e-1, 1e-2, 1e-3, 1e-4):
+        check_against_reference("Tanh", [size, -2 * size, size / 2], dtype, ulps=16)
+
+
+# ------------------------------------------------------------- the base class alone
+
+
+def test_defaults_work_in_inference_mode():
+    """Lightning validates and predicts in inference mode, where enable_grad does nothing."""
+    closed = Sigmoid(4.0, 0.5)
+    default = OnlyForward(closed)
+    with torch.inference_mode():
+        x = normal(4, 5)
+        torch.testing.assert_close(default.activation(x), closed.activation(x))
+        torch.testing.assert_close(default.energy(x), closed.energy(x))
+
+
+def test_defaults_ask_for_gradients_only_where_the_closed_forms_do():
+    """Otherwise a loop over states without gradients keeps the graph of every step."""
+    closed, x = Sigmoid(4.0, 0.5), normal(4, 5)
+    default = OnlyForward(closed)
+    assert not closed.activation(x).requires_grad
+    assert default.activation(x.clone().requires_grad_()).requires_grad
+    assert not default.activation(x).requires_grad
+
+
+def test_forward_is_all_a_lagrangian_must_have():
+    with pytest.raises(TypeError, match="forward"):
+        type("Empty", (Lagrangian,), {})()
+
+
+# ---------------------------------------------------------------------------- errors
+
+
+TEMPERED = [Sigmoid, Tanh, Exp, Softmax]
+
+
+@pytest.mark.parametrize("kind", TEMPERED)
+@pytest.mark.parametrize("learnable", [False, True])
+@pytest.mark.parametrize("beta", [0, 0.0, -1.0, math.nan, math.inf, -math.inf])
+def test_beta_must_be_positive_and_finite(kind, learnable, beta):
+    with pytest.raises(ValueError, match=r"beta: expected a finite number > 0, got ") as error:
+        kind(beta, learnable=learnable)
+    assert repr(beta) in str(error.value)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_gamma_and_eps_must_be_positive_and_finite(value):
+    for name, make in (
+        ("gamma", lambda: LayerNorm(gamma=value)),
+        ("gamma", lambda: LayerNorm(gamma=value, learnable=True)),
+        ("eps", lambda: LayerNorm(eps=value)),
+        ("eps", lambda: Spherical(eps=value)),
+    ):
+        with pytest.raises(ValueError, match=rf"{name}: expected a finite number > 0, got {value}"):
+            make()
+
+
+@pytest.mark.parametrize("n", [1.999, 1, 0, -2, math.nan, math.inf])
+def test_the_power_must_be_at_least_two(n):
+    with pytest.raises(ValueError, match=rf"n: expected a finite power of at least 2, got {n}"):
+        RePU(n)
+
+
+@pytest.mark.parametrize("center", [math.nan, math.inf, -math.inf])
+def test_the_center_must_be_finite(center):
+    with pytest.raises(ValueError, match=rf"center: expected a finite number, got {center}"):
+        Sigmoid(1.0, center)
+
+
+@pytest.mark.parametrize("kind", TEMPERED)
+def test_numbers_must_be_numbers_and_keywords_known(kind):
+    with pytest.raises(TypeError):
+        kind("one")
+    with pytest.raises(TypeError, match="temperature"):
+        kind(temperature=1.0)
+    with pytest.raises(TypeError):
+        kind(1.0, 0.0, True)  # learnable is a keyword
+
+
+def test_a_parameter_given_as_beta_is_not_silently_made_a_constant():
+    """Softmax(beta=nn.Parameter(…)) must train it, or say ``learnable=True``."""
+    beta = torch.nn.Parameter(torch.tensor(2.0))
+    try:
+        lagrangian = Softmax(beta)
+    except (TypeError, ValueError):
+        return
+    assert lagrangian(normal(2, 3)).requires_grad
+
+
+def test_the_printed_form_shows_the_arguments():
+    for lagrangian, expected in (
+        (Sigmoid(4.0, 0.5), "Sigmoid(beta=4, center=0.5)"),
+        (RePU(3), "RePU(n=3)"),
+        (ReLU(), "ReLU()"),
+        (Identity(), "Identity()"),
+        (Softmax(2.0, learnable=True), "Softmax(beta=2, learnable=True)"),
+        (LayerNorm(2.0), "LayerNorm(gamma=2, eps=1e-05)"),
+        (Spherical(), "Spherical(eps=1e-05)"),
+    ):
+        assert repr(lagrangian) == expected

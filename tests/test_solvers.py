@@ -1,0 +1,406 @@
+"""Solvers: one contract for all of them, on maps with known fixed points."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import pickle
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from hamdeq import HAM, Anderson, Broyden, Picard, Solution, Status, clamp, eliminate
+from hamdeq.solvers import Solver
+
+SOLVERS = {
+    "picard": Picard(),
+    "damped": Picard(damping=0.5),
+    "anderson": Anderson(),
+    "anderson1": Anderson(memory=1),
+    "broyden": Broyden(),
+    "broyden3": Broyden(memory=3),
+}
+BATCH = 6
+Map = Callable[[Tensor], Tensor]
+
+
+@dataclasses.dataclass
+class Problem:
+    """A map for any choice of the samples 0 … 5, with the fixed points known by other means."""
+
+    f: Callable[[list[int]], Map]
+    x0: Tensor
+    solution: Tensor
+
+    def solve(self, solver: Solver, rows: Sequence[int] = range(BATCH)) -> Solution:
+        return solver.solve(self.f(list(rows)), self.x0[list(rows)])
+
+
+def linear(rho: float = 0.6, n: int = 8, seed: int = 0) -> Problem:
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(n, n, generator=generator, dtype=torch.float64)
+    basis = torch.linalg.qr(noise)[0]
+    a = basis @ torch.diag(torch.linspace(-rho, rho, n, dtype=torch.float64)) @ basis.T
+    b = torch.randn(BATCH, n, generator=generator, dtype=torch.float64)
+    solution = torch.linalg.solve(torch.eye(n, dtype=torch.float64) - a, b.T).T
+    return Problem(lambda rows: lambda x: x @ a + b[rows], torch.zeros_like(b), solution)
+
+
+def cosine() -> Problem:
+    x0 = torch.linspace(-1, 1, BATCH * 3, dtype=torch.float64).reshape(BATCH, 3)
+    # The Dottie number.
+    return Problem(lambda rows: torch.cos, x0, torch.full_like(x0, 0.7390851332151607))
+
+
+def babylonian() -> Problem:
+    a = torch.linspace(0.5, 50.0, BATCH * 4, dtype=torch.float64).reshape(BATCH, 4)
+    return Problem(lambda rows: lambda x: 0.5 * (x + a[rows] / x), torch.ones_like(a), a.sqrt())
+
+
+def memory() -> Problem:
+    torch.manual_seed(0)
+    ham = HAM.chain([7, 9, 8, 5]).double()
+    with torch.no_grad():
+        for p in ham.parameters():  # small weights: one equilibrium
+            p *= 0.5
+    images = torch.rand(BATCH, 7, dtype=torch.float64)
+
+    def f(rows: list[int]) -> Map:
+        reduced = eliminate(clamp(ham, {"input": images[rows]}), ["hidden1", "output"])
+        return lambda x: reduced.update({"hidden2": x})["hidden2"]
+
+    x = x0 = torch.zeros(BATCH, 8, dtype=torch.float64)
+    with torch.no_grad():
+        for _ in range(500):
+            x = f(list(range(BATCH)))(x)
+    return Problem(f, x0, x)
+
+
+PROBLEMS = {"linear": linear, "cos": cosine, "sqrt": babylonian, "memory": memory}
+
+
+@pytest.fixture(params=SOLVERS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def solver(name: str) -> Solver:
+    """Each of the solvers, with a tolerance far below what the tests compare."""
+    return dataclasses.replace(SOLVERS[name], tol=1e-11, max_steps=600)
+
+
+@pytest.fixture(params=PROBLEMS)
+def problem(request: pytest.FixtureRequest) -> Problem:
+    return built(request.param)
+
+
+@functools.cache
+def built(name: str) -> Problem:
+    return PROBLEMS[name]()
+
+
+def residual(f: Map, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        fx = f(x)
+    return (fx - x).norm(dim=1) / fx.norm(dim=1)
+
+
+def same(a: Solution, b: Solution, rows: Sequence[int]) -> None:
+    """That b is what a has for these samples."""
+    rows = list(rows)
+    torch.testing.assert_close(b.value, a.value[rows], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(b.residual, a.residual[rows], rtol=1e-6, atol=1e-12)
+    assert b.steps.tolist() == a.steps[rows].tolist()
+    assert b.status.tolist() == a.status[rows].tolist()
+
+
+class TestContract:
+    def test_finds_the_known_solution(self, solver: Solver, problem: Problem) -> None:
+        result = problem.solve(solver)
+        assert result.converged.all()
+        assert (result.status == Status.CONVERGED).all()
+        # All of these maps contract to 0.97 or better near the solution: tol/(1 − 0.97).
+        torch.testing.assert_close(result.value, problem.solution, rtol=1e-9, atol=1e-9)
+
+    @pytest.mark.parametrize("max_steps", [1, 2, 3, 5, 600])
+    def test_residual_is_that_of_the_returned_value(
+        self, solver: Solver, problem: Problem, max_steps: int
+    ) -> None:
+        result = problem.solve(dataclasses.replace(solver, max_steps=max_steps))
+        expected = residual(problem.f(list(range(BATCH))), result.value)
+        torch.testing.assert_close(result.residual, expected, rtol=1e-12, atol=0.0)
+        # The best state, of those evaluated in time.
+        for i, steps in enumerate(result.steps.tolist()):
+            assert result.residual[i] == result.trace[:steps, i].min()
+
+    def test_steps_count_evaluations(self, solver: Solver, problem: Problem) -> None:
+        calls = 0
+        f = problem.f(list(range(BATCH)))
+
+        def counting(x: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return f(x)
+
+        solver = dataclasses.replace(solver, tol=1e-5)
+        result = solver.solve(counting, problem.x0)
+        assert result.n_evals == calls == int(result.steps.max()) == len(result.trace)
+        assert result.trace.shape == (calls, BATCH)
+        below = result.trace < solver.tol
+        for i, steps in enumerate(result.steps.tolist()):
+            assert below[steps - 1, i]
+            assert not below[: steps - 1, i].any()
+
+    def test_trace_begins_with_the_initial_residual(self, solver: Solver, problem: Problem) -> None:
+        result = problem.solve(solver)
+        expected = residual(problem.f(list(range(BATCH))), problem.x0)
+        torch.testing.assert_close(result.trace[0], expected)
+
+    @pytest.mark.parametrize("rows", [[0], [3], [1, 4], [5, 4, 3, 2, 1, 0], [2, 2, 0]])
+    def test_no_sample_depends_on_its_batch(
+        self, solver: Solver, problem: Problem, rows: list[int]
+    ) -> None:
+        # Stopped well above rounding, where the step counts have to agree.
+        solver = dataclasses.replace(solver, tol=1e-6)
+        same(problem.solve(solver), problem.solve(solver, rows), rows)
+
+    def test_bad_neighbours_do_no_harm(self, name: str, solver: Solver, problem: Problem) -> None:
+        solver = dataclasses.replace(solver, tol=1e-6)
+        alone = problem.solve(solver)
+        good = problem.f(list(range(BATCH)))
+        one = torch.ones_like(problem.x0[:1])
+
+        def f(x: Tensor) -> Tensor:
+            nan, exploding, resting = x[BATCH:].split(1)
+            return torch.cat([good(x[:BATCH]), nan * math.nan, exploding.exp() + 1, resting])
+
+        result = solver.solve(f, torch.cat([problem.x0, one, one, one]))
+        same(result, alone, range(BATCH))
+        torch.testing.assert_close(result.value[BATCH:], torch.cat([one, one, one]))
+        nan, exploding, resting = result.status[BATCH:].tolist()
+        assert nan == Status.DIVERGED
+        # A safeguarded solver may stay near the start instead of going astray.
+        assert exploding != Status.CONVERGED
+        assert not isinstance(solver, Picard) or exploding == Status.DIVERGED
+        assert resting == Status.CONVERGED
+        assert result.steps[[BATCH, BATCH + 2]].tolist() == [1, 1]
+        assert result.residual[BATCH + 2] == 0
+        assert result.converged[BATCH:].tolist() == [False, False, True]
+
+    def test_non_finite_initial_state_harms_no_other(
+        self, solver: Solver, problem: Problem
+    ) -> None:
+        solver = dataclasses.replace(solver, tol=1e-6)
+        alone = problem.solve(solver)
+        x0 = problem.x0.clone()
+        x0[1], x0[4] = math.nan, math.inf
+        result = solver.solve(problem.f(list(range(BATCH))), x0)
+        rows = [0, 2, 3, 5]
+        torch.testing.assert_close(result.value[rows], alone.value[rows], rtol=1e-12, atol=1e-12)
+        assert result.steps[rows].tolist() == alone.steps[rows].tolist()
+        assert result.status[1] == Status.DIVERGED
+
+    def test_keeps_the_best_finite_state(self, solver: Solver) -> None:
+        # One step up each time, the relative residual falls, until 5, where the map ends.
+        def f(x: Tensor) -> Tensor:
+            return torch.where(x < 5, x + 1, math.nan)
+
+        result = solver.solve(f, torch.zeros(2, 1, dtype=torch.float64))
+        step = solver.damping if isinstance(solver, Picard) else 1.0
+        assert result.status.tolist() == [Status.DIVERGED] * 2
+        assert result.value.flatten().tolist() == [5 - step] * 2
+        assert result.residual.tolist() == [1 / (6 - step)] * 2
+        assert result.steps.tolist() == [5 / step + 1] * 2
+
+    def test_few_steps(self, solver: Solver, problem: Problem) -> None:
+        f = problem.f(list(range(BATCH)))
+        none, one, two = (
+            dataclasses.replace(solver, max_steps=n).solve(f, problem.x0) for n in (0, 1, 2)
+        )
+        assert torch.equal(none.value, problem.x0)
+        assert none.n_evals == 0
+        assert none.trace.shape == (0, BATCH)
+        assert none.residual.isinf().all()
+        assert torch.equal(one.value, problem.x0)
+        assert one.trace.shape == (1, BATCH)
+        assert two.n_evals == 2
+        for result in (none, one, two):
+            assert (result.status == Status.MAX_STEPS).all()
+            assert (result.steps == result.n_evals).all()
+        # The first step is a plain one, damped for the damped solver.
+        damping = solver.damping if isinstance(solver, Picard) else 1.0
+        with torch.no_grad():
+            moved = problem.x0 + damping * (f(problem.x0) - problem.x0)
+        better = (two.trace[1] < two.trace[0])[:, None]
+        torch.testing.assert_close(two.value, torch.where(better, moved, problem.x0))
+
+    def test_empty_batch(self, solver: Solver, problem: Problem) -> None:
+        result = problem.solve(solver, [])
+        assert result.value.shape == problem.x0[:0].shape
+        assert result.steps.shape == result.residual.shape == result.status.shape == (0,)
+        assert repr(result) == "Solution(empty batch)"
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_keeps_dtype_and_leaves_the_initial_state(
+        self, solver: Solver, dtype: torch.dtype
+    ) -> None:
+        x0 = torch.linspace(-1, 1, 6, dtype=dtype).reshape(2, 3)
+        before = x0.clone()
+        result = dataclasses.replace(solver, tol=1e-5).solve(torch.cos, x0)
+        assert result.value.dtype == result.residual.dtype == result.trace.dtype == dtype
+        assert result.steps.dtype == result.status.dtype == torch.long
+        assert torch.equal(x0, before)
+        torch.testing.assert_close(
+            result.value, torch.full_like(x0, 0.7390851), rtol=1e-4, atol=0.0
+        )
+
+    def test_parallel_residuals(self, solver: Solver) -> None:
+        # The residual is the same everywhere: all differences are zero, there is no solution.
+        drift = torch.tensor([[1.0, 2.0, 3.0]])
+        result = dataclasses.replace(solver, max_steps=30).solve(
+            lambda x: x + drift, torch.zeros(2, 3)
+        )
+        assert (result.status == Status.MAX_STEPS).all()
+        assert result.value.isfinite().all()
+        # Residuals along one line: the Gram matrix of several differences is singular.
+        line = torch.tensor([[3e4, 4e4]])
+
+        def f(x: Tensor) -> Tensor:
+            return line * (1 + 0.5 * torch.tanh(x.sum(1, keepdim=True) / 1e5))
+
+        result = dataclasses.replace(solver, tol=1e-5).solve(f, torch.zeros(2, 2))
+        assert result.converged.all()
+        assert residual(f, result.value).max() < 1e-5
+
+    def test_tolerance_below_rounding(self, solver: Solver) -> None:
+        problem = linear(n=30)
+        f = problem.f(list(range(BATCH)))
+        result = dataclasses.replace(solver, tol=1e-12, max_steps=80).solve(
+            lambda x: f(x.double()).float(), problem.x0.float()
+        )
+        torch.testing.assert_close(result.value, problem.solution.float(), rtol=1e-5, atol=1e-5)
+        # Some samples may come to rest to the last bit; no other has converged.
+        assert torch.equal(result.converged, result.residual == 0)
+        assert (result.steps[~result.converged] == 80).all()
+        assert (result.status[~result.converged] == Status.MAX_STEPS).all()
+
+    @pytest.mark.parametrize("power", [-40, 40])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_scale_invariance(self, solver: Solver, power: int, dtype: torch.dtype) -> None:
+        # 2^±40, about 1e±12: a power of two changes no digit.
+        problem, scale = linear(), 2.0**power
+        a = problem.f([0])(torch.eye(8, dtype=torch.float64)) - problem.f([0])(
+            torch.zeros(8, 8, dtype=torch.float64)
+        )
+        b = problem.f(list(range(BATCH)))(problem.x0).to(dtype)
+        a = a.to(dtype)
+        solver = dataclasses.replace(solver, tol=1e-6)
+        plain = solver.solve(lambda x: x @ a + b, torch.zeros_like(b))
+        scaled = solver.solve(lambda x: x @ a + scale * b, torch.zeros_like(b))
+        assert plain.converged.all()
+        assert scaled.steps.tolist() == plain.steps.tolist()
+        torch.testing.assert_close(scaled.value / scale, plain.value, rtol=1e-6, atol=1e-6)
+
+    @pytest.mark.parametrize("size", [0.0, 1.0, 10.0])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_zero_as_the_solution(self, solver: Solver, size: float, dtype: torch.dtype) -> None:
+        result = solver.solve(torch.zeros_like, torch.full((2, 3), size, dtype=dtype))
+        # Where f(x) is zero the relative residual is as good as infinite, but nothing is wrong.
+        assert not (result.status == Status.DIVERGED).any()
+        if not (isinstance(solver, Picard) and solver.damping < 1 and size):
+            assert result.converged.all()
+            assert result.value.tolist() == [[0.0] * 3] * 2
+            assert result.steps.tolist() == [1 if size == 0 else 2] * 2
+
+    def test_runs_without_a_graph(self, solver: Solver) -> None:
+        weight = torch.tensor(0.5, requires_grad=True)
+        result = solver.solve(lambda x: (weight * x).cos(), torch.zeros(2, 1))
+        assert not result.value.requires_grad
+        assert not result.residual.requires_grad
+
+    def test_is_a_value(self, name: str, solver: Solver) -> None:
+        assert pickle.loads(pickle.dumps(solver)) == solver
+        assert dataclasses.replace(solver) == solver
+        assert hash(dataclasses.replace(solver)) == hash(solver)
+        assert dataclasses.replace(solver, tol=1e-3) != solver
+        assert f"{type(solver).__name__}(tol=1e-11, max_steps=600" in repr(solver)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            solver.tol = 1.0  # type: ignore[misc]
+
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            ("tol", 0.0),
+            ("tol", -1e-4),
+            ("tol", math.nan),
+            ("tol", math.inf),
+            ("max_steps", -1),
+            ("max_steps", 2.5),
+        ],
+    )
+    def test_refuses_bad_options(self, name: str, option: str, value: float) -> None:
+        with pytest.raises(ValueError, match=rf"^{option}: expected .*, got {value}"):
+            dataclasses.replace(SOLVERS[name], **{option: value})
+
+    def test_refuses_unknown_options(self, name: str) -> None:
+        with pytest.raises(TypeError, match="tolerance"):
+            type(SOLVERS[name])(tolerance=1e-3)  # type: ignore[call-arg]
+        with pytest.raises(TypeError, match="positional"):
+            type(SOLVERS[name])(1e-3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("value", [0, -0.5, 1.5, 2, math.nan])
+def test_refuses_bad_damping(value: float) -> None:
+    with pytest.raises(ValueError, match="damping: expected a step in"):
+        Picard(damping=value)
+
+
+@pytest.mark.parametrize("kind", [Anderson, Broyden])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("memory", 0), ("memory", -1), ("memory", 2.0), ("growth", 1.0), ("growth", math.nan)],
+)
+def test_refuses_bad_memory(kind: type[Solver], option: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{option}: expected"):
+        kind(**{option: value})
+
+
+@pytest.mark.parametrize("kind", [Anderson, Broyden])
+def test_acceleration_pays_on_a_slow_contraction(kind: type[Solver]) -> None:
+    problem = linear(rho=0.95, n=20)
+    plain = problem.solve(Picard(tol=1e-8, max_steps=1000))
+    fast = problem.solve(kind(tol=1e-8, max_steps=1000))
+    assert plain.converged.all()
+    assert fast.converged.all()
+    assert (3 * fast.steps < plain.steps).all()
+
+
+@pytest.mark.parametrize("solver", [Anderson(), Broyden()], ids=["anderson", "broyden"])
+@pytest.mark.parametrize("slope", [-1.0, -3.0, -20.0, 3.0])
+def test_acceleration_solves_where_picard_cannot(solver: Solver, slope: float) -> None:
+    # One dimension: two evaluations determine the line, and the third is at its fixed point.
+    def f(x: Tensor) -> Tensor:
+        return slope * x + 1
+
+    result = dataclasses.replace(solver, tol=1e-10).solve(f, torch.zeros(1, 1, dtype=torch.float64))
+    assert result.converged.all()
+    torch.testing.assert_close(result.value.item(), 1 / (1 - slope), rtol=1e-9, atol=0.0)
+    assert not Picard().solve(f, torch.zeros(1, 1, dtype=torch.float64)).converged.any()
+
+
+def test_status_messages_name_a_remedy() -> None:
+    for status in Status:
+        assert len(status.message) > 20
+    assert "damp" in Status.MAX_STEPS.message
+    assert "damp" in Status.DIVERGED.message
+    assert "clean the data" in Status.INVALID.message
+
+
+def test_repr_of_a_solution() -> None:
+    result = cosine().solve(Anderson(tol=1e-8))
+    assert "converged: 6/6" in repr(result)
+    assert f"n_evals: {result.n_evals}" in repr(result)

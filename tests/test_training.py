@@ -1,0 +1,306 @@
+"""The main job as a user runs it: train, look at the results, interrupt, resume, test."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("lightning")
+pytest.importorskip("sklearn")
+
+import lightning as L
+
+import hamdeq
+from hamdeq import DEQ, HAM, ConvergenceWarning, Picard
+from hamdeq.data import DigitsDataModule
+from hamdeq.training import ConvergenceMonitor, HAMClassifier
+
+ROOT = Path(__file__).parents[1]
+DIGITS = ["fit", "--config", str(ROOT / "configs/digits.yaml")]
+QUICK = ["--trainer.enable_progress_bar=false", "--run.wandb=disabled"]
+
+
+def command(*args: str) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), *args]
+
+
+def run(folder: Path, *args: str, code: int = 0) -> str:
+    done = subprocess.run(
+        command(*args), cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == code, output
+    return output
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def epochs(folder: Path, column: str) -> list[int]:
+    return [int(row["epoch"]) for row in rows(folder) if row.get(column)]
+
+
+def small(**options) -> HAMClassifier:
+    torch.manual_seed(0)
+    return HAMClassifier(DEQ(HAM.chain([64, 16, 10], gain=0.5)), **options)
+
+
+def trainer(**options) -> L.Trainer:
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+    }
+    return L.Trainer(**quiet | options)
+
+
+def test_a_run_trains_and_leaves_its_results(tmp_path):
+    output = run(
+        tmp_path, *DIGITS, "--trainer.max_epochs=12", "--trainer.enable_progress_bar=false"
+    )
+    folder = tmp_path / "runs/digits/version_0"
+    results = json.loads((folder / "results.json").read_text())
+    assert results["test/accuracy"] > 0.9
+    assert results["test/not_converged"] == 0
+    assert f"{results['test/accuracy']:.2%}" in output
+    assert (folder / "residuals.png").read_bytes().startswith(b"\x89PNG")
+    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
+    assert epochs(folder, "train/iterations") == list(range(12))
+    assert epochs(folder, "val/accuracy") == list(range(12))
+    for name in ("loss", "accuracy", "iterations", "not_converged", "residual", "energy"):
+        for stage in ("train", "val", "test"):
+            assert any(row[f"{stage}/{name}"] for row in rows(folder)), (stage, name)
+    for name in ("iterations", "not_converged", "residual"):
+        assert any(row[f"train/backward_{name}"] for row in rows(folder)), name
+    # What was tested is the best checkpoint, by validation accuracy.
+    accuracy = [float(row["val/accuracy"]) for row in rows(folder) if row["val/accuracy"]]
+    checkpoint = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == accuracy.index(max(accuracy))
+
+
+def test_killed_in_the_middle_of_an_epoch_and_resumed(tmp_path):
+    args = [*DIGITS, *QUICK, "--trainer.max_epochs=6"]
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    run(whole, *args)
+
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    folder = cut / "runs/digits/version_0"
+    # A batch takes 50 ms, so that the kill comes in the middle of an epoch.
+    slow = (
+        "import time, runpy, hamdeq.training.classifier as c\nstep = c.HAMClassifier._step\n"
+        "c.HAMClassifier._step = lambda *a: (time.sleep(0.05), step(*a))[1]\n"
+        f"import sys; sys.argv = {command(*args)[1:]!r}\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", slow], cwd=cut)
+    try:
+        wait_for(
+            lambda: (
+                (folder / "checkpoints/last.ckpt").exists()
+                and len(epochs(folder, "train/iterations")) >= 2
+            )
+        )
+        time.sleep(0.5)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    before = epochs(folder, "train/iterations")
+    assert 2 <= len(before) < 6
+
+    run(cut, *args, "--ckpt_path=last")
+    assert [path.name for path in folder.parent.iterdir()] == ["version_0"]
+    assert epochs(folder, "train/iterations") == list(range(6))
+    # The resumed run is the uninterrupted one, to the last bit.
+    for name in ("train/loss", "val/accuracy", "train/iterations"):
+        one, other = (
+            [row[name] for row in rows(f) if row[name]]
+            for f in (whole / "runs/digits/version_0", folder)
+        )
+        assert one == other
+
+
+def test_interrupted_from_the_keyboard(tmp_path):
+    folder = tmp_path / "runs/digits/version_0"
+    process = subprocess.Popen(
+        command(*DIGITS, *QUICK, "--trainer.max_epochs=1000"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        wait_for(lambda: (folder / "checkpoints/last.ckpt").exists())
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert "Traceback" not in output
+    assert "--ckpt_path last" in output
+    done = len(epochs(folder, "train/iterations"))
+    run(tmp_path, *DIGITS, *QUICK, f"--trainer.max_epochs={done + 1}", "--ckpt_path=last")
+    assert epochs(folder, "train/iterations") == list(range(done + 1))
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)
+
+
+def test_test_of_a_checkpoint(tmp_path):
+    run(tmp_path, *DIGITS, *QUICK, "--trainer.max_epochs=2")
+    folder = tmp_path / "runs/digits/version_0"
+    results = json.loads((folder / "results.json").read_text())
+    run(tmp_path, "test", *DIGITS[1:], *QUICK, f"--ckpt_path={folder}/checkpoints/best.ckpt")
+    again = json.loads((folder / "results.json").read_text())
+    assert again == {key: value for key, value in results.items() if key != "fit_seconds"}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model.deq.solver.tl=1"], "Did you mean 'tol'"),
+        (["--trainer.max_epoch=1"], "Did you mean 'max_epochs'"),
+        (["--data.batchsize=1"], "Did you mean 'batch_size'"),
+        (["--run.wanb=disabled"], "Did you mean 'wandb'"),
+        (["--model.deq.solver.tol=-1"], "tol: expected a finite relative residual > 0"),
+        (["--model.deq.ham.sizes=[64]"], "at least two layers"),
+        (["--model.deq.clamped=[inputs]"], "unknown layer 'inputs'"),
+    ],
+)
+def test_wrong_options_are_refused(tmp_path, args, message):
+    output = run(tmp_path, *DIGITS, *QUICK, *args, code=2)
+    assert message in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_checkpoint_of_another_architecture_is_refused(tmp_path):
+    run(tmp_path, *DIGITS, *QUICK, "--trainer.max_epochs=1")
+    output = run(
+        tmp_path, *DIGITS, *QUICK, "--ckpt_path=last", "--model.deq.ham.sizes=[64,32,10]", code=1
+    )
+    assert "checkpoint of another architecture" in output
+    assert "expected (64, 32), got (64, 128)" in output
+
+
+def test_nothing_to_resume_from_is_said(tmp_path):
+    output = run(tmp_path, *DIGITS, *QUICK, "--ckpt_path=last", code=1)
+    assert "no checkpoint to resume from" in output
+    output = run(tmp_path, *DIGITS, *QUICK, "--ckpt_path=elsewhere.ckpt", code=1)
+    assert "expected a checkpoint file or 'last'" in output
+
+
+def test_missing_mnist_is_said_in_one_line(tmp_path):
+    config = str(ROOT / "configs/mnist/ham_eo_deq.yaml")
+    output = run(
+        tmp_path,
+        "fit",
+        "--config",
+        config,
+        *QUICK,
+        "--data.root=nowhere",
+        "--data.download=false",
+        code=1,
+    )
+    assert "Traceback" not in output
+    assert "configs/digits.yaml" in output
+
+
+def test_torchvision_that_does_not_match_is_explained_in_one_line(tmp_path):
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision/__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')"
+    )
+    done = subprocess.run(
+        command(*DIGITS),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "pip install --upgrade torch torchvision" in done.stderr
+    # The core does not care.
+    subprocess.run(
+        [sys.executable, "-c", "import hamdeq"],
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+
+
+def test_monitor_reports_the_measure_of_the_solutions():
+    module, data = small(), DigitsDataModule(eval_batch_size=50)
+    found = trainer(callbacks=[ConvergenceMonitor()]).test(module, data, verbose=False)[0]
+    images, labels = data.split("test")
+    with torch.no_grad():
+        solution = module(images)
+    state = solution.value["output"]
+    assert found["test/iterations"] == pytest.approx(solution.steps.double().mean().item())
+    assert found["test/residual"] == pytest.approx(solution.residual.double().mean().item())
+    assert found["test/accuracy"] == pytest.approx((state.argmax(1) == labels).double().mean())
+    energy = module.deq.energy(solution.value).double().mean().item()
+    assert found["test/energy"] == pytest.approx(energy, rel=1e-5)
+    assert found["test/not_converged"] == 0
+
+
+def test_samples_that_do_not_converge_show_in_the_metrics_and_warn_once():
+    module = small()
+    module.deq.solver = Picard(max_steps=2)
+    data = DigitsDataModule(eval_batch_size=50)
+    with pytest.warns(ConvergenceWarning, match="even-odd") as caught:
+        found = trainer(callbacks=[ConvergenceMonitor()]).test(module, data, verbose=False)[0]
+    assert [w.category for w in caught].count(ConvergenceWarning) == 1
+    assert found["test/not_converged"] == 1
+
+
+def test_nan_images_are_named():
+    images = torch.rand(8, 64)
+    images[3, 5] = torch.nan
+    with pytest.raises(ValueError, match=r"samples \[3\]"):
+        small().training_step((images, torch.zeros(8, dtype=torch.long)), 0)
+
+
+def test_images_of_the_wrong_size_or_kind_are_refused():
+    with pytest.raises(ValueError, match=r"64 numbers a sample.*got \(8, 63\)"):
+        small()(torch.rand(8, 63))
+    with pytest.raises(TypeError, match="uint8"):
+        small()(torch.zeros(8, 8, 8, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross-entropy"])
+def test_both_losses_learn(loss):
+    module = small(loss=loss, optimizer=lambda p: hamdeq.Madam(p, lr=0.02))
+    data = DigitsDataModule(batch_size=32)
+    before = trainer().validate(module, data, verbose=False)[0]["val/loss"]
+    fit = trainer(max_epochs=4, num_sanity_val_steps=0)
+    fit.fit(module, data)
+    after = fit.validate(module, data, verbose=False)[0]["val/loss"]
+    assert after < 0.7 * before
+
+
+def test_wrong_choices_are_refused():
+    deq = DEQ(HAM.chain([64, 16, 10]))
+    with pytest.raises(ValueError, match="'mse' or 'cross-entropy'"):
+        HAMClassifier(deq, loss="l1")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="unknown layer 'out'"):
+        HAMClassifier(deq, output="out")
+    with pytest.raises(ValueError, match="one clamped layer"):
+        HAMClassifier(DEQ(HAM.chain([64, 16, 10]), clamped=("input", "output")))
