@@ -33,6 +33,7 @@ from hamdeq.optim import Madam
 from hamdeq.solvers import Anderson, Broyden, Picard, Solution, Solver, Status
 from hamdeq.splitting import Reduced, eliminate, two_colouring
 from hamdeq.synapses import Bias, Dense, Synapse
+from hamdeq.torchdeq_bridge import TorchDEQSolver
 
 __version__ = "0.1.0"
 
@@ -70,6 +71,7 @@ __all__ = [
     "Status",
     "Synapse",
     "Tanh",
+    "TorchDEQSolver",
     "Unrolled",
     "clamp",
     "eliminate",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hamdeq.clamping import clamp
 from hamdeq.ham import HAM, State
-from hamdeq.implicit import Adjoint, Implicit, OnFailure, fixed_point, report
+from hamdeq.implicit import Adjoint, Failures, Implicit, OnFailure, equilibrium
 from hamdeq.solvers import Anderson, Solution, Solver, Status
 from hamdeq.splitting import Reduced, eliminate, two_colouring
 
@@ -68,8 +68,13 @@ class DEQ(nn.Module):
         self.hidden = two_colouring(ham, clamped=self.clamped)[1] if splitting else ()
         self.solver = Anderson() if solver is None else solver
         self.adjoint = Implicit() if adjoint is None else adjoint
-        self.on_failure: OnFailure = on_failure
-        self._warned = False
+        for name, value, kind in (
+            ("solver", self.solver, Solver),
+            ("adjoint", self.adjoint, Adjoint),
+        ):
+            if not isinstance(value, kind):
+                raise TypeError(f"{name}: expected a hamdeq.{kind.__name__}, got {value!r}")
+        self.failures = Failures(on_failure, once=True)
 
     def forward(self, clamped: State, *, init: State | None = None) -> Solution:
         """Let the memory settle.
@@ -87,6 +92,11 @@ class DEQ(nn.Module):
             ValueError: a missing or unknown layer, a wrong shape, unequal batches.
             TypeError: a tensor that is not of floating point.
         """
+        if not isinstance(clamped, dict):
+            raise TypeError(
+                f"clamped: expected a dict {{layer name: tensor}} of {list(self.clamped)}, got "
+                f"{type(clamped).__name__}"
+            )
         self.ham.check_state(clamped, self.clamped)
         init = self._initial(clamped, {} if init is None else init)
         valid = _finite(clamped | init)
@@ -94,7 +104,9 @@ class DEQ(nn.Module):
         if spoiled:
             clamped, init = _where(valid, clamped, 0.0), _where(valid, init, 0.0)
         reduced = self.reduced(clamped)
-        solution = self._settle(reduced, {name: init[name] for name in reduced.visible}, valid)
+        x0 = {name: init[name] for name in reduced.visible}
+        dtype = next(iter(clamped.values())).dtype
+        solution = self._settle(reduced, x0, valid, dtype)
         value = reduced.restore(solution.value) | clamped
         if spoiled:
             value = _where(valid, value, torch.nan)
@@ -104,9 +116,8 @@ class DEQ(nn.Module):
                 converged=solution.converged & valid,
                 residual=torch.where(valid, solution.residual, torch.nan),
             )
-        on_failure = "ignore" if self.on_failure == "warn" and self._warned else self.on_failure
         # The warning names the line that called the module: two frames of nn.Module lie between.
-        self._warned |= report(solution, on_failure, stacklevel=5)
+        self.failures(solution, "equilibrium", stacklevel=4)
         return replace(solution, value={name: value[name] for name in self.ham.layers})
 
     def reduced(self, clamped: State) -> Reduced:
@@ -117,14 +128,18 @@ class DEQ(nn.Module):
         """Energy of full states, such as a Solution's value: ``(batch,)``."""
         return self.ham.energy(x)
 
-    def _settle(self, reduced: Reduced, x0: State, valid: Tensor) -> Solution:
+    def _settle(self, reduced: Reduced, x0: State, valid: Tensor, dtype: torch.dtype) -> Solution:
         if x0:
-            return fixed_point(
-                reduced.update, x0, solver=self.solver, adjoint=self.adjoint, on_failure="ignore"
+            return equilibrium(
+                reduced.update,
+                x0,
+                solver=self.solver,
+                adjoint=self.adjoint,
+                failures=self.failures,
             )
         # Every free layer is eliminated: their minimum is the equilibrium, and nothing to solve.
         zeros = torch.zeros_like(valid, dtype=torch.long)
-        rest = torch.zeros_like(valid, dtype=torch.get_default_dtype())
+        rest = torch.zeros_like(valid, dtype=dtype)
         return Solution(
             value={},
             residual=rest,

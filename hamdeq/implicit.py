@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 Map = Callable[[Tensor], Tensor]
+Report = Callable[[Solution], None]
 OnFailure = Literal["warn", "raise", "ignore"]
 
 
@@ -48,14 +49,14 @@ class Adjoint(ABC):
     """A gradient method: how an equilibrium found without a graph gets its gradient."""
 
     @abstractmethod
-    def attach(self, f: Map, x: Tensor, solution: Solution, solver: Solver) -> Tensor:
-        """A tensor equal to x, to the last bit, with a graph to what f depends on.
+    def attach(self, f: Map, x: Tensor, solver: Solver, report: Report) -> Tensor:
+        """A tensor equal to x, to the last bit, with a graph to what f depends on, if anything.
 
         Args:
             f: the map, ``(batch, n) -> (batch, n)``.
             x: its fixed point, ``(batch, n)``, without a graph.
-            solution: the result that found it; ``solution.adjoint`` receives the statistics.
             solver: the solver that found it.
+            report: to be called in each backward pass that solves a system, with its solution.
         """
 
 
@@ -77,26 +78,21 @@ class Implicit(Adjoint):
 
     solver: Solver | None = None
 
-    def attach(self, f: Map, x: Tensor, solution: Solution, solver: Solver) -> Tensor:
-        z = x.detach().requires_grad_()
-        fz = f(z)
-
-        def transposed_jacobian(v: Tensor) -> Tensor:
-            return torch.autograd.grad(fz, z, v, retain_graph=True, materialize_grads=True)[0]
-
-        return _ImplicitFunction.apply(
-            fz, x, transposed_jacobian, self.solver or solver, solution.adjoint
-        )
+    def attach(self, f: Map, x: Tensor, solver: Solver, report: Report) -> Tensor:
+        fx = f(x)
+        if not fx.requires_grad:
+            return x
+        return _ImplicitFunction.apply(fx, x, f, self.solver or solver, report)
 
 
 class _ImplicitFunction(torch.autograd.Function):
     """Forward: x. Backward: the v that x sends into f(x; θ)."""
 
     @staticmethod
-    def forward(
-        ctx: Any, fx: Tensor, x: Tensor, jacobian: Map, solver: Solver, log: list
-    ) -> Tensor:
-        ctx.jacobian, ctx.solver, ctx.log = jacobian, solver, log
+    def forward(ctx: Any, fx: Tensor, x: Tensor, f: Map, solver: Solver, report: Report) -> Tensor:
+        kind = x.device.type
+        ctx.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+        ctx.x, ctx.f, ctx.solver, ctx.report = x, f, solver, report
         return x.clone()
 
     @staticmethod
@@ -107,12 +103,21 @@ class _ImplicitFunction(torch.autograd.Function):
                 "create_graph=True; for higher derivatives use adjoint=Unrolled(steps)"
             )
         (grad,) = grads
+        # The graph to x is built here and not in attach, where it would be one more of the graphs
+        # that the outer backward pass walks, for a gradient that nobody asks for.
+        with torch.enable_grad(), torch.autocast(*ctx.autocast):
+            z = ctx.x.detach().requires_grad_()
+            fz = ctx.f(z)
+
+        def transposed_jacobian(v: Tensor) -> Tensor:
+            return torch.autograd.grad(fz, z, v, retain_graph=True, materialize_grads=True)[0]
+
         # The system is linear: solved for a right-hand side of size one, so that the small
         # gradients of a mean over a large batch do not fall below the rounding of the norms.
         scale = grad.abs().amax(dim=1, keepdim=True) if grad.numel() else grad
         unit = grad / torch.where(scale > 0, scale, 1.0)
-        solution = ctx.solver.solve(lambda v: ctx.jacobian(v) + unit, unit)
-        ctx.log.append(replace(solution, value=None))
+        solution = ctx.solver.solve(lambda v: transposed_jacobian(v) + unit, unit)
+        ctx.report(replace(solution, value=None))
         return solution.value * scale, None, None, None, None
 
 
@@ -129,12 +134,12 @@ class _Steps(Adjoint):
     def step(self, f: Map, z: Tensor) -> Tensor:
         """One step."""
 
-    def attach(self, f: Map, x: Tensor, solution: Solution, solver: Solver) -> Tensor:
-        z = x.detach()
+    def attach(self, f: Map, x: Tensor, solver: Solver, report: Report) -> Tensor:
+        z = x
         for _ in range(self.steps):
             z = self.step(f, z)
         # The value stays the one whose residual is reported; only the gradient is z's.
-        return x + (z - z.detach())
+        return x + (z - z.detach()) if z.requires_grad else x
 
 
 @dataclass(frozen=True)
@@ -212,74 +217,133 @@ def fixed_point(
         >>> round(solution.value.item(), 5)
         0.73909
     """
-    solver = Anderson() if solver is None else solver
-    adjoint = Implicit() if adjoint is None else adjoint
+    failures = Failures(on_failure)
+    solution = equilibrium(
+        f, x0, solver=solver or Anderson(), adjoint=adjoint or Implicit(), failures=failures
+    )
+    failures(solution, "equilibrium", stacklevel=3)
+    return solution
+
+
+def equilibrium(
+    f: Callable[[Any], Any], x0: Any, *, solver: Solver, adjoint: Adjoint, failures: Failures
+) -> Solution:
+    """:func:`fixed_point` without a word about the forward solve; the caller has it."""
     form = _Form(x0)
 
     def flat(x: Tensor) -> Tensor:
         return form.flatten(f(form.restore(x)))
 
     solution = solver.solve(flat, form.flatten(x0).detach())
+
+    def report(backward: Solution) -> None:
+        solution.adjoint.append(backward)
+        failures(backward, "gradient", stacklevel=2)
+
     x = solution.value
     if torch.is_grad_enabled():
-        x = adjoint.attach(flat, x, solution, solver)
-    solution = replace(solution, value=form.restore(x))
-    report(solution, on_failure)
-    return solution
+        x = adjoint.attach(flat, x, solver, report)
+    return replace(solution, value=form.restore(x))
 
 
-def report(solution: Solution, on_failure: OnFailure, *, stacklevel: int = 3) -> bool:
-    """Warn of, or raise for, samples that did not converge; return whether there were any."""
-    if on_failure not in ("warn", "raise", "ignore"):
-        raise ValueError(f"on_failure: expected 'warn', 'raise' or 'ignore', got {on_failure!r}")
-    if on_failure == "ignore" or bool(solution.converged.all()):
-        return False
-    total = len(solution.status)
-    counts = [(s, int((solution.status == s).sum())) for s in Status if s != Status.CONVERGED]
-    text = "; ".join(f"{n} of {total} samples: {s.message}" for s, n in counts if n)
-    if on_failure == "raise":
-        raise ConvergenceError(text)
-    warnings.warn(text, ConvergenceWarning, stacklevel=stacklevel)
-    return True
+class Failures:
+    """What to do about samples that did not converge.
+
+    Args:
+        on_failure: ``"warn"``, ``"raise"`` or ``"ignore"``.
+        once: warn only once of each kind of solve.
+    """
+
+    def __init__(self, on_failure: OnFailure, *, once: bool = False) -> None:
+        if on_failure not in ("warn", "raise", "ignore"):
+            raise ValueError(
+                f"on_failure: expected 'warn', 'raise' or 'ignore', got {on_failure!r}"
+            )
+        self.on_failure = on_failure
+        self.once = once
+        self._warned: set[str] = set()
+
+    def __call__(self, solution: Solution, what: str, *, stacklevel: int) -> None:
+        """Warn of, or raise for, the samples of a solve that did not converge.
+
+        Raises:
+            ConvergenceError: there are some, and ``on_failure="raise"``.
+        """
+        quiet = self.on_failure == "ignore" or (self.once and what in self._warned)
+        if quiet or bool(solution.converged.all()):
+            return
+        total = len(solution.status)
+        counts = [(s, int((solution.status == s).sum())) for s in Status if s != Status.CONVERGED]
+        parts = (f"{n} of {total} samples: {s.message}" for s, n in counts if n)
+        text = f"{what} not reached by {'; '.join(parts)}"
+        if self.on_failure == "raise":
+            raise ConvergenceError(text)
+        self._warned.add(what)
+        warnings.warn(text, ConvergenceWarning, stacklevel=stacklevel + 1)
 
 
 class _Form:
     """The form of a state (tensor, tuple or dict), and its way to ``(batch, n)`` and back."""
 
-    def __init__(self, x: Any) -> None:
-        self.keys = tuple(x) if isinstance(x, dict) else None
-        self.single = isinstance(x, Tensor)
-        leaves = self._leaves(x)
+    def __init__(self, x0: Any) -> None:
+        self.keys = tuple(x0) if isinstance(x0, dict) else None
+        self.kind = type(x0) if isinstance(x0, Tensor | tuple | list | dict) else Tensor
+        leaves = self._leaves(x0, "x0")
+        if not leaves:
+            raise ValueError("x0: expected at least one tensor, got none")
         for leaf in leaves:
-            if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.dim() == 0:
-                got = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
+            if not leaf.is_floating_point() or leaf.dim() == 0:
                 raise TypeError(
-                    "x0: expected floating-point tensors (batch, *shape), alone or in a tuple or "
-                    f"dict, got {got}"
+                    "x0: expected floating-point tensors (batch, *shape), got "
+                    f"{leaf.dtype} of shape {tuple(leaf.shape)}"
                 )
+        self.batch, self.dtype = len(leaves[0]), leaves[0].dtype
         self.shapes = [leaf.shape[1:] for leaf in leaves]
         self.sizes = [math.prod(shape) for shape in self.shapes]
-
-    def _leaves(self, x: Any) -> list[Any]:
-        if self.keys is not None:
-            return [x[key] for key in self.keys]
-        return [x] if self.single else list(x)
+        self._check(leaves, "x0")
 
     def flatten(self, x: Any) -> Tensor:
-        leaves = self._leaves(x)
-        if [leaf.shape[1:] for leaf in leaves] != self.shapes:
-            raise ValueError(
-                f"f: expected it to keep the shapes {[tuple(s) for s in self.shapes]} of x0 "
-                f"(without batch), got {[tuple(leaf.shape[1:]) for leaf in leaves]}"
-            )
-        flat = [leaf.reshape(len(leaf), n) for leaf, n in zip(leaves, self.sizes, strict=True)]
+        """One row a sample: ``(batch, n)``."""
+        leaves = self._leaves(x, "f")
+        self._check(leaves, "f")
+        flat = [leaf.reshape(self.batch, n) for leaf, n in zip(leaves, self.sizes, strict=True)]
         return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
 
     def restore(self, flat: Tensor) -> Any:
+        """The rows in the form of x0."""
         parts = flat.split(self.sizes, dim=1) if len(self.sizes) > 1 else (flat,)
         leaves = [
             part.reshape(len(flat), *shape) for part, shape in zip(parts, self.shapes, strict=True)
         ]
         if self.keys is not None:
             return dict(zip(self.keys, leaves, strict=True))
-        return leaves[0] if self.single else tuple(leaves)
+        return leaves[0] if issubclass(self.kind, Tensor) else tuple(leaves)
+
+    def _leaves(self, x: Any, who: str) -> list[Tensor]:
+        if self.keys is not None:
+            if not isinstance(x, dict) or set(x) != set(self.keys):
+                got = list(x) if isinstance(x, dict) else type(x).__name__
+                raise ValueError(f"{who}: expected a dict of {list(self.keys)}, got {got}")
+            leaves = [x[key] for key in self.keys]
+        elif issubclass(self.kind, Tensor):
+            leaves = [x]
+        else:
+            leaves = list(x) if isinstance(x, tuple | list) else [x]
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor):
+                raise TypeError(
+                    f"{who}: expected floating-point tensors (batch, *shape), alone or in a tuple "
+                    f"or dict as in x0, got {type(leaf).__name__}"
+                )
+        return leaves
+
+    def _check(self, leaves: list[Tensor], who: str) -> None:
+        wanted = [(self.batch, *shape) for shape in self.shapes]
+        got = [tuple(leaf.shape) for leaf in leaves]
+        if got != wanted:
+            raise ValueError(f"{who}: expected it to keep the shapes {wanted} of x0, got {got}")
+        if any(leaf.dtype != self.dtype for leaf in leaves):
+            raise TypeError(
+                f"{who}: expected the dtype {self.dtype}, with which x0 begins, throughout, got "
+                f"{[leaf.dtype for leaf in leaves]}"
+            )

@@ -47,7 +47,7 @@ _MESSAGES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Solution:
     """The result of a fixed-point solve, sample by sample.
 
@@ -150,7 +150,8 @@ class Solver(ABC):
             lowest = torch.where(better, residual, lowest)
             steps += active
             status[active & (residual < self.tol)] = Status.CONVERGED
-            status[active & ~residual.isfinite()] = Status.DIVERGED
+            # Asked of r: the ratio may overflow where f(x) is zero, and all is well.
+            status[active & ~norm(r).isfinite()] = Status.DIVERGED
             active = status == Status.MAX_STEPS
             if step + 1 == self.max_steps or not active.any():
                 break

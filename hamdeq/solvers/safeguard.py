@@ -47,6 +47,7 @@ class Guarded(Method):
         self.growth = growth
         self.lowest = x0.new_full((len(x0),), math.inf)
         self.best_fx = x0
+        self.plain = torch.ones(len(x0), dtype=torch.bool, device=x0.device)
 
     @abstractmethod
     def extrapolate(self, x: Tensor, fx: Tensor, r: Tensor) -> Tensor:
@@ -62,7 +63,10 @@ class Guarded(Method):
         self.lowest = torch.where(better, size, self.lowest)
         self.best_fx = torch.where(better[:, None], fx, self.best_fx)
         step = self.extrapolate(x, fx, r)
-        # Written so that a NaN counts as astray.
-        astray = ~((size <= self.growth * self.lowest) & step.isfinite().all(1))
+        # Written so that a NaN counts as astray. What a plain step leads to is accepted, however
+        # far it is: sent back to the same state again, a sample would go in circles.
+        close = (size <= self.growth * self.lowest) | self.plain
+        astray = ~(close & step.isfinite().all(1))
+        self.plain = astray
         self.forget(astray)
         return torch.where(astray[:, None], self.best_fx, step)

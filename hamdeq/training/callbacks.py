@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
+from hamdeq.implicit import Failures
 from hamdeq.plots import residual_histogram
 from hamdeq.solvers import Solution
 from hamdeq.training.classifier import HAMClassifier
@@ -154,15 +155,15 @@ class ResidualPicture(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         deq = pl_module.deq
-        solver, on_failure = deq.solver, deq.on_failure
+        solver, failures = deq.solver, deq.failures
         # No residual is below the smallest positive number: all iterations are run.
         deq.solver = replace(solver, tol=torch.finfo(batch[0].dtype).tiny, max_steps=self.steps)
-        deq.on_failure = "ignore"
+        deq.failures = Failures("ignore")
         try:
             with torch.no_grad():
                 trace = pl_module(batch[0]).trace.cpu()
         finally:
-            deq.solver, deq.on_failure = solver, on_failure
+            deq.solver, deq.failures = solver, failures
         # A batch may end earlier, when every residual is zero.
         missing = self.steps - len(trace)
         self._traces.append(torch.cat([trace, trace.new_zeros(missing, trace.shape[1])]))
