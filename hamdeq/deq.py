@@ -104,7 +104,9 @@ class DEQ(nn.Module):
         if spoiled:
             clamped, init = _where(valid, clamped, 0.0), _where(valid, init, 0.0)
         reduced = self.reduced(clamped)
-        x0 = {name: init[name] for name in reduced.visible}
+        unset = [name for name in reduced.visible if name not in init]
+        x0 = init | self.ham.zero_state(next(iter(clamped.values())), unset)
+        x0 = {name: x0[name] for name in reduced.visible}
         dtype = next(iter(clamped.values())).dtype
         solution = self._settle(reduced, x0, valid, dtype)
         value = reduced.restore(solution.value) | clamped
@@ -159,7 +161,7 @@ class DEQ(nn.Module):
                 raise ValueError(
                     f"init: expected a batch of {len(some)} for {name!r}, got {len(x)}"
                 )
-        return {name: x.detach() for name, x in (self.ham.zero_state(some, free) | init).items()}
+        return {name: x.detach() for name, x in init.items()}
 
     def extra_repr(self) -> str:
         return (
@@ -170,6 +172,10 @@ class DEQ(nn.Module):
 
 def _finite(x: State) -> Tensor:
     """Samples without an infinity or a NaN: ``(batch,)``."""
+    # A finite sum proves every number finite, in a fraction of the time of looking at each.
+    proved = torch.stack([x_a.flatten(1).sum(1).isfinite() for x_a in x.values()]).all(0)
+    if bool(proved.all()):
+        return proved
     return torch.stack([x_a.isfinite().flatten(1).all(1) for x_a in x.values()]).all(0)
 
 

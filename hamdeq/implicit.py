@@ -79,20 +79,41 @@ class Implicit(Adjoint):
     solver: Solver | None = None
 
     def attach(self, f: Map, x: Tensor, solver: Solver, report: Report) -> Tensor:
-        fx = f(x)
-        if not fx.requires_grad:
+        # One evaluation serves both: the products with (∂f/∂x)ᵀ and, at last, with (∂f/∂θ)ᵀ.
+        z = x.detach().requires_grad_()
+        fz = f(z)
+        if not _leads_beyond(fz, z):
             return x
-        return _ImplicitFunction.apply(fx, x, f, self.solver or solver, report)
+
+        def transposed_jacobian(v: Tensor) -> Tensor:
+            return torch.autograd.grad(fz, z, v, retain_graph=True, materialize_grads=True)[0]
+
+        return _ImplicitFunction.apply(fz, x, transposed_jacobian, self.solver or solver, report)
+
+
+def _leads_beyond(fz: Tensor, z: Tensor) -> bool:
+    """Whether the graph of f(z) leads to anything but z: whether a gradient has a use."""
+    seen, stack = set(), [fz.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and leaf is not z:
+            return True
+        stack.extend(parent for parent, _ in node.next_functions)
+    return False
 
 
 class _ImplicitFunction(torch.autograd.Function):
     """Forward: x. Backward: the v that x sends into f(x; θ)."""
 
     @staticmethod
-    def forward(ctx: Any, fx: Tensor, x: Tensor, f: Map, solver: Solver, report: Report) -> Tensor:
-        kind = x.device.type
-        ctx.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
-        ctx.x, ctx.f, ctx.solver, ctx.report = x, f, solver, report
+    def forward(
+        ctx: Any, fx: Tensor, x: Tensor, jacobian: Map, solver: Solver, report: Report
+    ) -> Tensor:
+        ctx.jacobian, ctx.solver, ctx.report = jacobian, solver, report
         return x.clone()
 
     @staticmethod
@@ -103,20 +124,11 @@ class _ImplicitFunction(torch.autograd.Function):
                 "create_graph=True; for higher derivatives use adjoint=Unrolled(steps)"
             )
         (grad,) = grads
-        # The graph to x is built here and not in attach, where it would be one more of the graphs
-        # that the outer backward pass walks, for a gradient that nobody asks for.
-        with torch.enable_grad(), torch.autocast(*ctx.autocast):
-            z = ctx.x.detach().requires_grad_()
-            fz = ctx.f(z)
-
-        def transposed_jacobian(v: Tensor) -> Tensor:
-            return torch.autograd.grad(fz, z, v, retain_graph=True, materialize_grads=True)[0]
-
         # The system is linear: solved for a right-hand side of size one, so that the small
         # gradients of a mean over a large batch do not fall below the rounding of the norms.
         scale = grad.abs().amax(dim=1, keepdim=True) if grad.numel() else grad
         unit = grad / torch.where(scale > 0, scale, 1.0)
-        solution = ctx.solver.solve(lambda v: transposed_jacobian(v) + unit, unit)
+        solution = ctx.solver.solve(lambda v: ctx.jacobian(v) + unit, unit)
         ctx.report(replace(solution, value=None))
         return solution.value * scale, None, None, None, None
 

@@ -185,7 +185,7 @@ class TorchDEQSolver(Solver):
 
         def evaluate(x: Tensor) -> Tensor:
             fx = f(x)
-            trace.append(relative_residual(fx - x, fx))
+            trace.append(relative_residual(norm(fx - x), fx))
             return fx
 
         def solve_rows(rows: Tensor) -> None:

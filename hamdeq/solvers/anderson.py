@@ -23,7 +23,7 @@ class Anderson(Accelerated):
 
     Args:
         memory: differences kept, m ≥ 1; the memory used is 2m states a sample.
-        growth: how far a sample's residual norm may rise above its best, > 1.
+        growth: how far a sample's relative residual may rise above its best, > 1.
         tol: relative residual to reach.
         max_steps: evaluations of f at most.
 
@@ -51,7 +51,10 @@ class _Window(Guarded):
 
     def extrapolate(self, x: Tensor, fx: Tensor, r: Tensor) -> Tensor:
         self._remember(fx, r)
-        return fx - (self._coefficients(r)[:, :, None] * self.df).sum(1)
+        used = min(self.count - 1, self.dr.shape[1])
+        if not used:
+            return fx
+        return fx - (self._coefficients(r, used)[:, :, None] * self.df[:, :used]).sum(1)
 
     def forget(self, samples: Tensor) -> None:
         self.known &= ~samples[:, None]
@@ -68,17 +71,18 @@ class _Window(Guarded):
         self.count += 1
         self.fx, self.r = fx, r
 
-    def _coefficients(self, r: Tensor) -> Tensor:
-        """γ of the least squares problem, zero for what is unknown."""
+    def _coefficients(self, r: Tensor, used: int) -> Tensor:
+        """γ of the least squares problem, zero for what is forgotten: ``(batch, used)``."""
         # Late differences are many orders smaller than early ones: each is scaled to unit length
-        # and only then regularised, by what rounding leaves undetermined.
-        diagonal = self.gram.diagonal(dim1=1, dim2=2)
-        use = self.known & (diagonal > 0)
-        scale = torch.where(use, diagonal, torch.inf).rsqrt()
-        unit = self.gram * scale[:, :, None] * scale[:, None]
-        ridge = torch.where(use, 10 * torch.finfo(r.dtype).eps, 1.0)
-        unit = unit.nan_to_num(0.0) + torch.diag_embed(ridge)
+        # and only then regularised, by what rounding leaves undetermined. A scale of zero takes a
+        # difference out; the ridge keeps its row regular.
+        gram = self.gram[:, :used, :used]
+        square = gram.diagonal(dim1=1, dim2=2)
+        use = self.known[:, :used] & (square > 0)
+        scale = torch.where(use, square.rsqrt(), 0.0)
+        unit = gram * (scale[:, :, None] * scale[:, None])
+        unit.diagonal(dim1=1, dim2=2).add_(torch.where(use, 10 * torch.finfo(r.dtype).eps, 1.0))
+        goal = (self.dr[:, :used] * r[:, None]).sum(-1).double() * scale
         factor, failed = torch.linalg.cholesky_ex(unit)
-        goal = (self.dr * r[:, None]).sum(-1).double() * scale
-        solved = torch.cholesky_solve(goal.nan_to_num(0.0)[:, :, None], factor)[:, :, 0]
-        return torch.where((failed == 0)[:, None] & use, solved * scale, 0.0).to(r.dtype)
+        gamma = torch.cholesky_solve(goal[:, :, None], factor)[:, :, 0] * scale
+        return torch.where((failed == 0)[:, None], gamma, 0.0).to(r.dtype)

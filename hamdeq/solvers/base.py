@@ -7,12 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Method", "Solution", "Solver", "Status"]
+__all__ = ["Method", "Solution", "Solver", "Status", "Step"]
 
 
 class Status(IntEnum):
@@ -87,12 +87,32 @@ class Solution:
         )
 
 
+class Step(NamedTuple):
+    """One evaluation of f, for all samples.
+
+    Attributes:
+        x: where f was evaluated: ``(batch, n)``.
+        fx: f(x).
+        r: f(x) − x.
+        residual: ‖r‖/‖f(x)‖: ``(batch,)``.
+        lowest: the lowest residual so far, this one included: ``(batch,)``.
+        better: whether this one is the lowest, in samples still running: ``(batch,)``.
+    """
+
+    x: Tensor
+    fx: Tensor
+    r: Tensor
+    residual: Tensor
+    lowest: Tensor
+    better: Tensor
+
+
 class Method(ABC):
     """The memory of one running solve: proposes the next state from the last evaluation."""
 
     @abstractmethod
-    def propose(self, x: Tensor, fx: Tensor, r: Tensor) -> Tensor:
-        """The next state, from a state x, f(x) and r = f(x) − x; all ``(batch, n)``."""
+    def propose(self, step: Step) -> Tensor:
+        """The next state: ``(batch, n)``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,41 +156,44 @@ class Solver(ABC):
         x = best = x0
         lowest = x0.new_full((len(x0),), math.inf)
         steps = torch.zeros(len(x0), dtype=torch.long, device=x0.device)
-        status = torch.full_like(steps, Status.MAX_STEPS)
         active = torch.ones_like(steps, dtype=torch.bool)
+        diverged = torch.zeros_like(active)
         trace: list[Tensor] = []
-        for step in range(self.max_steps):
+        for count in range(1, self.max_steps + 1):
             fx = f(x)
             r = fx - x
-            residual = relative_residual(r, fx)
+            size = norm(r)
+            residual = relative_residual(size, fx)
             trace.append(residual)
             # A NaN is not below anything: the best finite state is kept without a test for it.
             better = active & (residual < lowest)
             best = torch.where(better[:, None], x, best)
             lowest = torch.where(better, residual, lowest)
             steps += active
-            status[active & (residual < self.tol)] = Status.CONVERGED
             # Asked of r: the ratio may overflow where f(x) is zero, and all is well.
-            status[active & ~norm(r).isfinite()] = Status.DIVERGED
-            active = status == Status.MAX_STEPS
-            if step + 1 == self.max_steps or not active.any():
+            lost = active & ~size.isfinite()
+            diverged |= lost
+            active = active & (residual >= self.tol) & ~lost
+            if count == self.max_steps or not active.any():
                 break
-            x = method.propose(x, fx, r)
+            x = method.propose(Step(x, fx, r, residual, lowest, better))
+        converged = lowest < self.tol
+        status = torch.where(converged, Status.CONVERGED.value, Status.MAX_STEPS.value)
         return Solution(
             value=best,
             residual=lowest,
             steps=steps,
-            converged=status == Status.CONVERGED,
-            status=status,
+            converged=converged,
+            status=torch.where(diverged, Status.DIVERGED.value, status),
             n_evals=len(trace),
             trace=torch.stack(trace) if trace else x0.new_empty(0, len(x0)),
         )
 
 
-def relative_residual(r: Tensor, fx: Tensor) -> Tensor:
-    """‖r‖/‖f(x)‖ a sample, which is 0 where both are 0."""
+def relative_residual(size: Tensor, fx: Tensor) -> Tensor:
+    """size/‖f(x)‖ a sample, size being ‖f(x) − x‖; it is 0 where both are 0."""
     # Divided by the smallest positive number, a residual that is not zero stays large.
-    return norm(r) / norm(fx).clamp_min(torch.finfo(fx.dtype).tiny)
+    return size / norm(fx).clamp_min(torch.finfo(fx.dtype).tiny)
 
 
 def norm(x: Tensor) -> Tensor:

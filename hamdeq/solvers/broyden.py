@@ -24,7 +24,7 @@ class Broyden(Accelerated):
 
     Args:
         memory: improvements kept, ≥ 1; the memory used is 2·memory states a sample.
-        growth: how far a sample's residual norm may rise above its best, > 1.
+        growth: how far a sample's relative residual may rise above its best, > 1.
         tol: relative residual to reach.
         max_steps: evaluations of f at most.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hamdeq.solvers.base import Method, Solver
+from hamdeq.solvers.base import Method, Solver, Step
 
 __all__ = ["Picard"]
 
@@ -40,5 +40,5 @@ class _Damped(Method):
     def __init__(self, damping: float) -> None:
         self.damping = damping
 
-    def propose(self, x: Tensor, fx: Tensor, r: Tensor) -> Tensor:
-        return fx if self.damping == 1 else x + self.damping * r
+    def propose(self, step: Step) -> Tensor:
+        return step.fx if self.damping == 1 else step.x + self.damping * step.r

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hamdeq.solvers.base import Method, Solver, norm
+from hamdeq.solvers.base import Method, Solver, Step
 
 __all__ = ["Accelerated", "Guarded"]
 
@@ -18,13 +17,13 @@ __all__ = ["Accelerated", "Guarded"]
 class Accelerated(Solver):
     """A solver that extrapolates from a limited memory of past steps.
 
-    A sample whose residual norm grows beyond ``growth`` times its best, or whose next state would
+    A sample whose relative residual grows beyond ``growth`` times its best, or whose next state would
     not be finite, goes back to its best state, takes a plain step from there and forgets its
     past: acceleration can slow a sample, but not break it.
 
     Args:
         memory: past steps kept, ≥ 1.
-        growth: how far a sample's residual norm may rise above its best, > 1.
+        growth: how far a sample's relative residual may rise above its best, > 1.
         tol: relative residual to reach.
         max_steps: evaluations of f at most.
     """
@@ -45,7 +44,6 @@ class Guarded(Method):
 
     def __init__(self, x0: Tensor, growth: float) -> None:
         self.growth = growth
-        self.lowest = x0.new_full((len(x0),), math.inf)
         self.best_fx = x0
         self.plain = torch.ones(len(x0), dtype=torch.bool, device=x0.device)
 
@@ -57,16 +55,13 @@ class Guarded(Method):
     def forget(self, samples: Tensor) -> None:
         """Drop the past of the marked samples ``(batch,)``."""
 
-    def propose(self, x: Tensor, fx: Tensor, r: Tensor) -> Tensor:
-        size = norm(r)
-        better = size < self.lowest
-        self.lowest = torch.where(better, size, self.lowest)
-        self.best_fx = torch.where(better[:, None], fx, self.best_fx)
-        step = self.extrapolate(x, fx, r)
+    def propose(self, step: Step) -> Tensor:
+        self.best_fx = torch.where(step.better[:, None], step.fx, self.best_fx)
+        x = self.extrapolate(step.x, step.fx, step.r)
         # Written so that a NaN counts as astray. What a plain step leads to is accepted, however
         # far it is: sent back to the same state again, a sample would go in circles.
-        close = (size <= self.growth * self.lowest) | self.plain
-        astray = ~(close & step.isfinite().all(1))
+        close = (step.residual <= self.growth * step.lowest) | self.plain
+        astray = ~(close & x.isfinite().all(1))
         self.plain = astray
         self.forget(astray)
-        return torch.where(astray[:, None], self.best_fx, step)
+        return torch.where(astray[:, None], self.best_fx, x)
