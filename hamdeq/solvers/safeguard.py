@@ -17,8 +17,8 @@ __all__ = ["Accelerated", "Guarded"]
 class Accelerated(Solver):
     """A solver that extrapolates from a limited memory of past steps.
 
-    A sample whose relative residual grows beyond ``growth`` times its best, or whose next state would
-    not be finite, goes back to its best state, takes a plain step from there and forgets its
+    A sample whose relative residual grows beyond ``growth`` times its best, or whose next state
+    would not be finite, goes back to its best state, takes a plain step from there and forgets its
     past: acceleration can slow a sample, but not break it.
 
     Args:
