@@ -1,0 +1,111 @@
+"""MNIST, from its original files."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import struct
+from http.client import HTTPException
+from pathlib import Path
+
+from torch import Tensor
+
+from hamdeq._torchvision import mnist_dataset
+from hamdeq.data.batches import TensorDataModule, expect
+
+__all__ = ["MNIST_FILES", "MNISTDataModule"]
+
+MNIST_FILES = tuple(
+    f"{split}-{part}-ubyte"
+    for split in ("train", "t10k")
+    for part in ("images-idx3", "labels-idx1")
+)
+
+
+class MNISTDataModule(TensorDataModule):
+    """MNIST: 60,000 training and 10,000 test images of 28 x 28 pixels, read by torchvision.
+
+    Args:
+        root: Folder that contains `MNIST/raw`; `None` takes the environment variable
+            `HAMDEQ_DATA`, or `data` where it is not set.
+        download: Download missing files.
+        batch_size: Samples per training batch.
+        eval_batch_size: Samples per batch of validation, test and prediction.
+        val_size: Training images to hold out; 0 trains on all 60,000, as the papers do.
+        seed: Seed of the validation split and of the order of the training batches.
+    """
+
+    image_shape = (28, 28)
+    n_classes = 10
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        download: bool = True,
+        batch_size: int = 64,
+        eval_batch_size: int = 1000,
+        val_size: int = 5000,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, val_size, seed)
+        self.root = Path(root or os.environ.get("HAMDEQ_DATA") or "data").expanduser()
+        self.raw = self.root / "MNIST" / "raw"
+        self.download = download
+
+    def prepare_data(self) -> None:
+        """Download the files if some are missing, and check them.
+
+        Raises:
+            FileNotFoundError: files are missing and cannot be downloaded.
+            ValueError: a file is truncated or not of its format.
+        """
+        reason = "download=False"
+        if self.download and self._missing():
+            timeout = socket.getdefaulttimeout()
+            # Without a limit, urlopen waits minutes for a server that does not answer.
+            socket.setdefaulttimeout(10.0)
+            try:
+                mnist_dataset()(self.root, download=True)
+            except (RuntimeError, OSError, HTTPException) as error:
+                reason = f"download failed: {(str(error).splitlines() or [''])[-1]}"
+            finally:
+                socket.setdefaulttimeout(timeout)
+        self._check_files(reason)
+
+    def load(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Read the files; bytes 0..255 become [0, 1]. Raises as `prepare_data` does."""
+        self._check_files("not downloaded by load(): call prepare_data()")
+        train, test = (mnist_dataset()(self.root, train=train) for train in (True, False))
+        images = (split.data.flatten(1).float().div_(255) for split in (train, test))
+        return next(images), train.targets, next(images), test.targets
+
+    def _missing(self) -> list[str]:
+        return [name for name in MNIST_FILES if not (self.raw / name).is_file()]
+
+    def _check_files(self, reason: str) -> None:
+        if missing := self._missing():
+            raise FileNotFoundError(
+                f"expected MNIST in {self.raw.absolute()}, got no {', '.join(missing)} ({reason}): "
+                f"put {', '.join(MNIST_FILES)} there (with download=True also as .gz), or set "
+                "HAMDEQ_DATA to the folder that contains MNIST/raw, or run on the embedded digits "
+                "instead: python train.py fit --config configs/digits.yaml"
+            )
+        for name in MNIST_FILES:
+            _check_idx(self.raw / name)
+
+
+def _check_idx(path: Path) -> None:
+    """Compare header and size of an IDX file, where torchvision would fail on an assertion."""
+    magic, n_dims = (2051, 3) if "idx3" in path.name else (2049, 1)
+    header_size, size = 4 * (1 + n_dims), path.stat().st_size
+    remedy = "replace it by an intact copy, or delete it to have it downloaded again"
+    with path.open("rb") as file:
+        header = file.read(header_size)
+    wanted = f"an IDX header of {header_size} bytes in {path}"
+    expect(len(header) == header_size, wanted, f"a file of {size} bytes", remedy)
+    found, *shape = struct.unpack(f">{1 + n_dims}I", header)
+    expect(found == magic, f"the IDX magic number {magic} in {path}", found, remedy)
+    wanted = header_size + math.prod(shape)
+    expect(size == wanted, f"{wanted} bytes in {path}, for {shape} values", size, remedy)
+    expect(0 not in shape, f"at least one sample in {path}", shape, remedy)
