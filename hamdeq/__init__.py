@@ -10,8 +10,6 @@ from hamdeq.deq import DEQ
 from hamdeq.ham import HAM, EnergyModel, Layered, Neurons, State
 from hamdeq.implicit import (
     Adjoint,
-    ConvergenceError,
-    ConvergenceWarning,
     Implicit,
     Phantom,
     Unrolled,
@@ -30,7 +28,16 @@ from hamdeq.lagrangians import (
     Tanh,
 )
 from hamdeq.optim import Madam
-from hamdeq.solvers import Anderson, Broyden, Picard, Solution, Solver, Status
+from hamdeq.solvers import (
+    Anderson,
+    Broyden,
+    ConvergenceError,
+    ConvergenceWarning,
+    Picard,
+    Solution,
+    Solver,
+    Status,
+)
 from hamdeq.splitting import Reduced, eliminate, two_colouring
 from hamdeq.synapses import Bias, Dense, Synapse
 from hamdeq.torchdeq_bridge import TorchDEQSolver

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from hamdeq.clamping import clamp
 from hamdeq.ham import HAM, State
-from hamdeq.implicit import Adjoint, Failures, Implicit, OnFailure, equilibrium
-from hamdeq.solvers import Anderson, Solution, Solver, Status
+from hamdeq.implicit import Adjoint, Implicit, attach, solve
+from hamdeq.solvers import Anderson, Failures, OnFailure, Solution, Solver, Status
 from hamdeq.splitting import Reduced, eliminate, two_colouring
 
 __all__ = ["DEQ"]
@@ -81,16 +81,17 @@ class DEQ(nn.Module):
 
         Args:
             clamped: the states of the clamped layers, ``(batch, *shape)``.
-            init: initial states of some or all free layers; zeros for the others. Those of the
-                eliminated layers have no effect.
+            init: initial states, zeros where none is given; another call's ``solution.value`` is
+                a warm start. Only the layers that are neither clamped nor eliminated matter.
 
         Returns:
             a Solution whose ``value`` is the full state. A sample with an infinity or a NaN in
-            its given states comes back as NaN with the status ``INVALID`` and zero gradient.
+            its given states comes back as NaN with the status ``INVALID``; one that diverges, as
+            its best finite state with the status ``DIVERGED``. Both have zero gradient.
 
         Raises:
             ValueError: a missing or unknown layer, a wrong shape, unequal batches.
-            TypeError: a tensor that is not of floating point.
+            TypeError: a tensor that is not of floating point, or not of the weights' dtype.
         """
         if not isinstance(clamped, dict):
             raise TypeError(
@@ -98,29 +99,18 @@ class DEQ(nn.Module):
                 f"{type(clamped).__name__}"
             )
         self.ham.check_state(clamped, self.clamped)
-        init = self._initial(clamped, {} if init is None else init)
-        valid = _finite(clamped | init)
-        spoiled = not bool(valid.all())
-        if spoiled:
-            clamped, init = _where(valid, clamped, 0.0), _where(valid, init, 0.0)
+        self._check_dtype(clamped)
+        some = next(iter(clamped.values()))
+        x0 = self._initial(some, {} if init is None else init)
+        valid = _finite(clamped | x0)
+        if not bool(valid.all()):
+            clamped, x0 = _where(valid, clamped, 0.0), _where(valid, x0, 0.0)
         reduced = self.reduced(clamped)
-        unset = [name for name in reduced.visible if name not in init]
-        x0 = init | self.ham.zero_state(next(iter(clamped.values())), unset)
-        x0 = {name: x0[name] for name in reduced.visible}
-        dtype = next(iter(clamped.values())).dtype
-        solution = self._settle(reduced, x0, valid, dtype)
-        value = reduced.restore(solution.value) | clamped
-        if spoiled:
-            value = _where(valid, value, torch.nan)
-            solution = replace(
-                solution,
-                status=torch.where(valid, solution.status, int(Status.INVALID)),
-                converged=solution.converged & valid,
-                residual=torch.where(valid, solution.residual, torch.nan),
-            )
+        solution = solve(reduced.update, x0, self.solver) if x0 else _at_rest(some)
+        solution = self._with_gradient(reduced, clamped, solution, valid)
         # The warning names the line that called the module: two frames of nn.Module lie between.
         self.failures(solution, "equilibrium", stacklevel=4)
-        return replace(solution, value={name: value[name] for name in self.ham.layers})
+        return solution
 
     def reduced(self, clamped: State) -> Reduced:
         """The energy model that is brought to equilibrium: clamped, then eliminated."""
@@ -130,38 +120,60 @@ class DEQ(nn.Module):
         """Energy of full states, such as a Solution's value: ``(batch,)``."""
         return self.ham.energy(x)
 
-    def _settle(self, reduced: Reduced, x0: State, valid: Tensor, dtype: torch.dtype) -> Solution:
-        if x0:
-            return equilibrium(
+    def _check_dtype(self, clamped: State) -> None:
+        weight = next((p for p in self.parameters() if p.dim() > 0), None)
+        for name, x in clamped.items():
+            autocast = torch.is_autocast_enabled(x.device.type)
+            if weight is not None and x.dtype != weight.dtype and not autocast:
+                raise TypeError(
+                    f"layer {name!r}: expected {weight.dtype}, as the weights, got {x.dtype}; "
+                    f"convert the one (x.to({weight.dtype})) or the other (deq.to({x.dtype}))"
+                )
+
+    def _with_gradient(
+        self, reduced: Reduced, clamped: State, solution: Solution, valid: Tensor
+    ) -> Solution:
+        """The full state with its gradient, and what is known of samples that have none."""
+        alive = valid & (solution.status != Status.DIVERGED)
+        lost: State = {}
+        if not bool(alive.all()):
+            # An infinity times a gradient of zero is NaN, in the weights that all samples share:
+            # lost samples leave the graph before it is built, and only then get their value back.
+            with torch.no_grad():
+                lost = _where(valid, reduced.restore(solution.value) | clamped, torch.nan)
+            clamped = _where(alive, clamped, 0.0)
+            reduced = self.reduced(clamped)
+            solution = replace(
+                solution,
+                value=_where(alive, solution.value, 0.0),
+                status=torch.where(valid, solution.status, Status.INVALID.value),
+                converged=solution.converged & valid,
+                residual=torch.where(valid, solution.residual, torch.nan),
+            )
+        if reduced.visible:
+            solution = attach(
                 reduced.update,
-                x0,
+                solution,
                 solver=self.solver,
                 adjoint=self.adjoint,
                 failures=self.failures,
             )
-        # Every free layer is eliminated: their minimum is the equilibrium, and nothing to solve.
-        zeros = torch.zeros_like(valid, dtype=torch.long)
-        rest = torch.zeros_like(valid, dtype=dtype)
-        return Solution(
-            value={},
-            residual=rest,
-            steps=zeros,
-            converged=torch.ones_like(valid),
-            status=zeros,
-            n_evals=0,
-            trace=rest.new_empty(0, len(rest)),
-        )
+        value = reduced.restore(solution.value) | clamped
+        if lost:
+            value = {name: _pick(alive, value[name], lost[name]) for name in value}
+        return replace(solution, value={name: value[name] for name in self.ham.layers})
 
-    def _initial(self, clamped: State, init: State) -> State:
-        free = [name for name in self.ham.layers if name not in self.clamped]
-        some = next(iter(clamped.values()))
-        self.ham.check_state(init, [name for name in init if name in free])
+    def _initial(self, some: Tensor, init: State) -> State:
+        """Initial states of the visible layers: those given, zeros for the others."""
+        self.ham.check_state(init, layers=tuple(init))
         for name, x in init.items():
             if len(x) != len(some):
                 raise ValueError(
                     f"init: expected a batch of {len(some)} for {name!r}, got {len(x)}"
                 )
-        return {name: x.detach() for name, x in init.items()}
+        visible = [a for a in self.ham.layers if a not in self.clamped and a not in self.hidden]
+        zeros = self.ham.zero_state(some, [name for name in visible if name not in init])
+        return {name: zeros[name] if name in zeros else init[name].detach() for name in visible}
 
     def extra_repr(self) -> str:
         return (
@@ -179,8 +191,25 @@ def _finite(x: State) -> Tensor:
     return torch.stack([x_a.isfinite().flatten(1).all(1) for x_a in x.values()]).all(0)
 
 
-def _where(valid: Tensor, x: State, other: float) -> State:
-    return {
-        name: torch.where(valid.reshape(-1, *[1] * (x_a.dim() - 1)), x_a, other)
-        for name, x_a in x.items()
-    }
+def _where(samples: Tensor, x: State, other: float) -> State:
+    """The state in the marked samples, a number in the others."""
+    return {name: _pick(samples, x_a, x_a.new_full((), other)) for name, x_a in x.items()}
+
+
+def _pick(samples: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    return torch.where(samples.reshape(-1, *[1] * (one.dim() - 1)), one, other)
+
+
+def _at_rest(some: Tensor) -> Solution:
+    """Of a memory whose free layers are all eliminated: their minimum is the equilibrium."""
+    zeros = torch.zeros(len(some), dtype=torch.long, device=some.device)
+    residual = some.new_zeros(len(some))
+    return Solution(
+        value={},
+        residual=residual,
+        steps=zeros,
+        converged=torch.ones_like(zeros, dtype=torch.bool),
+        status=torch.full_like(zeros, Status.CONVERGED.value),
+        n_evals=0,
+        trace=residual.new_empty(0, len(some)),
+    )

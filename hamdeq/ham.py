@@ -105,7 +105,12 @@ class Layered(ABC):
         The layer's own activation may be left out of g where all its synapses are linear in it.
         """
         if to not in g:
-            some = next(iter(g.values()))
+            some = next(iter(g.values()), None)
+            if some is None:
+                raise ValueError(
+                    f"g: expected the activation of at least one of {list(self.layers)}, which "
+                    "sets the batch, got none"
+                )
             g = g | {to: some.new_zeros(()).expand(len(some), *self.layer(to).shape)}
         total = self.drive.get(to)
         for layers, synapse in self.connections:
@@ -229,7 +234,7 @@ class HAM(nn.Module, Layered):
                     f"layer {name!r}: expected Neurons(shape, lagrangian), got "
                     f"{type(layer).__name__}"
                 )
-            if not name.isidentifier() or hasattr(self.neurons, name):
+            if not str(name).isidentifier() or hasattr(self.neurons, name):
                 valid = re.sub(r"\W+|^(?=\d)", "_", f"{name}_layer")
                 raise ValueError(
                     f"layer name {name!r}: expected an identifier that is no attribute of "

@@ -10,22 +10,19 @@ Pineda (1987), recurrent back-propagation.
 
 from __future__ import annotations
 
-import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hamdeq.solvers import Anderson, Solution, Solver, Status
+from hamdeq.forms import Form
+from hamdeq.solvers import Anderson, Failures, OnFailure, Solution, Solver
 
 __all__ = [
     "Adjoint",
-    "ConvergenceError",
-    "ConvergenceWarning",
     "Implicit",
     "Phantom",
     "Unrolled",
@@ -34,15 +31,6 @@ __all__ = [
 
 Map = Callable[[Tensor], Tensor]
 Report = Callable[[Solution], None]
-OnFailure = Literal["warn", "raise", "ignore"]
-
-
-class ConvergenceWarning(UserWarning):
-    """Some samples did not reach their equilibrium."""
-
-
-class ConvergenceError(RuntimeError):
-    """Some samples did not reach their equilibrium, and ``on_failure="raise"``."""
 
 
 class Adjoint(ABC):
@@ -150,8 +138,19 @@ class _Steps(Adjoint):
         z = x
         for _ in range(self.steps):
             z = self.step(f, z)
-        # The value stays the one whose residual is reported; only the gradient is z's.
-        return x + (z - z.detach()) if z.requires_grad else x
+        return _Attach.apply(z, x) if z.requires_grad else x
+
+
+class _Attach(torch.autograd.Function):
+    """The value of x, whose residual is the one reported, with the gradient of z."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0], None
 
 
 @dataclass(frozen=True)
@@ -229,133 +228,35 @@ def fixed_point(
         >>> round(solution.value.item(), 5)
         0.73909
     """
-    failures = Failures(on_failure)
-    solution = equilibrium(
-        f, x0, solver=solver or Anderson(), adjoint=adjoint or Implicit(), failures=failures
-    )
+    solver, adjoint, failures = solver or Anderson(), adjoint or Implicit(), Failures(on_failure)
+    solution = solve(f, x0, solver)
     failures(solution, "equilibrium", stacklevel=3)
-    return solution
+    return attach(f, solution, solver=solver, adjoint=adjoint, failures=failures)
 
 
-def equilibrium(
-    f: Callable[[Any], Any], x0: Any, *, solver: Solver, adjoint: Adjoint, failures: Failures
+def solve(f: Callable[[Any], Any], x0: Any, solver: Solver) -> Solution:
+    """The first half of :func:`fixed_point`: the equilibrium, without a graph or a word."""
+    form = Form(x0)
+    solution = solver.solve(form.rows(f), form.flatten(x0).detach())
+    return replace(solution, value=form.restore(solution.value))
+
+
+def attach(
+    f: Callable[[Any], Any],
+    solution: Solution,
+    *,
+    solver: Solver,
+    adjoint: Adjoint,
+    failures: Failures,
 ) -> Solution:
-    """:func:`fixed_point` without a word about the forward solve; the caller has it."""
-    form = _Form(x0)
-
-    def flat(x: Tensor) -> Tensor:
-        return form.flatten(f(form.restore(x)))
-
-    solution = solver.solve(flat, form.flatten(x0).detach())
+    """The second half: the same value, with its gradient where gradients are enabled."""
+    if not torch.is_grad_enabled():
+        return solution
 
     def report(backward: Solution) -> None:
         solution.adjoint.append(backward)
         failures(backward, "gradient", stacklevel=2)
 
-    x = solution.value
-    if torch.is_grad_enabled():
-        x = adjoint.attach(flat, x, solver, report)
+    form = Form(solution.value)
+    x = adjoint.attach(form.rows(f), form.flatten(solution.value), solver, report)
     return replace(solution, value=form.restore(x))
-
-
-class Failures:
-    """What to do about samples that did not converge.
-
-    Args:
-        on_failure: ``"warn"``, ``"raise"`` or ``"ignore"``.
-        once: warn only once of each kind of solve.
-    """
-
-    def __init__(self, on_failure: OnFailure, *, once: bool = False) -> None:
-        if on_failure not in ("warn", "raise", "ignore"):
-            raise ValueError(
-                f"on_failure: expected 'warn', 'raise' or 'ignore', got {on_failure!r}"
-            )
-        self.on_failure = on_failure
-        self.once = once
-        self._warned: set[str] = set()
-
-    def __call__(self, solution: Solution, what: str, *, stacklevel: int) -> None:
-        """Warn of, or raise for, the samples of a solve that did not converge.
-
-        Raises:
-            ConvergenceError: there are some, and ``on_failure="raise"``.
-        """
-        quiet = self.on_failure == "ignore" or (self.once and what in self._warned)
-        if quiet or bool(solution.converged.all()):
-            return
-        total = len(solution.status)
-        counts = [(s, int((solution.status == s).sum())) for s in Status if s != Status.CONVERGED]
-        parts = (f"{n} of {total} samples: {s.message}" for s, n in counts if n)
-        text = f"{what} not reached by {'; '.join(parts)}"
-        if self.on_failure == "raise":
-            raise ConvergenceError(text)
-        self._warned.add(what)
-        warnings.warn(text, ConvergenceWarning, stacklevel=stacklevel + 1)
-
-
-class _Form:
-    """The form of a state (tensor, tuple or dict), and its way to ``(batch, n)`` and back."""
-
-    def __init__(self, x0: Any) -> None:
-        self.keys = tuple(x0) if isinstance(x0, dict) else None
-        self.kind = type(x0) if isinstance(x0, Tensor | tuple | list | dict) else Tensor
-        leaves = self._leaves(x0, "x0")
-        if not leaves:
-            raise ValueError("x0: expected at least one tensor, got none")
-        for leaf in leaves:
-            if not leaf.is_floating_point() or leaf.dim() == 0:
-                raise TypeError(
-                    "x0: expected floating-point tensors (batch, *shape), got "
-                    f"{leaf.dtype} of shape {tuple(leaf.shape)}"
-                )
-        self.batch, self.dtype = len(leaves[0]), leaves[0].dtype
-        self.shapes = [leaf.shape[1:] for leaf in leaves]
-        self.sizes = [math.prod(shape) for shape in self.shapes]
-        self._check(leaves, "x0")
-
-    def flatten(self, x: Any) -> Tensor:
-        """One row a sample: ``(batch, n)``."""
-        leaves = self._leaves(x, "f")
-        self._check(leaves, "f")
-        flat = [leaf.reshape(self.batch, n) for leaf, n in zip(leaves, self.sizes, strict=True)]
-        return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
-
-    def restore(self, flat: Tensor) -> Any:
-        """The rows in the form of x0."""
-        parts = flat.split(self.sizes, dim=1) if len(self.sizes) > 1 else (flat,)
-        leaves = [
-            part.reshape(len(flat), *shape) for part, shape in zip(parts, self.shapes, strict=True)
-        ]
-        if self.keys is not None:
-            return dict(zip(self.keys, leaves, strict=True))
-        return leaves[0] if issubclass(self.kind, Tensor) else tuple(leaves)
-
-    def _leaves(self, x: Any, who: str) -> list[Tensor]:
-        if self.keys is not None:
-            if not isinstance(x, dict) or set(x) != set(self.keys):
-                got = list(x) if isinstance(x, dict) else type(x).__name__
-                raise ValueError(f"{who}: expected a dict of {list(self.keys)}, got {got}")
-            leaves = [x[key] for key in self.keys]
-        elif issubclass(self.kind, Tensor):
-            leaves = [x]
-        else:
-            leaves = list(x) if isinstance(x, tuple | list) else [x]
-        for leaf in leaves:
-            if not isinstance(leaf, Tensor):
-                raise TypeError(
-                    f"{who}: expected floating-point tensors (batch, *shape), alone or in a tuple "
-                    f"or dict as in x0, got {type(leaf).__name__}"
-                )
-        return leaves
-
-    def _check(self, leaves: list[Tensor], who: str) -> None:
-        wanted = [(self.batch, *shape) for shape in self.shapes]
-        got = [tuple(leaf.shape) for leaf in leaves]
-        if got != wanted:
-            raise ValueError(f"{who}: expected it to keep the shapes {wanted} of x0, got {got}")
-        if any(leaf.dtype != self.dtype for leaf in leaves):
-            raise TypeError(
-                f"{who}: expected the dtype {self.dtype}, with which x0 begins, throughout, got "
-                f"{[leaf.dtype for leaf in leaves]}"
-            )

@@ -63,6 +63,7 @@ class Reduced:
 
     def update(self, x: State, *, clamped: Collection[str] = ()) -> State:
         """One step, x_A <- I_A(∇L_B(I_B(g_A))): the hidden layers settle, then the visible ones."""
+        self.model.check_names(clamped)
         self.model.check_state(x, self.visible)
         g = self.model.activations(x)
         g |= self.model.activations(self._minimise(g))

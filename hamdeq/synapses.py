@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hamdeq.lagrangians import gradient
+from hamdeq.lagrangians.base import gradient
 
 __all__ = ["Bias", "Dense", "Synapse"]
 

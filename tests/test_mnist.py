@@ -12,7 +12,7 @@ from hamdeq import DEQ, HAM, Anderson, Broyden, Implicit, Madam, Picard
 pytest.importorskip("lightning")
 pytest.importorskip("torchvision")
 
-from hamdeq.data import MNIST_FILES, MNISTDataModule  # noqa: E402
+from hamdeq.data import MNIST_FILES, MNISTDataModule
 
 RAW = Path(os.environ.get("HAMDEQ_DATA", "")) / "MNIST/raw"
 pytestmark = pytest.mark.skipif(

@@ -17,7 +17,7 @@ Learning" (ICLR 2021), equations 1 to 4 and section 3; Krotov, "Hierarchical Ass
 """
 
 from hamdeq.lagrangians.additive import Exp, Identity, ReLU, RePU, Sigmoid, Tanh
-from hamdeq.lagrangians.base import Lagrangian, gradient
+from hamdeq.lagrangians.base import Lagrangian
 from hamdeq.lagrangians.coupled import LayerNorm, Softmax, Spherical
 
 __all__ = [
@@ -31,5 +31,4 @@ __all__ = [
     "Softmax",
     "Spherical",
     "Tanh",
-    "gradient",
 ]

@@ -7,6 +7,19 @@ A solver is a choice, an immutable object; :meth:`Solver.solve` runs it and retu
 from hamdeq.solvers.anderson import Anderson
 from hamdeq.solvers.base import Method, Solution, Solver, Status
 from hamdeq.solvers.broyden import Broyden
+from hamdeq.solvers.failures import ConvergenceError, ConvergenceWarning, Failures, OnFailure
 from hamdeq.solvers.picard import Picard
 
-__all__ = ["Anderson", "Broyden", "Method", "Picard", "Solution", "Solver", "Status"]
+__all__ = [
+    "Anderson",
+    "Broyden",
+    "ConvergenceError",
+    "ConvergenceWarning",
+    "Failures",
+    "Method",
+    "OnFailure",
+    "Picard",
+    "Solution",
+    "Solver",
+    "Status",
+]

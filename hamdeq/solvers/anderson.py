@@ -19,11 +19,12 @@ class Anderson(Accelerated):
 
     With residuals r = f(x) − x and the differences Δr₁, …, Δr_m and Δf₁, …, Δf_m of the last
     steps, the next state is ``f(x) − Σ γ_j Δf_j`` where γ minimises ‖r − Σ γ_j Δr_j‖. A sample
-    that goes astray takes a plain step from its best state and forgets its past.
+    that goes astray takes plain steps for a while (:class:`Accelerated`).
 
     Args:
         memory: differences kept, m ≥ 1; the memory used is 2m states a sample.
-        growth: how far a sample's relative residual may rise above its best, > 1.
+        growth: how far a sample's relative residual may rise, as a factor > 1.
+        patience: steps without a lower residual, ≥ 1.
         tol: relative residual to reach.
         max_steps: evaluations of f at most.
 
@@ -32,15 +33,15 @@ class Anderson(Accelerated):
     """
 
     def start(self, x0: Tensor) -> Method:
-        return _Window(x0, self.memory, self.growth)
+        return _Window(x0, self)
 
 
 class _Window(Guarded):
     """A ring of the last m differences, and their Gram matrix, of which a step adds one row."""
 
-    def __init__(self, x0: Tensor, memory: int, growth: float) -> None:
-        super().__init__(x0, growth)
-        batch, n = x0.shape
+    def __init__(self, x0: Tensor, solver: Accelerated) -> None:
+        super().__init__(x0, solver)
+        (batch, n), memory = x0.shape, solver.memory
         self.dr = x0.new_zeros(batch, memory, n)
         self.df = x0.new_zeros(batch, memory, n)
         # The small systems are solved in float64: their condition is that of Δr squared.

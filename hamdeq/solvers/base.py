@@ -122,7 +122,8 @@ class Solver(ABC):
     Every sample stops by itself, when its relative residual ‖f(x) − x‖/‖f(x)‖ falls below
     ``tol`` (Euclidean norms over all of the sample's numbers), when it meets a number that is not
     finite, or after ``max_steps`` evaluations of f. The loop ends with the last sample; no sample
-    changes the result of another.
+    changes the result of another (but for the last digits, where a product of matrices rounds
+    differently in a batch of another size).
 
     Args:
         tol: relative residual to reach, > 0.

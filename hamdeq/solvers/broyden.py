@@ -20,11 +20,12 @@ class Broyden(Accelerated):
     Newton's method on r(x) = f(x) − x with an approximate inverse Jacobian ``−B``, first ``B = I``
     (a plain step), then improved after each step s with residual change y by the rank one that
     makes ``B y = −s``. After ``memory`` improvements it starts again from the identity. A sample
-    that goes astray takes a plain step from its best state and forgets its past.
+    that goes astray takes plain steps for a while (:class:`Accelerated`).
 
     Args:
         memory: improvements kept, ≥ 1; the memory used is 2·memory states a sample.
-        growth: how far a sample's relative residual may rise above its best, > 1.
+        growth: how far a sample's relative residual may rise, as a factor > 1.
+        patience: steps without a lower residual, ≥ 1.
         tol: relative residual to reach.
         max_steps: evaluations of f at most.
 
@@ -32,18 +33,21 @@ class Broyden(Accelerated):
     method 1, inverse form by Sherman & Morrison.
     """
 
+    # Its residual rises further than Anderson's on the way, and comes down again by itself.
     memory: int = 20
+    growth: float = 100.0
+    patience: int = 20
 
     def start(self, x0: Tensor) -> Method:
-        return _RankOnes(x0, self.memory, self.growth)
+        return _RankOnes(x0, self)
 
 
 class _RankOnes(Guarded):
     """B = I + Σ_j u_j v_jᵀ."""
 
-    def __init__(self, x0: Tensor, memory: int, growth: float) -> None:
-        super().__init__(x0, growth)
-        batch, n = x0.shape
+    def __init__(self, x0: Tensor, solver: Accelerated) -> None:
+        super().__init__(x0, solver)
+        (batch, n), memory = x0.shape, solver.memory
         self.u = x0.new_zeros(batch, memory, n)
         self.v = x0.new_zeros(batch, memory, n)
         self.count = 0

@@ -1,0 +1,56 @@
+"""What to do about samples that do not converge."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+from hamdeq.solvers.base import Solution, Status
+
+__all__ = ["ConvergenceError", "ConvergenceWarning", "Failures", "OnFailure"]
+
+OnFailure = Literal["warn", "raise", "ignore"]
+
+
+class ConvergenceWarning(UserWarning):
+    """Some samples did not reach their equilibrium."""
+
+
+class ConvergenceError(RuntimeError):
+    """Some samples did not reach their equilibrium, and ``on_failure="raise"``."""
+
+
+class Failures:
+    """What to do about samples that did not converge.
+
+    Args:
+        on_failure: ``"warn"``, ``"raise"`` or ``"ignore"``.
+        once: warn only once of each kind of solve.
+    """
+
+    def __init__(self, on_failure: OnFailure, *, once: bool = False) -> None:
+        if on_failure not in ("warn", "raise", "ignore"):
+            raise ValueError(
+                f"on_failure: expected 'warn', 'raise' or 'ignore', got {on_failure!r}"
+            )
+        self.on_failure = on_failure
+        self.once = once
+        self._warned: set[str] = set()
+
+    def __call__(self, solution: Solution, what: str, *, stacklevel: int) -> None:
+        """Warn of, or raise for, the samples of a solve that did not converge.
+
+        Raises:
+            ConvergenceError: there are some, and ``on_failure="raise"``.
+        """
+        quiet = self.on_failure == "ignore" or (self.once and what in self._warned)
+        if quiet or bool(solution.converged.all()):
+            return
+        total = len(solution.status)
+        counts = [(s, int((solution.status == s).sum())) for s in Status if s != Status.CONVERGED]
+        parts = (f"{n} of {total} samples: {s.message}" for s, n in counts if n)
+        text = f"{what} not reached by {'; '.join(parts)}"
+        if self.on_failure == "raise":
+            raise ConvergenceError(text)
+        self._warned.add(what)
+        warnings.warn(text, ConvergenceWarning, stacklevel=stacklevel + 1)
