@@ -7,7 +7,7 @@ memories are choices of Lagrangian and graph.
 
 from hamdeq.clamping import Clamped, clamp
 from hamdeq.deq import DEQ
-from hamdeq.ham import HAM, EnergyModel, Layered, Neurons, State
+from hamdeq.ham import HAM
 from hamdeq.implicit import (
     Adjoint,
     Implicit,
@@ -27,6 +27,7 @@ from hamdeq.lagrangians import (
     Spherical,
     Tanh,
 )
+from hamdeq.layers import EnergyModel, Layered, Neurons, State
 from hamdeq.optim import Madam
 from hamdeq.solvers import (
     Anderson,

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable, Mapping
 
 from torch import Tensor
 
-from hamdeq.ham import HAM, Connection, Layered, Neurons, State
+from hamdeq.ham import HAM
+from hamdeq.layers import Connection, Layered, Neurons, State
 
 __all__ = ["Clamped", "clamp"]
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from hamdeq.clamping import clamp
-from hamdeq.ham import HAM, State
+from hamdeq.ham import HAM
 from hamdeq.implicit import Adjoint, Implicit, attach, solve
+from hamdeq.layers import State
 from hamdeq.solvers import Anderson, Failures, OnFailure, Solution, Solver, Status
 from hamdeq.splitting import Reduced, eliminate, two_colouring
 

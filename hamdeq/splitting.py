@@ -26,7 +26,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from hamdeq.ham import HAM, Layered, State
+from hamdeq.ham import HAM
+from hamdeq.layers import Layered, State
 
 __all__ = ["Reduced", "eliminate", "two_colouring"]
 

@@ -1,0 +1,193 @@
+"""Layers of neurons, and what every energy over named layers has in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hamdeq.lagrangians import Lagrangian
+from hamdeq.synapses import Synapse, layer_shape
+
+__all__ = ["Connection", "EnergyModel", "Layered", "Neurons", "State"]
+
+State = dict[str, Tensor]
+"""Layer name -> tensor ``(batch, *shape)``."""
+
+Connection = tuple[tuple[str, ...], Synapse]
+"""The layers that a synapse connects, in the synapse's own order, and the synapse."""
+
+
+class EnergyModel(Protocol):
+    """What a solver needs of a memory: a scalar that falls, and the map that lets it fall."""
+
+    def energy(self, x: State) -> Tensor:
+        """Energy of a state, one scalar a sample: ``(batch,)``."""
+        ...
+
+    def update(self, x: State) -> State:
+        """One step of the fixed-point map, x <- field(activation(x))."""
+        ...
+
+
+class Neurons(nn.Module):
+    """A layer of neurons: a shape and a Lagrangian.
+
+    Args:
+        shape: shape of one sample's state, an integer for a plain vector.
+        lagrangian: the convex function that gives the layer its activation.
+    """
+
+    def __init__(self, shape: int | Sequence[int], lagrangian: Lagrangian) -> None:
+        super().__init__()
+        if not isinstance(lagrangian, Lagrangian):
+            raise TypeError(
+                "lagrangian: expected a Lagrangian such as hamdeq.Sigmoid(4.0, 0.5), "
+                f"got {type(lagrangian).__name__}"
+            )
+        self.shape = layer_shape(shape)
+        self.lagrangian = lagrangian
+
+    def activation(self, x: Tensor) -> Tensor:
+        """g = ∇L(x), of x's shape."""
+        return self.lagrangian.activation(x)
+
+    def energy(self, x: Tensor) -> Tensor:
+        """The Legendre transform L*(g): ``(batch,)``."""
+        return self.lagrangian.energy(x)
+
+    def extra_repr(self) -> str:
+        return f"{self.shape}"
+
+
+class Layered(ABC):
+    """An energy over named layers: what a :class:`HAM` and a
+    :class:`~hamdeq.clamping.Clamped` one share.
+
+    Attributes:
+        connections: the synapses that act between the layers.
+        drive: constant fields on some of the layers (of a plain HAM: none).
+    """
+
+    connections: Sequence[Connection]
+    drive: Mapping[str, Tensor] = {}
+
+    @property
+    @abstractmethod
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers whose states this energy is a function of."""
+
+    @abstractmethod
+    def layer(self, name: str) -> Neurons:
+        """The neurons of a layer."""
+
+    def activations(self, x: State) -> State:
+        """g = ∇L(x) of every layer in x."""
+        return {name: self.layer(name).activation(x_a) for name, x_a in x.items()}
+
+    def field(self, g: State, to: str) -> Tensor:
+        """The field on one layer, I = −∂(Σ_s E_s)/∂g_to, ``(batch, *shape)``.
+
+        The layer's own activation may be left out of g where all its synapses are linear in it.
+        """
+        if to not in g:
+            some = next(iter(g.values()), None)
+            if some is None:
+                raise ValueError(
+                    f"g: expected the activation of at least one of {list(self.layers)}, which "
+                    "sets the batch, got none"
+                )
+            g = g | {to: some.new_zeros(()).expand(len(some), *self.layer(to).shape)}
+        total = self.drive.get(to)
+        for layers, synapse in self.connections:
+            for place in (i for i, name in enumerate(layers) if name == to):
+                term = synapse.field(place, *(g[name] for name in layers))
+                total = term if total is None else total + term
+        return torch.zeros_like(g[to]) if total is None else total
+
+    def energy_terms(self, x: State) -> State:
+        """The energy term by term, each ``(batch,)``: one for a layer, one for what it shares.
+
+        Several synapses between the same layers make one term.
+        """
+        self.check_state(x)
+        return self.terms(x, self.activations(x), self.connections)
+
+    def terms(self, x: State, g: State, connections: Iterable[Connection]) -> State:
+        """The energy terms of the layers in x and of some of the connections."""
+        terms = {name: self.layer(name).energy(x_a) for name, x_a in x.items()}
+        for layers, synapse in connections:
+            label = f"{type(synapse).__name__} {'–'.join(layers)}"
+            energy = synapse.energy(*(g[name] for name in layers))
+            terms[label] = terms[label] + energy if label in terms else energy
+        for name in (name for name in x if name in self.drive):
+            terms[f"held–{name}"] = -(self.drive[name] * g[name]).flatten(1).sum(1)
+        return terms
+
+    def energy(self, x: State) -> Tensor:
+        """E(x), one scalar a sample: ``(batch,)``."""
+        return torch.stack(tuple(self.energy_terms(x).values())).sum(0)
+
+    def update(self, x: State, *, clamped: Collection[str] = ()) -> State:
+        """One synchronous step: every layer takes on its field; clamped layers stay.
+
+        Picard iteration of this map with damping h is forward Euler with step h.
+
+        Raises:
+            ValueError: an unknown or missing layer, a wrong shape, unequal batches.
+            TypeError: a tensor that is not of floating point.
+        """
+        self.check_names(clamped)
+        self.check_state(x)
+        g = self.activations(x)
+        return {name: x[name] if name in clamped else self.field(g, name) for name in x}
+
+    def check_names(self, names: Collection[str]) -> None:
+        """Refuse names that are no layer's, and a single name in place of several."""
+        if isinstance(names, str):
+            raise TypeError(
+                f"expected several layer names, such as ({names!r},), got the string {names!r}"
+            )
+        unknown = [name for name in names if name not in self.layers]
+        if unknown:
+            raise ValueError(f"unknown layer {unknown[0]!r}: this HAM has {list(self.layers)}")
+
+    def check_state(
+        self,
+        x: Mapping[str, Tensor],
+        layers: Collection[str] | None = None,
+        *,
+        batch: int | None = None,
+    ) -> None:
+        """Refuse a state that lacks a layer of ``layers`` (default all), or is misshapen.
+
+        Raises:
+            ValueError: a missing or unknown layer, a wrong shape, unequal batches.
+            TypeError: a tensor that is not of floating point.
+        """
+        self.check_names(x)
+        names = self.layers if layers is None else tuple(layers)
+        if set(names) != set(x):
+            raise ValueError(f"state: expected the layers {list(names)}, got {list(x)}")
+        for name, x_a in x.items():
+            shape = self.layer(name).shape
+            if not isinstance(x_a, Tensor) or not x_a.is_floating_point():
+                kind = x_a.dtype if isinstance(x_a, Tensor) else type(x_a).__name__
+                raise TypeError(
+                    f"layer {name!r}: expected a floating-point tensor, got {kind}; "
+                    "images of bytes become one by images.float() / 255"
+                )
+            if tuple(x_a.shape[1:]) != shape or x_a.dim() == 0:
+                raise ValueError(
+                    f"layer {name!r}: expected shape (batch, {', '.join(map(str, shape))}), "
+                    f"got {tuple(x_a.shape)}"
+                )
+            batch = x_a.shape[0] if batch is None else batch
+            if x_a.shape[0] != batch:
+                raise ValueError(
+                    f"layer {name!r}: expected a batch of {batch} as in the other layers, "
+                    f"got {x_a.shape[0]}"
+                )
