@@ -44,7 +44,8 @@ class ConvergenceMonitor(Callback):
     """Logs how the samples of each epoch settled, for train, val and test.
 
     - ``iterations``: mean over samples of the first iteration whose relative residual is below
-      the solver's ``tol`` (``max_steps`` where none is);
+      the solver's ``tol``; of samples that never get there, of their iterations: ``max_steps``,
+      or fewer where they were given up (``DIVERGED``, ``INVALID``);
     - ``not_converged``: share of samples that did not converge;
     - ``residual``: mean relative residual of the returned states;
     - ``energy``: mean energy of the returned states (in training of one batch in every
@@ -161,7 +162,8 @@ class ResidualPicture(Callback):
         deq.failures = Failures("ignore")
         try:
             with torch.no_grad():
-                trace = pl_module(batch[0]).trace.cpu()
+                # torchdeq's solvers measure the residual of their result in one more evaluation.
+                trace = pl_module(batch[0]).trace[: self.steps].cpu()
         finally:
             deq.solver, deq.failures = solver, failures
         # A batch may end earlier, when every residual is zero.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import lightning as L
@@ -15,7 +16,7 @@ from hamdeq.deq import DEQ
 from hamdeq.optim import Madam
 from hamdeq.solvers import Solution
 
-__all__ = ["HAMClassifier"]
+__all__ = ["HAMClassifier", "OtherArchitectureError"]
 
 # States of 0 and 1 then are confident answers. With the bare state as logits the loss asks for ever
 # larger states, and so for weights at which the memory has many equilibria and settles slowly.
@@ -23,6 +24,10 @@ _SHARPNESS = 10.0
 
 OptimizerCallable = Callable[[Iterable], torch.optim.Optimizer]
 SchedulerCallable = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
+
+class OtherArchitectureError(ValueError):
+    """A checkpoint does not fit the module that is to load it."""
 
 
 class HAMClassifier(L.LightningModule):
@@ -38,7 +43,7 @@ class HAMClassifier(L.LightningModule):
         output: name of the layer to read.
 
     Attributes:
-        solution: the last batch's :class:`~hamdeq.Solution`, for callbacks.
+        solution: the last batch's :class:`~hamdeq.Solution`, without its graph, for callbacks.
 
     A batch is ``(images, labels)``: images ``(batch, …)`` of floating point, with as many numbers
     as the input layer has neurons; labels ``(batch,)`` of int64.
@@ -77,13 +82,15 @@ class HAMClassifier(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, _ = batch
-        # One NaN in one image would reach every weight through the mean of the losses.
-        if not bool(images.isfinite().all()):
+        # One NaN in one image would reach every weight through the mean of the losses. A finite sum
+        # proves every number finite, at a fraction of the time of testing each.
+        if not images.sum().isfinite():
             bad = (~images.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
-            raise ValueError(
-                f"training batch {batch_idx}: expected finite images, got NaN or infinity in "
-                f"samples {bad[:8]} of the batch; remove them from the data"
-            )
+            if bad:
+                raise ValueError(
+                    f"training batch {batch_idx}: expected finite images, got NaN or infinity in "
+                    f"samples {bad[:8]} of the batch; remove them from the data"
+                )
         return self._step(batch, "train")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -99,7 +106,11 @@ class HAMClassifier(L.LightningModule):
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         images, labels = batch
-        solution = self.solution = self.forward(images)
+        solution = self.forward(images)
+        # Detached, lest the graph outlive the step. The list ``adjoint`` is shared with the
+        # original, so that the backward pass is still reported in it.
+        values = {name: x.detach() for name, x in solution.value.items()}
+        self.solution = replace(solution, value=values)
         scores = solution.value[self.output]
         loss = self._loss(scores, labels)
         accuracy = (scores.argmax(1) == labels).float().mean()
@@ -128,11 +139,11 @@ class HAMClassifier(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another architecture in one sentence."""
         ours, theirs = self.state_dict(), checkpoint["state_dict"]
-        for name in ours.keys() | theirs.keys():
+        for name in ours | theirs:
             mine = tuple(ours[name].shape) if name in ours else "no such weight"
             stored = tuple(theirs[name].shape) if name in theirs else "no such weight"
             if mine != stored:
-                raise ValueError(
+                raise OtherArchitectureError(
                     f"checkpoint of another architecture: {name} expected {mine}, got {stored}; "
                     "use the config.yaml that lies in the checkpoint's run folder"
                 )

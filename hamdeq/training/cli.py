@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import json
 import logging
+import math
 import os
-import re
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerStatus
-from torch.optim import Optimizer
 
 from hamdeq.data import TensorDataModule
-from hamdeq.deq import DEQ
-from hamdeq.ham import HAM
-from hamdeq.implicit import Adjoint
-from hamdeq.lagrangians import Lagrangian
-from hamdeq.solvers import Solver
 from hamdeq.training.callbacks import ConvergenceMonitor, ProgressBar, ResidualPicture
-from hamdeq.training.classifier import HAMClassifier
+from hamdeq.training.classifier import HAMClassifier, OtherArchitectureError
+from hamdeq.training.hints import Parser, innermost
+from hamdeq.training.results import add_results, table, where
 from hamdeq.training.run import (
     MetricsFile,
     checkpoint_step,
@@ -37,6 +32,8 @@ from hamdeq.training.run import (
 )
 
 __all__ = ["Run", "main"]
+
+_INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 
 
 @dataclass
@@ -54,26 +51,33 @@ class Run:
     project: str = "hamdeq"
 
 
-class _Parser(LightningArgumentParser):
-    """Errors name the nearest key that exists."""
-
-    def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:
-        super().error(_with_near_match(message, self), *args, **kwargs)
-
-
 class _SaveConfig(SaveConfigCallback):
-    """Saves the configuration as config.yaml, and in wandb."""
+    """Saves the configuration as config.yaml in the folder of a new run, and in wandb."""
+
+    def __init__(self, *args: Any, folder: Path, **kwargs: Any) -> None:
+        super().__init__(*args, save_to_log_dir=False, **kwargs)
+        self.folder = folder
 
     def save_config(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        # Where the weights came from is no part of a configuration to train with.
+        config = self.config.clone()
+        config.pop("ckpt_path", None)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_hyperparams(self.config.as_dict())
+                logger.log_hyperparams(config.as_dict())
+        path = self.folder / "config.yaml"
+        if stage == "fit" and not path.exists():
+            self.parser.save(config, path, skip_none=False)
 
 
 class HAMCLI(LightningCLI):
-    """LightningCLI with a run folder, resume by ``--ckpt_path last``, and a test after fit."""
+    """LightningCLI with a run folder, resume by ``--ckpt_path last``, and a test after fit.
 
-    folder: Path
+    Attributes:
+        folder: the run folder; None with ``--trainer.fast_dev_run``, which leaves nothing behind.
+    """
+
+    folder: Path | None = None
 
     def __init__(self, args: list[str] | None = None) -> None:
         self._timer = Timer()
@@ -83,81 +87,96 @@ class HAMCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            parser_class=_Parser,
+            parser_class=Parser,
             parser_kwargs={"allow_abbrev": False},
             trainer_defaults={"enable_model_summary": False, "num_sanity_val_steps": 0},
             save_config_callback=_SaveConfig,
-            save_config_kwargs={"overwrite": True},
             args=args,
         )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         every = LightningCLI.subcommands()
-        return {name: every[name] for name in ("fit", "validate", "test")}
+        # Not an option: the result is printed once, and not by Lightning.
+        return {name: every[name] | {"verbose"} for name in ("fit", "validate", "test")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(Run, "run")
 
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand != "fit" and self._get_config().ckpt_path is None:
+            self.parser.error(f"{self.subcommand}: expected --ckpt_path FILE or last")
+
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except (ValueError, TypeError) as error:
-            self.parser.error(_innermost(error))
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            if self.folder is not None and not any(self.folder.iterdir()):
+                self.folder.rmdir()  # of a run that will not be
+            self.parser.error(innermost(error))
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        _check_sizes(self.model, self.datamodule)
         config = self._get_config()
-        run = Run(**config.run.as_dict())
-        resume_step = self._choose_folder(config, run)
-        best = "val/accuracy" if getattr(self.datamodule, "val_size", 0) else None
-        self.trainer_defaults["callbacks"] = [
-            ConvergenceMonitor(),
-            ResidualPicture(self.folder),
-            self._timer,
-            *(
-                [ProgressBar(refresh_rate=20)]
-                if config.trainer.enable_progress_bar in (None, True)
-                else []
-            ),
-            ModelCheckpoint(
-                self.folder / "checkpoints",
-                filename="best" if best else "{epoch}",
-                monitor=best,
-                mode="max",
-                save_last=True,
-                enable_version_counter=False,
-            ),
-        ]
+        resume_step = self._choose_folder(config)
+        self.trainer_defaults["callbacks"] = self._callbacks(config.trainer)
+        self.save_config_kwargs["folder"] = self.folder
         if config.trainer.logger is None:
-            loggers: list[Logger] = [MetricsFile(self.folder, resume_step=resume_step)]
-            if run.wandb != "disabled" and not config.trainer.fast_dev_run:
-                online = run.wandb == "online"
-                loggers.append(wandb_logger(self.folder, project=run.project, online=online))
-            kwargs["logger"] = loggers
+            kwargs["logger"] = self._loggers(config.run, resume_step)
         return super().instantiate_trainer(**kwargs)
 
     def _get_config(self) -> Any:
         return self.config[str(self.subcommand)]
 
-    def _choose_folder(self, config: Any, run: Run) -> int | None:
-        """Set the run folder; return the step to resume at, None for a new run."""
-        path = config.get("ckpt_path")
-        if path == "last":
-            path = self.config_init[str(self.subcommand)]["ckpt_path"] = str(
-                last_checkpoint(run.root)
+    def _loggers(self, run: Run, resume_step: int | None) -> list[Logger]:
+        if self.folder is None:
+            return []
+        loggers: list[Logger] = [MetricsFile(self.folder, resume_step=resume_step)]
+        if run.wandb != "disabled":
+            online = run.wandb == "online"
+            loggers.append(wandb_logger(self.folder, project=run.project, online=online))
+        return loggers
+
+    def _callbacks(self, trainer: Any) -> list[Callback]:
+        callbacks: list[Callback] = [ConvergenceMonitor(), self._timer]
+        if trainer.enable_progress_bar is not False:
+            callbacks.append(ProgressBar(refresh_rate=20))
+        if self.folder is not None:
+            callbacks.append(ResidualPicture(self.folder))
+        if self.folder is not None and trainer.enable_checkpointing is not False:
+            validates = getattr(self.datamodule, "val_size", 0) and trainer.limit_val_batches != 0
+            checkpoint = ModelCheckpoint(
+                self.folder / "checkpoints",
+                filename="best",
+                # Without validation each epoch is taken for better than those before.
+                monitor="val/accuracy" if validates else None,
+                mode="max",
+                save_last=True,
+                enable_version_counter=False,
             )
+            callbacks.append(checkpoint)
+        return callbacks
+
+    def _choose_folder(self, config: Any) -> int | None:
+        """Set the run folder; return the step to resume a fit at, None where none is resumed."""
+        path = config.ckpt_path
+        if path == "last":
+            path = str(last_checkpoint(config.run.root))
+            self.config_init[str(self.subcommand)]["ckpt_path"] = path
         if path is not None and not Path(path).is_file():
             raise FileNotFoundError(
                 f"--ckpt_path: expected a checkpoint file or 'last', got {path}"
             )
+        if config.trainer.fast_dev_run:
+            return None
         if path is not None and Path(path).parent.name == "checkpoints":
             self.folder = Path(path).parent.parent
-            return checkpoint_step(path)
+            return checkpoint_step(path) if self.subcommand == "fit" else None
         # The processes that Lightning starts for further devices share the first one's folder.
         if int(os.environ.get("LOCAL_RANK", 0)) and "HAMDEQ_RUN_FOLDER" in os.environ:
             self.folder = Path(os.environ["HAMDEQ_RUN_FOLDER"])
         else:
-            self.folder = new_folder(run.root)
+            self.folder = new_folder(config.run.root)
             os.environ["HAMDEQ_RUN_FOLDER"] = str(self.folder)
         return None
 
@@ -168,90 +187,62 @@ class HAMCLI(LightningCLI):
         except SystemExit:
             if self.trainer.state.status != TrainerStatus.INTERRUPTED:
                 raise
-            raise SystemExit(
-                f"interrupted in epoch {self.trainer.current_epoch}; to go on from the last "
-                "finished epoch, give the same command with --ckpt_path last"
-            ) from None
+            message = f"interrupted in epoch {self.trainer.current_epoch}"
+            if self.folder is not None and (self.folder / "checkpoints/last.ckpt").exists():
+                message += (
+                    "; to go on from the last finished epoch, give the same command with "
+                    "--ckpt_path last"
+                )
+            print(message, file=sys.stderr)
+            raise SystemExit(_INTERRUPTED) from None
 
     def after_fit(self) -> None:
-        """Test the best checkpoint."""
-        if not self._get_config().trainer.fast_dev_run:
-            self.trainer.test(
-                self.model, datamodule=self.datamodule, ckpt_path="best", verbose=False
-            )
-            self.after_test()
+        """Test the best checkpoint, or the weights as they are where none was written."""
+        if self.folder is None:
+            return
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "") or None
+        self.test(model=self.model, datamodule=self.datamodule, ckpt_path=best)
+        self.after_test()
+
+    def test(self, **kwargs: Any) -> None:
+        self.trainer.test(**kwargs, verbose=False)
+
+    def validate(self, **kwargs: Any) -> None:
+        self.trainer.validate(**kwargs, verbose=False)
 
     def after_test(self) -> None:
         """Print and write the result."""
-        results = {
-            name: value.item()
-            for name, value in self.trainer.callback_metrics.items()
-            if name.startswith("test/")
-        }
+        results = self._results("test/")
         if self.subcommand == "fit":
             results["fit_seconds"] = self._timer.time_elapsed("train")
         if self.trainer.is_global_zero:
-            (self.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-            print(_table(results, self.folder))
+            if self.folder is not None:
+                add_results(self.folder, results)
+            print(table(results), where(self.folder), sep="", end="")
+
+    def after_validate(self) -> None:
+        """Print the result."""
+        if self.trainer.is_global_zero:
+            print(table(self._results("val/")), end="")
+
+    def _results(self, prefix: str) -> dict[str, float]:
+        metrics = self.trainer.callback_metrics.items()
+        return {name: value.item() for name, value in metrics if name.startswith(prefix)}
 
 
-def _table(results: dict[str, float], folder: Path) -> str:
-    formats = {
-        "test/accuracy": ("test accuracy", "{:.2%}"),
-        "test/loss": ("test loss", "{:.4g}"),
-        "test/iterations": ("mean iterations", "{:.2f}"),
-        "test/not_converged": ("not converged", "{:.2%}"),
-        "test/residual": ("mean residual", "{:.1e}"),
-        "test/energy": ("mean energy", "{:.4g}"),
-        "fit_seconds": ("time of the fit", "{:.1f} s"),
-    }
-    rows = [
-        (label, form.format(results[key]))
-        for key, (label, form) in formats.items()
-        if key in results
-    ]
-    wide = max(len(label) for label, _ in rows)
-    lines = [f"  {label:<{wide}}  {value:>10}" for label, value in rows]
-    rule = "  " + "─" * (wide + 12)
-    where = [f"  {folder}: residuals.png, metrics.csv, config.yaml, checkpoints/"]
-    if any(folder.glob("wandb/offline-run-*")):
-        where.append(f"  wandb, offline; to upload: wandb sync {folder}/wandb/offline-run-*")
-    return "\n".join(["", rule, *lines, rule, *where])
-
-
-def _innermost(error: BaseException) -> str:
-    """The message at the root of a chain of errors, where the value itself was refused."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return str(error)
-
-
-def _with_near_match(message: str, parser: LightningArgumentParser) -> str:
-    """Add the nearest known key to a message about an unknown one."""
-    if "Did you mean" in message:  # a nested key, already answered
-        return message
-    match = re.search(
-        r"(?:[Kk]ey|[Oo]ption) ['\"]([\w.]+)['\"] is not|[Uu]nrecognized arguments: --([\w.]+)",
-        message,
-    )
-    if match is None:
-        return message
-    wrong = (match[1] or match[2]).rpartition(".")[2]
-    near = difflib.get_close_matches(wrong, sorted(_known_keys(parser)), n=1, cutoff=0.6)
-    return f"{message}\nDid you mean '{near[0]}' instead of '{wrong}'?" if near else message
-
-
-def _known_keys(parser: LightningArgumentParser) -> set[str]:
-    """Last names of all options: of the parser, and of the library's own classes."""
-    keys = {part for action in parser._actions for part in action.dest.split(".")}
-    bases = (HAM, DEQ, Solver, Adjoint, Lagrangian, Optimizer, TensorDataModule)
-    for thing in (*bases, HAM.chain, *(kind for base in bases for kind in _subclasses(base))):
-        keys |= set(inspect.signature(thing).parameters)
-    return keys
-
-
-def _subclasses(base: type) -> set[type]:
-    return {base}.union(*(_subclasses(kind) for kind in type.__subclasses__(base)))
+def _check_sizes(model: HAMClassifier, data: TensorDataModule) -> None:
+    """Compare the memory with the data before anything is run, or written."""
+    for layer, size, what in (
+        (model.input, math.prod(data.image_shape), f"pixel of the images {data.image_shape}"),
+        (model.output, data.n_classes, "class"),
+    ):
+        got = math.prod(model.deq.ham.layer(layer).shape)
+        if got != size:
+            raise ValueError(
+                f"model.deq.ham: expected {size} neurons in the layer {layer!r}, one for each "
+                f"{what} of {type(data).__name__}, got {got}; change --model.deq.ham.sizes, "
+                "or the data"
+            )
 
 
 def main(args: list[str] | None = None) -> None:
@@ -259,8 +250,12 @@ def main(args: list[str] | None = None) -> None:
     _quiet()
     try:
         HAMCLI(args)
-    except (FileNotFoundError, ImportError) as error:
+    except (FileNotFoundError, ImportError, OtherArchitectureError) as error:
         raise SystemExit(f"error: {error}") from None
+    except OSError as error:
+        if error.filename is None:  # not about a file
+            raise
+        raise SystemExit(f"error: {error.filename}: {error.strerror}") from None
 
 
 def _quiet() -> None:
@@ -268,7 +263,7 @@ def _quiet() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     for text in (
-        r"(?s).*instantiate_classes.*was deprecated",
+        r"(?s).*was deprecated in v[\d.]+ and will be removed in v",  # jsonargparse, to Lightning
         r"(?s).*one JsonargparseDeprecationWarning per type",
         r"Checkpoint directory .* exists and is not empty",  # of the run that goes on
         r".*isinstance\(treespec, LeafSpec\).* is deprecated",

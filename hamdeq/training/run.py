@@ -20,9 +20,17 @@ __all__ = ["MetricsFile", "last_checkpoint", "new_folder", "wandb_logger"]
 
 
 def new_folder(root: str | Path) -> Path:
-    """A new folder ``version_N`` under root, N counting up."""
+    """A new folder ``version_N`` under root, N counting up.
+
+    Raises:
+        OSError: root cannot be written to.
+    """
     root = Path(root)
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = f"expected a folder that can be written, got {error.strerror!r}; give --run.root"
+        raise OSError(error.errno, remedy, str(root)) from None
     taken = [int(p.name[8:]) for p in root.glob("version_*") if p.name[8:].isdigit()]
     number = max(taken, default=-1) + 1
     while True:
@@ -55,7 +63,8 @@ class MetricsFile(Logger):
     """Logs to ``metrics.csv``: one row each time that something is logged, on disk at once.
 
     A file that is there is continued, but for rows after ``resume_step``: those epochs were cut
-    off by an interruption and will be run again.
+    off by an interruption and will be run again. They leave the file with the first new row, so
+    that a checkpoint that is refused before costs nothing.
 
     Args:
         folder: the run folder.
@@ -68,6 +77,7 @@ class MetricsFile(Logger):
         self.path = self.folder / "metrics.csv"
         self._rows: list[dict[str, Any]] = []
         self._columns: list[str] = []
+        self._stale = False
         if self.path.exists():
             with self.path.open(newline="") as file:
                 rows = list(csv.DictReader(file))
@@ -75,6 +85,7 @@ class MetricsFile(Logger):
                 row for row in rows if resume_step is None or int(row["step"]) <= resume_step
             ]
             self._columns = list(rows[0]) if rows else []
+            self._stale = len(self._rows) < len(rows)
 
     @property
     def name(self) -> str:
@@ -98,7 +109,7 @@ class MetricsFile(Logger):
         self._rows.append(row)
         new = [name for name in row if name not in self._columns]
         self._columns += new
-        if new or len(self._rows) == 1:
+        if new or self._stale or len(self._rows) == 1:
             self._rewrite()
         else:
             with self.path.open("a", newline="") as file:
@@ -113,6 +124,7 @@ class MetricsFile(Logger):
             writer.writeheader()
             writer.writerows(self._rows)
         os.replace(aside, self.path)
+        self._stale = False
 
 
 def wandb_logger(folder: Path, *, project: str, online: bool) -> WandbLogger:

@@ -1,0 +1,71 @@
+"""Error messages of the command line: the nearest name that exists, and the cause at the root."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from typing import Any, NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+from torch.optim import Optimizer
+
+from hamdeq.data import TensorDataModule
+from hamdeq.deq import DEQ
+from hamdeq.ham import HAM
+from hamdeq.implicit import Adjoint
+from hamdeq.lagrangians import Lagrangian
+from hamdeq.solvers import Solver
+
+__all__ = ["Parser", "innermost"]
+
+_UNKNOWN_KEY = re.compile(
+    r"(?:[Kk]ey|[Oo]ption) ['\"]([\w.]+)['\"] is not|[Uu]nrecognized arguments: --([\w.]+)"
+)
+_UNKNOWN_CLASS = re.compile(
+    r"module '[\w.]+' has no attribute '(\w+)'|Expected a dot import path string: (\w+)"
+)
+
+
+class Parser(LightningArgumentParser):
+    """Errors name the nearest key, or class, that exists."""
+
+    def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:
+        super().error(_with_near_match(message, self), *args, **kwargs)
+
+
+def innermost(error: BaseException) -> str:
+    """The message at the root of a chain of errors, where the value itself was refused."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return str(error)
+
+
+def _with_near_match(message: str, parser: LightningArgumentParser) -> str:
+    if "Did you mean" in message:  # a nested key, already answered
+        return message
+    if match := _UNKNOWN_KEY.search(message):
+        wrong, known = (match[1] or match[2]).rpartition(".")[2], _known_keys(parser)
+    elif match := _UNKNOWN_CLASS.search(message):
+        wrong, known = match[1] or match[2], {kind.__name__ for kind in _known_classes()}
+    else:
+        return message
+    near = difflib.get_close_matches(wrong, sorted(known), n=1, cutoff=0.6)
+    return f"{message}\nDid you mean '{near[0]}' instead of '{wrong}'?" if near else message
+
+
+def _known_keys(parser: LightningArgumentParser) -> set[str]:
+    """Last names of all options: of the parser, and of the library's own classes."""
+    keys = {part for action in parser._actions for part in action.dest.split(".")}
+    for thing in (HAM.chain, *_known_classes()):
+        keys |= set(inspect.signature(thing).parameters)
+    return keys
+
+
+def _known_classes() -> set[type]:
+    bases = (HAM, DEQ, Solver, Adjoint, Lagrangian, Optimizer, TensorDataModule)
+    return {kind for base in bases for kind in _subclasses(base) if kind.__name__[0] != "_"}
+
+
+def _subclasses(base: type) -> set[type]:
+    return {base}.union(*(_subclasses(kind) for kind in type.__subclasses__(base)))

@@ -1,0 +1,54 @@
+"""The result of a run: results.json, and what is printed at the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+__all__ = ["add_results", "table", "where"]
+
+_FORMATS = {
+    "accuracy": ("{stage} accuracy", "{:.2%}"),
+    "loss": ("{stage} loss", "{:.4g}"),
+    "iterations": ("mean iterations", "{:.2f}"),
+    "not_converged": ("not converged", "{:.2%}"),
+    "residual": ("mean residual", "{:.1e}"),
+    "energy": ("mean energy", "{:.4g}"),
+    "fit_seconds": ("time of the fit", "{:.1f} s"),
+}
+_STAGES = {"val": "validation", "test": "test"}
+
+
+def add_results(folder: Path, results: dict[str, float]) -> None:
+    """Write results.json; what only an earlier command measured, the time of the fit, stays."""
+    path = folder / "results.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(before | results, indent=2) + "\n")
+
+
+def table(results: dict[str, float]) -> str:
+    """Metrics ``"stage/name"`` of one stage as lines of text, empty where there are none."""
+    rows = []
+    for name, (label, form) in _FORMATS.items():
+        for key, value in results.items():
+            stage, _, last = key.rpartition("/")
+            if last == name:
+                rows.append((label.format(stage=_STAGES.get(stage, stage)), form.format(value)))
+    if not rows:
+        return ""
+    wide = max(len(label) for label, _ in rows)
+    rule = "  " + "─" * (wide + 12)
+    lines = [f"  {label:<{wide}}  {value:>10}" for label, value in rows]
+    return "\n".join(["", rule, *lines, rule, ""])
+
+
+def where(folder: Path | None) -> str:
+    """Which of a run's files there are, and how to upload what wandb has recorded."""
+    if folder is None:
+        return ""
+    names = ("results.json", "residuals.png", "metrics.csv", "config.yaml", "checkpoints")
+    found = ", ".join(name for name in names if (folder / name).exists())
+    text = f"  {folder}: {found}\n" if found else ""
+    if any(folder.glob("wandb/offline-run-*")):
+        text += f"  wandb, offline; to upload: wandb sync {folder}/wandb/offline-run-*\n"
+    return text
