@@ -17,7 +17,7 @@ from hamdeq.clamping import clamp
 from hamdeq.ham import HAM
 from hamdeq.implicit import Adjoint, Implicit, attach, solve
 from hamdeq.layers import State
-from hamdeq.solvers import Anderson, Failures, OnFailure, Solution, Solver, Status
+from hamdeq.solvers import Broyden, Failures, OnFailure, Solution, Solver, Status
 from hamdeq.splitting import Reduced, eliminate, two_colouring
 
 __all__ = ["DEQ"]
@@ -32,7 +32,7 @@ class DEQ(nn.Module):
         splitting: ``"even-odd"`` eliminates the wider colour of the free layers, so that a step
             of the solver is two asynchronous half-steps on a smaller state; ``None`` updates all
             free layers at once. Both have the same equilibria.
-        solver: default :class:`~hamdeq.Anderson`.
+        solver: default :class:`~hamdeq.Broyden`.
         adjoint: gradient method, default :class:`~hamdeq.Implicit`.
         on_failure: for samples that do not converge: ``"warn"`` (once for this module),
             ``"raise"`` or ``"ignore"``. Their status is in the Solution in any case.
@@ -67,7 +67,7 @@ class DEQ(nn.Module):
         ham.check_names(self.clamped)
         self.splitting = splitting
         self.hidden = two_colouring(ham, clamped=self.clamped)[1] if splitting else ()
-        self.solver = Anderson() if solver is None else solver
+        self.solver = Broyden() if solver is None else solver
         self.adjoint = Implicit() if adjoint is None else adjoint
         for name, value, kind in (
             ("solver", self.solver, Solver),

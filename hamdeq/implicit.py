@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hamdeq.forms import Form
-from hamdeq.solvers import Anderson, Failures, OnFailure, Solution, Solver
+from hamdeq.solvers import Broyden, Failures, OnFailure, Solution, Solver
 
 __all__ = [
     "Adjoint",
@@ -210,7 +210,7 @@ def fixed_point(
         f: the map. Each sample's image depends on that sample alone.
         x0: initial state: a tensor ``(batch, *shape)``, or a tuple or dict of such, all of one
             floating dtype; f takes and returns the same.
-        solver: default ``Anderson()``.
+        solver: default ``Broyden()``.
         adjoint: gradient method, default ``Implicit()``; used wherever gradients are enabled, in
             training and evaluation mode alike.
         on_failure: what to do when samples do not converge: warn, raise or nothing.
@@ -224,11 +224,11 @@ def fixed_point(
         ValueError: f returns another form or shape than x0.
 
     Example:
-        >>> solution = fixed_point(torch.cos, torch.zeros(1, 1), solver=Anderson(tol=1e-6))
+        >>> solution = fixed_point(torch.cos, torch.zeros(1, 1), solver=Broyden(tol=1e-6))
         >>> round(solution.value.item(), 5)
         0.73909
     """
-    solver, adjoint, failures = solver or Anderson(), adjoint or Implicit(), Failures(on_failure)
+    solver, adjoint, failures = solver or Broyden(), adjoint or Implicit(), Failures(on_failure)
     solution = solve(f, x0, solver)
     failures(solution, "equilibrium", stacklevel=3)
     return attach(f, solution, solver=solver, adjoint=adjoint, failures=failures)

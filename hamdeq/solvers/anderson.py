@@ -46,7 +46,6 @@ class _Window(Guarded):
         self.df = x0.new_zeros(batch, memory, n)
         # The small systems are solved in float64: their condition is that of Δr squared.
         self.gram = x0.new_zeros(batch, memory, memory, dtype=torch.float64)
-        self.known = torch.zeros(batch, memory, dtype=torch.bool, device=x0.device)
         self.count = 0
         self.fx = self.r = x0
 
@@ -57,9 +56,6 @@ class _Window(Guarded):
             return fx
         return fx - (self._coefficients(r, used)[:, :, None] * self.df[:, :used]).sum(1)
 
-    def forget(self, samples: Tensor) -> None:
-        self.known &= ~samples[:, None]
-
     def _remember(self, fx: Tensor, r: Tensor) -> None:
         if self.count:
             slot = (self.count - 1) % self.dr.shape[1]
@@ -68,18 +64,17 @@ class _Window(Guarded):
             row = (self.dr * self.dr[:, slot, None]).sum(-1).double()
             self.gram[:, slot] = row
             self.gram[:, :, slot] = row
-            self.known[:, slot] = True
         self.count += 1
         self.fx, self.r = fx, r
 
     def _coefficients(self, r: Tensor, used: int) -> Tensor:
-        """γ of the least squares problem, zero for what is forgotten: ``(batch, used)``."""
+        """γ of the least squares problem: ``(batch, used)``."""
         # Late differences are many orders smaller than early ones: each is scaled to unit length
-        # and only then regularised, by what rounding leaves undetermined. A scale of zero takes a
-        # difference out; the ridge keeps its row regular.
+        # and only then regularised, by what rounding leaves undetermined. A difference of zero is
+        # left out by a scale of zero; the ridge keeps its row regular.
         gram = self.gram[:, :used, :used]
         square = gram.diagonal(dim1=1, dim2=2)
-        use = self.known[:, :used] & (square > 0)
+        use = square > 0
         scale = torch.where(use, square.rsqrt(), 0.0)
         unit = gram * (scale[:, :, None] * scale[:, None])
         unit.diagonal(dim1=1, dim2=2).add_(torch.where(use, 10 * torch.finfo(r.dtype).eps, 1.0))

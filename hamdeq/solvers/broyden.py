@@ -47,9 +47,10 @@ class _RankOnes(Guarded):
 
     def __init__(self, x0: Tensor, solver: Accelerated) -> None:
         super().__init__(x0, solver)
-        (batch, n), memory = x0.shape, solver.memory
-        self.u = x0.new_zeros(batch, memory, n)
-        self.v = x0.new_zeros(batch, memory, n)
+        self.memory = solver.memory
+        # Most solves end long before the memory is full: it grows as it is needed.
+        self.u = x0.new_empty(len(x0), min(5, self.memory), x0.shape[1])
+        self.v = torch.empty_like(self.u)
         self.count = 0
         self.last: tuple[Tensor, Tensor] | None = None
 
@@ -60,17 +61,17 @@ class _RankOnes(Guarded):
         self.last = x, r
         return x + self._apply(self.u, self.v, r)
 
-    def forget(self, samples: Tensor) -> None:
-        self.u = torch.where(samples[:, None, None], 0.0, self.u)
-
     def _apply(self, u: Tensor, v: Tensor, r: Tensor) -> Tensor:
         """B r (or Bᵀ r with u and v exchanged)."""
         u, v = u[:, : self.count], v[:, : self.count]
         return r + ((v * r[:, None]).sum(-1, keepdim=True) * u).sum(1)
 
     def _improve(self, s: Tensor, minus_y: Tensor) -> None:
-        if self.count == self.u.shape[1]:
+        if self.count == self.memory:
             self.count = 0
+        elif self.count == self.u.shape[1]:
+            more = torch.empty_like(self.u[:, : self.memory - self.count])
+            self.u, self.v = torch.cat([self.u, more], 1), torch.cat([self.v, more], 1)
         image = self._apply(self.u, self.v, minus_y)
         v = self._apply(self.v, self.u, s)
         slope = (s * image).sum(-1, keepdim=True)

@@ -20,9 +20,9 @@ class Accelerated(Solver):
 
     A sample gets a strike when its relative residual grows beyond ``growth`` times the lowest since
     its last strike, when that lowest has not improved for ``patience`` steps, or when its next
-    state would not be finite. It then forgets its past and takes plain steps from where it is, two
-    after the first strike, twice as many after each further one: whatever acceleration does, a
-    sample that plain iteration would bring to rest comes to rest.
+    state would not be finite. It then takes plain steps from where it is, two after the first
+    strike, twice as many after each further one: whatever acceleration does, a sample that plain
+    iteration would bring to rest comes to rest.
 
     Args:
         memory: past steps kept, ≥ 1.
@@ -61,10 +61,6 @@ class Guarded(Method):
     def extrapolate(self, x: Tensor, fx: Tensor, r: Tensor) -> Tensor:
         """The accelerated next state."""
 
-    @abstractmethod
-    def forget(self, samples: Tensor) -> None:
-        """Drop the past of the marked samples ``(batch,)``."""
-
     def propose(self, step: Step) -> Tensor:
         self.best_fx = torch.where(step.better[:, None], step.fx, self.best_fx)
         x = self.extrapolate(step.x, step.fx, step.r)
@@ -84,5 +80,4 @@ class Guarded(Method):
         self.strikes += strike
         self.rest = torch.where(strike, 2**self.strikes, self.rest - 1).clamp_min(0)
         self.stale = torch.where(strike | resting, 0, self.stale)
-        self.forget(strike)
         return strike | resting
