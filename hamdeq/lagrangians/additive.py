@@ -53,7 +53,7 @@ class Sigmoid(Tempered):
     def _argument(self, x: Tensor) -> Tensor:
         # In place on the fresh difference: one pass over new memory less.
         z = x - self.center
-        return z * self.beta if self.learnable else z.mul_(self._beta)
+        return z * self.beta if self.learnable else z.mul_(self._given)
 
     def forward(self, x: Tensor) -> Tensor:
         return total(_softplus(self._argument(x))) / self.beta

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Lagrangian", "Tempered", "gradient", "positive", "total"]
+__all__ = ["Lagrangian", "Scaled", "Tempered", "gradient", "positive", "total"]
 
 
 class Lagrangian(nn.Module, ABC):
@@ -35,31 +35,39 @@ class Lagrangian(nn.Module, ABC):
         return total(x * self.activation(x)) - self(x)
 
 
-class Tempered(Lagrangian):
-    """A Lagrangian with an inverse temperature: L(x) = ℓ(βx)/β.
+class Scaled(Lagrangian):
+    """A Lagrangian with one positive number, given or, when ``learnable``, trained.
 
-    β is a fixed number, or a parameter when ``learnable``. The parameter is ln β, which keeps β
-    positive, and thus L convex, whatever an optimiser does.
+    The parameter is the number's logarithm, ``log_<name>``: the number stays positive, and thus L
+    convex, whatever an optimiser does.
     """
 
-    def __init__(self, beta: float = 1.0, *, learnable: bool = False) -> None:
+    def __init__(self, name: str, value: float, *, learnable: bool) -> None:
         super().__init__()
-        beta = positive("beta", beta)
+        value = positive(name, value)
         self.learnable = learnable
+        self._name, self._given = name, value
         if learnable:
-            self.log_beta = nn.Parameter(torch.tensor(math.log(beta)))
-        else:
-            self._beta = beta
+            self.register_parameter(f"log_{name}", nn.Parameter(torch.tensor(math.log(value))))
+
+    def _number(self) -> Tensor | float:
+        return getattr(self, f"log_{self._name}").exp() if self.learnable else self._given
+
+    def extra_repr(self) -> str:
+        value = float(torch.as_tensor(self._number()).detach())
+        return f"{self._name}={value:.4g}" + ", learnable=True" * self.learnable
+
+
+class Tempered(Scaled):
+    """A Lagrangian with an inverse temperature: L(x) = ℓ(βx)/β."""
+
+    def __init__(self, beta: float = 1.0, *, learnable: bool = False) -> None:
+        super().__init__("beta", beta, learnable=learnable)
 
     @property
     def beta(self) -> Tensor | float:
         """The inverse temperature β."""
-        return self.log_beta.exp() if self.learnable else self._beta
-
-    def extra_repr(self) -> str:
-        if not self.learnable:
-            return f"beta={self._beta:.4g}"
-        return f"beta={self.log_beta.detach().exp().item():.4g}, learnable=True"
+        return self._number()
 
 
 def gradient(f: Callable[[Tensor], Tensor], x: Tensor, others: Iterable[Tensor]) -> Tensor:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from hamdeq.lagrangians.base import Lagrangian, Tempered, positive, total
+from hamdeq.lagrangians.base import Lagrangian, Scaled, Tempered, positive, total
 
 __all__ = ["LayerNorm", "Softmax", "Spherical"]
 
@@ -39,7 +37,7 @@ class Softmax(Tempered):
         return total(log_g.exp() * log_g) / self.beta
 
 
-class LayerNorm(Lagrangian):
+class LayerNorm(Scaled):
     """Layer-normalised neurons: L(x) = γ d √(v + ε), g = γ (x − x̄)/√(v + ε), on the last axis.
 
     x̄ and v are mean and (biased) variance over the d entries; L*(g) = −γ d ε/√(v + ε). The scale
@@ -57,19 +55,13 @@ class LayerNorm(Lagrangian):
     """
 
     def __init__(self, gamma: float = 1.0, eps: float = 1e-5, *, learnable: bool = False) -> None:
-        super().__init__()
-        gamma = positive("gamma", gamma)
+        super().__init__("gamma", gamma, learnable=learnable)
         self.eps = positive("eps", eps)
-        self.learnable = learnable
-        if learnable:
-            self.log_gamma = nn.Parameter(torch.tensor(math.log(gamma)))
-        else:
-            self._gamma = gamma
 
     @property
     def gamma(self) -> Tensor | float:
         """The scale γ."""
-        return self.log_gamma.exp() if self.learnable else self._gamma
+        return self._number()
 
     def _deviation(self, x: Tensor) -> Tensor:
         centred = x - x.mean(dim=-1, keepdim=True)
@@ -85,8 +77,7 @@ class LayerNorm(Lagrangian):
         return -self.gamma * x.shape[-1] * self.eps * total(1.0 / self._deviation(x))
 
     def extra_repr(self) -> str:
-        gamma = self.log_gamma.detach().exp().item() if self.learnable else self._gamma
-        return f"gamma={gamma:.4g}, eps={self.eps:g}" + ", learnable=True" * self.learnable
+        return f"{super().extra_repr()}, eps={self.eps:g}"
 
 
 class Spherical(Lagrangian):
