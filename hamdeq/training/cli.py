@@ -193,7 +193,7 @@ class HAMCLI(LightningCLI):
                     "; to go on from the last finished epoch, give the same command with "
                     "--ckpt_path last"
                 )
-            print(message, file=sys.stderr)
+            print(f"\n{message}", file=sys.stderr)  # below the progress bar
             raise SystemExit(_INTERRUPTED) from None
 
     def after_fit(self) -> None:
