@@ -95,15 +95,13 @@ class Step(NamedTuple):
         fx: f(x).
         r: f(x) − x.
         residual: ‖r‖/‖f(x)‖: ``(batch,)``.
-        lowest: the lowest residual so far, this one included: ``(batch,)``.
-        better: whether this one is the lowest, in samples still running: ``(batch,)``.
+        better: whether this residual is the lowest so far, in samples still running: ``(batch,)``.
     """
 
     x: Tensor
     fx: Tensor
     r: Tensor
     residual: Tensor
-    lowest: Tensor
     better: Tensor
 
 
@@ -177,7 +175,7 @@ class Solver(ABC):
             active = active & (residual >= self.tol) & ~lost
             if count == self.max_steps or not active.any():
                 break
-            x = method.propose(Step(x, fx, r, residual, lowest, better))
+            x = method.propose(Step(x, fx, r, residual, better))
         converged = lowest < self.tol
         status = torch.where(converged, Status.CONVERGED.value, Status.MAX_STEPS.value)
         return Solution(

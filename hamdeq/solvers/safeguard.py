@@ -21,8 +21,8 @@ class Accelerated(Solver):
     A sample gets a strike when its relative residual grows beyond ``growth`` times the lowest since
     its last strike, when that lowest has not improved for ``patience`` steps, or when its next
     state would not be finite. It then takes plain steps from where it is, two after the first
-    strike, twice as many after each further one: whatever acceleration does, a sample that plain
-    iteration would bring to rest comes to rest.
+    strike, twice as many after each further one: where plain iteration settles from any state, as
+    with even-odd splitting, acceleration can delay a sample but not keep it from settling.
 
     Args:
         memory: past steps kept, ≥ 1.

@@ -83,7 +83,9 @@ class ConvergenceMonitor(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now = batch_idx % getattr(trainer, "log_every_n_steps", 50) == 0
+        # Lightning sets the attribute without declaring it.
+        every: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        now = batch_idx % every == 0
         self._observe("train", pl_module, energy=now)
         if now:
             solution = pl_module.solution
