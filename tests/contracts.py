@@ -16,6 +16,7 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from hamdeq import Lagrangian, Synapse
@@ -485,3 +486,30 @@ class SynapseContract:
 
     def test_has_a_printed_form(self, synapse):
         assert_prints(synapse)
+
+
+class Triple(Synapse):
+    """E = −Σ T_ijk aᵢ bⱼ cₖ, through the default field; linear in each layer."""
+
+    def __init__(self, *sizes):
+        super().__init__()
+        self.shapes = tuple((n,) for n in sizes)
+        self.tensor = nn.Parameter(torch.randn(*sizes) / 4)
+
+    def energy(self, *g):
+        return -torch.einsum("ijk,bi,bj,bk->b", self.tensor, *g)
+
+    def is_linear_in(self, place):
+        return True
+
+
+class Squared(Synapse):
+    """E = ½ (aᵀ W b)², linear in neither layer."""
+
+    def __init__(self, n, m):
+        super().__init__()
+        self.shapes = ((n,), (m,))
+        self.weight = nn.Parameter(torch.randn(n, m) / 4)
+
+    def energy(self, *g):
+        return ((g[0] @ self.weight) * g[1]).sum(-1) ** 2 / 2

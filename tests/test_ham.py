@@ -6,7 +6,17 @@ import re
 
 import pytest
 import torch
-from contracts import CLOSE, EPS, assert_copies_agree, assert_prints, derivative, inner, normal
+from contracts import (
+    CLOSE,
+    EPS,
+    Squared,
+    Triple,
+    assert_copies_agree,
+    assert_prints,
+    derivative,
+    inner,
+    normal,
+)
 from torch import nn
 
 from hamdeq import (
@@ -22,36 +32,9 @@ from hamdeq import (
     Sigmoid,
     Softmax,
     Spherical,
-    Synapse,
     Tanh,
     clamp,
 )
-
-
-class Triple(Synapse):
-    """E = −Σ T_ijk aᵢ bⱼ cₖ, through the default field."""
-
-    def __init__(self, *sizes):
-        super().__init__()
-        self.shapes = tuple((n,) for n in sizes)
-        self.tensor = nn.Parameter(torch.randn(*sizes) / 4)
-
-    def energy(self, *g):
-        return -torch.einsum("ijk,bi,bj,bk->b", self.tensor, *g)
-
-    def is_linear_in(self, place):
-        return True
-
-
-class Squared(Synapse):
-    """E = ½ (aᵀ W b)², linear in neither."""
-
-    def __init__(self, n, m):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(n, m) / 4)
-
-    def energy(self, *g):
-        return ((g[0] @ self.weight) * g[1]).sum(-1) ** 2 / 2
 
 
 class Counting(Dense):

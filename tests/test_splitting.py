@@ -8,10 +8,9 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts import CLOSE, EPS, OnlyEnergy, inner, normal
+from contracts import CLOSE, EPS, OnlyEnergy, Squared, Triple, inner, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from hamdeq import (
     HAM,
@@ -35,33 +34,6 @@ from hamdeq import (
 
 # The same examples in every run, and no limit of time on a shared machine.
 FIXED = settings(derandomize=True, deadline=None, max_examples=60, database=None)
-
-
-class Triple(Synapse):
-    """E = −Σ T_ijk aᵢ bⱼ cₖ, through the default field; linear in each layer."""
-
-    def __init__(self, *sizes):
-        super().__init__()
-        self.shapes = tuple((n,) for n in sizes)
-        self.tensor = nn.Parameter(torch.randn(*sizes) / 4)
-
-    def energy(self, *g):
-        return -torch.einsum("ijk,bi,bj,bk->b", self.tensor, *g)
-
-    def is_linear_in(self, place):
-        return True
-
-
-class Squared(Synapse):
-    """E = ½ (aᵀ W b)², linear in neither layer."""
-
-    def __init__(self, n, m):
-        super().__init__()
-        self.shapes = ((n,), (m,))
-        self.weight = nn.Parameter(torch.randn(n, m) / 4)
-
-    def energy(self, *g):
-        return ((g[0] @ self.weight) * g[1]).sum(-1) ** 2 / 2
 
 
 def graph(sizes, edges, lagrangian=None):
