@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, Mapping
+from typing import Self
 
 from torch import Tensor
 
@@ -66,9 +68,20 @@ class Clamped(Layered):
         return super().field(self._g | g, to)
 
     def terms(self, x: State, g: State, connections: Iterable[Connection]) -> State:
-        """The energy terms, with those of the held layers, so that the sum is the HAM's energy."""
-        settled = self.ham.terms(self.held, self._g, self._settled)
-        return settled | super().terms(x, self._g | g, connections)
+        """The energy terms of the free layers in x and of some of the connections."""
+        return super().terms(x, self._g | g, connections)
+
+    def constant_terms(self) -> State:
+        """The energy terms of the held layers, with which the sum is the HAM's energy."""
+        return self.ham.terms(self.held, self._g, self._settled)
+
+    def select(self, rows: Tensor) -> Self:
+        """The same energy for some samples of the batch, given by index."""
+        part = copy.copy(self)
+        for name in ("held", "drive", "_g"):
+            setattr(part, name, {a: x[rows] for a, x in getattr(self, name).items()})
+        part._batch = len(rows)
+        return part
 
     def full(self, x: State) -> State:
         """A state of all layers: the free ones as in x, the others as held."""

@@ -107,7 +107,7 @@ class DEQ(nn.Module):
         if not bool(valid.all()):
             clamped, x0 = _where(valid, clamped, 0.0), _where(valid, x0, 0.0)
         reduced = self.reduced(clamped)
-        solution = solve(reduced.update, x0, self.solver) if x0 else _at_rest(some)
+        solution = solve(reduced, x0, self.solver) if x0 else _at_rest(some)
         solution = self._with_gradient(reduced, clamped, solution, valid)
         # The warning names the line that called the module: two frames of nn.Module lie between.
         self.failures(solution, "equilibrium", stacklevel=4)
@@ -153,7 +153,7 @@ class DEQ(nn.Module):
             )
         if reduced.visible:
             solution = attach(
-                reduced.update,
+                reduced,
                 solution,
                 solver=self.solver,
                 adjoint=self.adjoint,

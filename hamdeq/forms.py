@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -55,6 +56,12 @@ class Form:
         if self.keys is not None:
             return dict(zip(self.keys, leaves, strict=True))
         return leaves[0] if issubclass(self.kind, Tensor) else tuple(leaves)
+
+    def of_batch(self, batch: int) -> Form:
+        """The same form of another number of samples."""
+        form = copy.copy(self)
+        form.batch = batch
+        return form
 
     def _leaves(self, x: Any, who: str) -> list[Tensor]:
         if self.keys is not None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -122,6 +123,10 @@ class HAM(nn.Module, Layered):
     def layer(self, name: str) -> Neurons:
         """The neurons of a layer."""
         return self.neurons[name]  # type: ignore[return-value]
+
+    def select(self, rows: Tensor) -> Self:
+        """Itself: a memory of which nothing is held knows no samples."""
+        return self
 
     def zero_state(self, like: Tensor, layers: Collection[str] | None = None) -> State:
         """Zeros for the layers (default all), with the batch, dtype and device of ``like``."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,19 @@ Connection = tuple[tuple[str, ...], Synapse]
 """The layers that a synapse connects, in the synapse's own order, and the synapse."""
 
 
+@runtime_checkable
 class EnergyModel(Protocol):
-    """What a solver needs of a memory: a scalar that falls, and the map that lets it fall."""
+    """What a solver needs of a memory: a scalar that falls, and the map that lets it fall.
+
+    The map is two: the activation g = ∇L(x) of each layer, whose derivative D = ∇²L is symmetric,
+    and the field I(g) that these activations exert, minus the gradient of an energy, whose
+    derivative S is symmetric too.
+    """
+
+    @property
+    def descends(self) -> bool:
+        """Whether the update of all layers at once never raises the energy."""
+        ...
 
     def energy(self, x: State) -> Tensor:
         """Energy of a state, one scalar a sample: ``(batch,)``."""
@@ -30,6 +41,25 @@ class EnergyModel(Protocol):
 
     def update(self, x: State) -> State:
         """One step of the fixed-point map, x <- field(activation(x))."""
+        ...
+
+    def activations(self, x: State) -> State:
+        """g = ∇L(x) of every layer."""
+        ...
+
+    def fields(self, g: State) -> State:
+        """The field on every layer."""
+        ...
+
+    def step(self, x: State) -> tuple[State, Callable[[], Tensor]]:
+        """The update, and what yields the energy terms of x from what it has computed already.
+
+        The terms, ``(terms, batch)``, lack what does not depend on x.
+        """
+        ...
+
+    def select(self, rows: Tensor) -> Self:
+        """The same energy for some samples of the batch."""
         ...
 
 
@@ -74,6 +104,8 @@ class Layered(ABC):
 
     connections: Sequence[Connection]
     drive: Mapping[str, Tensor] = {}
+    # Layers that act on each other, updated at once, can fall into a cycle of two.
+    descends = False
 
     @property
     @abstractmethod
@@ -108,13 +140,21 @@ class Layered(ABC):
                 total = term if total is None else total + term
         return torch.zeros_like(g[to]) if total is None else total
 
+    def fields(self, g: State) -> State:
+        """The field on every layer in g."""
+        return {name: self.field(g, name) for name in g}
+
     def energy_terms(self, x: State) -> State:
         """The energy term by term, each ``(batch,)``: one for a layer, one for what it shares.
 
         Several synapses between the same layers make one term.
         """
         self.check_state(x)
-        return self.terms(x, self.activations(x), self.connections)
+        return self.constant_terms() | self.terms(x, self.activations(x), self.connections)
+
+    def constant_terms(self) -> State:
+        """The energy terms that do not depend on the layers' states."""
+        return {}
 
     def terms(self, x: State, g: State, connections: Iterable[Connection]) -> State:
         """The energy terms of the layers in x and of some of the connections."""
@@ -144,6 +184,15 @@ class Layered(ABC):
         self.check_state(x)
         g = self.activations(x)
         return {name: x[name] if name in clamped else self.field(g, name) for name in x}
+
+    def step(self, x: State) -> tuple[State, Callable[[], Tensor]]:
+        """The update, and what yields the energy terms of x, ``(terms, batch)``."""
+        g = self.activations(x)
+        return self.fields(g), lambda: torch.stack([*self.terms(x, g, self.connections).values()])
+
+    @abstractmethod
+    def select(self, rows: Tensor) -> Self:
+        """The same energy for some samples of the batch, given by index."""
 
     def check_names(self, names: Collection[str]) -> None:
         """Refuse names that are no layer's, and a single name in place of several."""

@@ -21,7 +21,7 @@ energy over one half and then over the other: it never rises.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
@@ -53,6 +53,20 @@ class Reduced:
             if not set(layers) & set(self.hidden)
         ]
 
+    @property
+    def descends(self) -> bool:
+        """Whether no synapse acts between visible layers, or on one of them but linearly.
+
+        Then the energy is L*(g) − h(g) with h(g) = Σ_B L_B(I_B(g)) + linear terms, a difference of
+        two convex functions, and the update minimises L*(g) − ⟨∇h, g⟩, which lies above the energy
+        and touches it at the present state: the energy falls at least as much.
+        """
+        for layers, synapse in self.model.connections:
+            places = [place for place, name in enumerate(layers) if name in self.visible]
+            if len(places) > 1 or not all(synapse.is_linear_in(place) for place in places):
+                return False
+        return True
+
     def _minimise(self, g: State) -> State:
         """Internal states of the hidden layers at their minimum: x_B = I_B(g_A)."""
         return {name: self.model.field(g, name) for name in self.hidden}
@@ -66,9 +80,20 @@ class Reduced:
         """One step, x_A <- I_A(∇L_B(I_B(g_A))): the hidden layers settle, then the visible ones."""
         self.model.check_names(clamped)
         self.model.check_state(x, self.visible)
-        g = self.model.activations(x)
-        g |= self.model.activations(self._minimise(g))
-        return {name: x[name] if name in clamped else self.model.field(g, name) for name in x}
+        fields = self.fields(self.model.activations(x))
+        return {name: x[name] if name in clamped else fields[name] for name in x}
+
+    def activations(self, x: State) -> State:
+        """g = ∇L(x) of every layer in x."""
+        return self.model.activations(x)
+
+    def fields(self, g: State) -> State:
+        """The field on every visible layer, once the hidden ones have settled."""
+        return self._fields(g, self._minimise(g))
+
+    def _fields(self, g: State, hidden: State) -> State:
+        everything = g | self.model.activations(hidden)
+        return {name: self.model.field(everything, name) for name in g}
 
     def energy(self, x: State) -> Tensor:
         """The least energy that any state of the hidden layers gives: ``(batch,)``.
@@ -78,10 +103,22 @@ class Reduced:
         """
         self.model.check_state(x, self.visible)
         g = self.model.activations(x)
-        terms = list(self.model.terms(x, g, self._untouched).values())
-        for name, field in self._minimise(g).items():
-            terms.append(-self.model.layer(name).lagrangian(field))
-        return torch.stack(terms).sum(0)
+        constant = self.model.constant_terms().values()
+        return torch.stack([*constant, *self._terms(x, g, self._minimise(g))]).sum(0)
+
+    def step(self, x: State) -> tuple[State, Callable[[], Tensor]]:
+        """The update, and what yields the energy terms of x, ``(terms, batch)``."""
+        g = self.model.activations(x)
+        hidden = self._minimise(g)
+        return self._fields(g, hidden), lambda: torch.stack(self._terms(x, g, hidden))
+
+    def _terms(self, x: State, g: State, hidden: State) -> list[Tensor]:
+        terms = self.model.terms(x, g, self._untouched).values()
+        return [*terms, *(-self.model.layer(a).lagrangian(field) for a, field in hidden.items())]
+
+    def select(self, rows: Tensor) -> Reduced:
+        """The same energy for some samples of the batch, given by index."""
+        return Reduced(self.model.select(rows), self.hidden)
 
 
 def eliminate(ham: Layered, hidden: Collection[str]) -> Reduced:

@@ -353,7 +353,7 @@ class TestStockSolversHere:
         assert hash(solver) == hash(copy.deepcopy(solver))
         assert "name='anderson', options={'m': 4}" in repr(solver)
         with pytest.raises(TypeError, match="call solve"):
-            solver.start(torch.zeros(1, 1))
+            solver.start(torch.cos, torch.zeros(1, 1))
 
     def test_as_the_backward_solver(self) -> None:
         a, z0, f = problem()

@@ -8,6 +8,7 @@ from hamdeq.solvers.anderson import Anderson
 from hamdeq.solvers.base import Method, Solution, Solver, Status
 from hamdeq.solvers.broyden import Broyden
 from hamdeq.solvers.failures import ConvergenceError, ConvergenceWarning, Failures, OnFailure
+from hamdeq.solvers.newton import Newton
 from hamdeq.solvers.picard import Picard
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ConvergenceWarning",
     "Failures",
     "Method",
+    "Newton",
     "OnFailure",
     "Picard",
     "Solution",

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Method", "Solution", "Solver", "Status", "Step"]
+from hamdeq.descent import Descent
+
+__all__ = ["Memory", "Method", "Run", "Solution", "Solver", "Status", "Step", "Stopping"]
 
 
 class Status(IntEnum):
@@ -59,7 +61,7 @@ class Solution:
         converged: whether the residual is below tol: ``(batch,)``.
         status: a :class:`Status` a sample: ``(batch,)``.
         n_evals: evaluations of f for the batch as a whole.
-        trace: relative residuals in every evaluation, also after the sample stopped:
+        trace: relative residual in every evaluation, after the sample stopped that of its value:
             ``(n_evals, batch)``.
         adjoint: solutions of the gradient's linear system, one for each backward pass that has
             run through ``value``; empty before.
@@ -88,25 +90,43 @@ class Solution:
 
 
 class Step(NamedTuple):
-    """One evaluation of f, for all samples.
+    """One evaluation of f, for all samples that are left.
 
     Attributes:
-        x: where f was evaluated: ``(batch, n)``.
+        f: the map.
+        x: where it was evaluated: ``(batch, n)``.
         fx: f(x).
         r: f(x) − x.
         residual: ‖r‖/‖f(x)‖: ``(batch,)``.
-        better: whether this residual is the lowest so far, in samples still running: ``(batch,)``.
+        terms: of a map with an energy, yields the energy terms of x: ``(terms, batch)``.
     """
 
+    f: Callable[[Tensor], Tensor]
     x: Tensor
     fx: Tensor
     r: Tensor
     residual: Tensor
-    better: Tensor
+    terms: Callable[[], Tensor] | None
 
 
-class Method(ABC):
+class Memory:
+    """Tensors with the batch first, of which samples can be dropped."""
+
+    def select(self, rows: Tensor) -> None:
+        """Keep some samples, given by index, in every attribute that is a tensor or memory."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value[rows])
+            elif isinstance(value, Memory):
+                value.select(rows)
+
+
+class Method(Memory, ABC):
     """The memory of one running solve: proposes the next state from the last evaluation."""
+
+    def accepts(self, step: Step) -> Tensor | None:
+        """Which samples go on from here, and may end here: ``(batch,)``; None for all."""
+        return None
 
     @abstractmethod
     def propose(self, step: Step) -> Tensor:
@@ -114,18 +134,12 @@ class Method(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Solver(ABC):
-    """A fixed-point solver with its options.
-
-    Every sample stops by itself, when its relative residual ‖f(x) − x‖/‖f(x)‖ falls below
-    ``tol`` (Euclidean norms over all of the sample's numbers), when it meets a number that is not
-    finite, or after ``max_steps`` evaluations of f. The loop ends with the last sample; no sample
-    changes the result of another (but for the last digits, where a product of matrices rounds
-    differently in a batch of another size).
+class Stopping:
+    """When a solve ends.
 
     Args:
         tol: relative residual to reach, > 0.
-        max_steps: evaluations of f at most, ≥ 0.
+        max_steps: evaluations at most, ≥ 0.
     """
 
     tol: float = 1e-4
@@ -139,8 +153,25 @@ class Solver(ABC):
         if not isinstance(self.max_steps, int) or self.max_steps < 0:
             raise ValueError(f"max_steps: expected an integer ≥ 0, got {self.max_steps!r}")
 
+
+@dataclass(frozen=True, kw_only=True)
+class Solver(Stopping, ABC):
+    """A fixed-point solver with its options.
+
+    Every sample stops by itself, when its relative residual ‖f(x) − x‖/‖f(x)‖ falls below
+    ``tol`` (Euclidean norms over all of the sample's numbers), when it meets a number that is not
+    finite, or after ``max_steps`` evaluations of f. The loop ends with the last sample; no sample
+    changes the result of another (but for the last digits, where a product of matrices rounds
+    differently in a batch of another size). An energy model is evaluated for fewer samples as
+    more of them have stopped.
+
+    Args:
+        tol: relative residual to reach, > 0.
+        max_steps: evaluations of f at most, ≥ 0.
+    """
+
     @abstractmethod
-    def start(self, x0: Tensor) -> Method:
+    def start(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> Method:
         """A fresh memory for one solve from x0 ``(batch, n)``."""
 
     @torch.no_grad()
@@ -148,45 +179,104 @@ class Solver(ABC):
         """Solve x = f(x) from x0.
 
         Args:
-            f: the map, ``(batch, n) -> (batch, n)``, sample by sample.
+            f: the map, ``(batch, n) -> (batch, n)``, sample by sample. Of a
+                :class:`~hamdeq.descent.Descent` the solver also knows the energy.
             x0: the initial states.
         """
-        method = self.start(x0)
-        x = best = x0
-        lowest = x0.new_full((len(x0),), math.inf)
-        steps = torch.zeros(len(x0), dtype=torch.long, device=x0.device)
-        active = torch.ones_like(steps, dtype=torch.bool)
-        diverged = torch.zeros_like(active)
-        trace: list[Tensor] = []
+        method, run = self.start(f, x0), Run(x0)
+        x = x0
         for count in range(1, self.max_steps + 1):
-            fx = f(x)
+            fx, terms = f.step(x) if isinstance(f, Descent) else (f(x), None)
             r = fx - x
             size = norm(r)
-            residual = relative_residual(size, fx)
-            trace.append(residual)
-            # A NaN is not below anything: the best finite state is kept without a test for it.
-            better = active & (residual < lowest)
-            best = torch.where(better[:, None], x, best)
-            lowest = torch.where(better, residual, lowest)
-            steps += active
-            # Asked of r: the ratio may overflow where f(x) is zero, and all is well.
-            lost = active & ~size.isfinite()
-            diverged |= lost
-            active = active & (residual >= self.tol) & ~lost
-            if count == self.max_steps or not active.any():
+            step = Step(f, x, fx, r, relative_residual(size, fx), terms)
+            left = run.record(step, method.accepts(step), size, self.tol)
+            if count == self.max_steps or not left:
                 break
-            x = method.propose(Step(x, fx, r, residual, better))
-        converged = lowest < self.tol
+            x = method.propose(step)
+            if left < len(x):
+                # Half a batch costs less than a whole one from here on, whatever its width.
+                if isinstance(f, Descent) and 2 * left <= len(x):
+                    rows = run.running.nonzero()[:, 0]
+                    x, f = x[rows], f.select(rows)
+                    method.select(rows)
+                    run.drop(rows)
+                else:
+                    x = torch.where(run.running[:, None], x, run.best)
+        return run.solution(self.tol)
+
+
+class Run(Memory):
+    """What is known of each sample, and which of them are still running."""
+
+    def __init__(self, x0: Tensor) -> None:
+        self.best = x0
+        self.lowest = x0.new_full((len(x0),), math.inf)
+        self.steps = torch.zeros(len(x0), dtype=torch.long, device=x0.device)
+        self.running = torch.ones_like(self.steps, dtype=torch.bool)
+        self.diverged = torch.zeros_like(self.running)
+        self.rows = torch.arange(len(x0), device=x0.device)
+        # Of the whole batch, as of the last time that samples were dropped.
+        self.whole: dict[str, Tensor] | None = None
+        self.trace: list[Tensor] = []
+
+    def record(self, step: Step, accepted: Tensor | None, size: Tensor, tol: float) -> int:
+        """Take in an evaluation; return how many samples are left."""
+        # A NaN is not below anything: the best finite state is kept without a test for it.
+        better = self.running & (step.residual < self.lowest)
+        if accepted is not None:
+            better = better & accepted
+        # Samples that have stopped are evaluated at their best state.
+        self.best = choose(better | ~self.running, step.x, self.best)
+        self.lowest = torch.where(better, step.residual, self.lowest)
+        self._trace(torch.where(self.running, step.residual, self.lowest))
+        self.steps += self.running
+        # Asked of r: the ratio may overflow where f(x) is zero, and all is well.
+        lost = self.running & ~size.isfinite()
+        if accepted is not None:
+            lost = lost & accepted
+        self.diverged |= lost
+        self.running = self.running & (self.lowest >= tol) & ~lost
+        return int(self.running.sum())
+
+    def drop(self, rows: Tensor) -> None:
+        """Go on with some of the samples, given by index."""
+        self.whole = self._merged()
+        self.select(rows)
+
+    def solution(self, tol: float) -> Solution:
+        merged = self._merged()
+        lowest = merged["lowest"]
+        converged = lowest < tol
         status = torch.where(converged, Status.CONVERGED.value, Status.MAX_STEPS.value)
         return Solution(
-            value=best,
+            value=merged["best"],
             residual=lowest,
-            steps=steps,
+            steps=merged["steps"],
             converged=converged,
-            status=torch.where(diverged, Status.DIVERGED.value, status),
-            n_evals=len(trace),
-            trace=torch.stack(trace) if trace else x0.new_empty(0, len(x0)),
+            status=torch.where(merged["diverged"], Status.DIVERGED.value, status),
+            n_evals=len(self.trace),
+            trace=torch.stack(self.trace) if self.trace else lowest.new_empty(0, len(lowest)),
         )
+
+    def _merged(self) -> dict[str, Tensor]:
+        present = {name: getattr(self, name) for name in ("best", "lowest", "steps", "diverged")}
+        if self.whole is None:
+            return present
+        return {name: x.index_copy(0, self.rows, present[name]) for name, x in self.whole.items()}
+
+    def _trace(self, residual: Tensor) -> None:
+        if self.whole is not None:
+            residual = self.whole["lowest"].index_copy(0, self.rows, residual)
+        self.trace.append(residual)
+
+
+def choose(mask: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """``one`` in the marked samples, ``other`` in the rest."""
+    # Where asking costs no wait for a device, it mostly saves the copy.
+    if mask.device.type == "cpu" and bool(mask.all()):
+        return one
+    return torch.where(mask.reshape(-1, *[1] * (one.dim() - 1)), one, other)
 
 
 def relative_residual(size: Tensor, fx: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hamdeq.solvers.base import Method, norm
-from hamdeq.solvers.safeguard import Accelerated, Guarded
+from hamdeq.solvers.base import Step, norm
+from hamdeq.solvers.safeguard import Accelerated, Extrapolation, at_least_one
 
 __all__ = ["Broyden"]
 
@@ -19,8 +19,8 @@ class Broyden(Accelerated):
 
     Newton's method on r(x) = f(x) − x with an approximate inverse Jacobian ``−B``, first ``B = I``
     (a plain step), then improved after each step s with residual change y by the rank one that
-    makes ``B y = −s``. After ``memory`` improvements it starts again from the identity. A sample
-    that goes astray takes plain steps for a while (:class:`Accelerated`).
+    makes ``B y = −s``. After ``memory`` improvements it starts again from the identity. The
+    safeguard is that of :class:`Accelerated`.
 
     Args:
         memory: improvements kept, ≥ 1; the memory used is 2·memory states a sample.
@@ -33,38 +33,42 @@ class Broyden(Accelerated):
     method 1, inverse form by Sherman & Morrison.
     """
 
-    # Its residual rises further than Anderson's on the way, and comes down again by itself.
     memory: int = 20
+    # Its residual rises further than Anderson's on the way, and comes down again by itself.
     growth: float = 100.0
     patience: int = 20
 
-    def start(self, x0: Tensor) -> Method:
-        return _RankOnes(x0, self)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one("memory", self.memory)
+
+    def extrapolation(self, x0: Tensor) -> Extrapolation:
+        return _RankOnes(x0, self.memory)
 
 
-class _RankOnes(Guarded):
+class _RankOnes(Extrapolation):
     """B = I + Σ_j u_j v_jᵀ."""
 
-    def __init__(self, x0: Tensor, solver: Accelerated) -> None:
-        super().__init__(x0, solver)
-        self.memory = solver.memory
+    def __init__(self, x0: Tensor, memory: int) -> None:
+        self.memory = memory
         # Most solves end long before the memory is full: it grows as it is needed.
-        self.u = x0.new_empty(len(x0), min(5, self.memory), x0.shape[1])
+        self.u = x0.new_empty(len(x0), min(5, memory), x0.shape[1])
         self.v = torch.empty_like(self.u)
         self.count = 0
-        self.last: tuple[Tensor, Tensor] | None = None
+        self.x: Tensor | None = None
+        self.r = x0
 
-    def extrapolate(self, x: Tensor, fx: Tensor, r: Tensor) -> Tensor:
-        if self.last is not None:
-            last_x, last_r = self.last
-            self._improve(x - last_x, last_r - r)
-        self.last = x, r
-        return x + self._apply(self.u, self.v, r)
+    def __call__(self, step: Step) -> Tensor:
+        past, self.x = self.x, step.x
+        if past is not None:
+            self._improve(step.x - past, self.r - step.r)
+        self.r = step.r
+        return step.fx if past is None else step.x + self._apply(self.u, self.v, step.r)
 
     def _apply(self, u: Tensor, v: Tensor, r: Tensor) -> Tensor:
         """B r (or Bᵀ r with u and v exchanged)."""
         u, v = u[:, : self.count], v[:, : self.count]
-        return r + ((v * r[:, None]).sum(-1, keepdim=True) * u).sum(1)
+        return torch.baddbmm(r[:, None], (v * r[:, None]).sum(-1)[:, None], u)[:, 0]
 
     def _improve(self, s: Tensor, minus_y: Tensor) -> None:
         if self.count == self.memory:
@@ -76,7 +80,7 @@ class _RankOnes(Guarded):
         v = self._apply(self.v, self.u, s)
         slope = (s * image).sum(-1, keepdim=True)
         # Where s and B y are orthogonal to rounding the improvement is undefined: leave it out.
-        small = slope.abs() <= torch.finfo(s.dtype).eps * norm(s)[:, None] * norm(image)[:, None]
+        small = slope.abs() <= torch.finfo(s.dtype).eps * (norm(s) * norm(image))[:, None]
         self.u[:, self.count] = torch.where(small, 0.0, (s - image) / slope)
         self.v[:, self.count] = v
         self.count += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -32,7 +33,7 @@ class Picard(Solver):
         if not 0 < self.damping <= 1:
             raise ValueError(f"damping: expected a step in (0, 1], got {self.damping!r}")
 
-    def start(self, x0: Tensor) -> Method:
+    def start(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> Method:
         return _Damped(self.damping)
 
 

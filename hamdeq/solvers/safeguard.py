@@ -1,83 +1,185 @@
-"""The safeguard that accelerated solvers share: never lose what a plain step would keep."""
+"""The safeguard that accelerated solvers share: never lose what plain steps would keep.
+
+Extrapolation finds its way quickly near an equilibrium, and anywhere but there it may go astray.
+What tells is the energy, where the map has one, and otherwise the residual.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hamdeq.solvers.base import Method, Solver, Step
+from hamdeq.descent import Descent
+from hamdeq.solvers.base import Memory, Method, Solver, Step, choose, norm
 
-__all__ = ["Accelerated", "Guarded"]
+__all__ = ["Accelerated", "Extrapolation"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accelerated(Solver):
-    """A solver that extrapolates from a limited memory of past steps.
+    """A solver that extrapolates, under a safeguard.
 
-    A sample gets a strike when its relative residual grows beyond ``growth`` times the lowest since
-    its last strike, when that lowest has not improved for ``patience`` steps, or when its next
-    state would not be finite. It then takes plain steps from where it is, two after the first
-    strike, twice as many after each further one: where plain iteration settles from any state, as
-    with even-odd splitting, acceleration can delay a sample but not keep it from settling.
+    **Of an energy model the energy never rises** (beyond rounding): a sample moves to its
+    extrapolated state only where the energy falls, by a fixed share of what a plain step promises.
+    Otherwise it takes the plain step x <- f(x), which with even-odd splitting always goes
+    downhill; without splitting, a step towards f(x) that is halved until it does.
+
+    On any other map a sample gets a strike when its relative residual grows beyond ``growth``
+    times the lowest since its last strike, or when that lowest has not improved for ``patience``
+    steps. It then takes plain steps from where it is, two after the first strike, twice as many
+    after each further one: where plain iteration settles from any state, acceleration can delay a
+    sample but not keep it from settling.
 
     Args:
-        memory: past steps kept, ≥ 1.
         growth: how far a sample's relative residual may rise, as a factor > 1.
         patience: steps without a lower residual, ≥ 1.
         tol: relative residual to reach.
         max_steps: evaluations of f at most.
     """
 
-    memory: int = 5
     growth: float = 4.0
     patience: int = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("memory", "patience"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected an integer ≥ 1, got {value!r}")
+        at_least_one("patience", self.patience)
         if not self.growth > 1:
             raise ValueError(f"growth: expected a number > 1, got {self.growth!r}")
 
+    @abstractmethod
+    def extrapolation(self, x0: Tensor) -> Extrapolation:
+        """A fresh memory of past steps."""
 
-class Guarded(Method):
-    """A method under that safeguard."""
+    def start(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> Method:
+        ahead = self.extrapolation(x0)
+        if isinstance(f, Descent):
+            return _ByEnergy(ahead, x0)
+        return _ByResidual(ahead, x0, self.growth, self.patience)
 
-    def __init__(self, x0: Tensor, solver: Accelerated) -> None:
-        self.growth, self.patience = solver.growth, solver.patience
-        self.best_fx = x0
+
+class Extrapolation(Memory):
+    """What an accelerated solver remembers, and makes of it."""
+
+    @abstractmethod
+    def __call__(self, step: Step) -> Tensor:
+        """The next state, if all goes well; without a past, that of a plain step."""
+
+
+class _ByResidual(Method):
+    """Plain steps, for a while, where the residual grows or stagnates."""
+
+    def __init__(self, ahead: Extrapolation, x0: Tensor, growth: float, patience: int) -> None:
+        self.ahead, self.growth, self.patience = ahead, growth, patience
         self.reference = x0.new_full((len(x0),), math.inf)
         self.stale = torch.zeros(len(x0), dtype=torch.long, device=x0.device)
         self.strikes = torch.zeros_like(self.stale)
         self.rest = torch.zeros_like(self.stale)
-
-    @abstractmethod
-    def extrapolate(self, x: Tensor, fx: Tensor, r: Tensor) -> Tensor:
-        """The accelerated next state."""
+        self.finite_x = x0
 
     def propose(self, step: Step) -> Tensor:
-        self.best_fx = torch.where(step.better[:, None], step.fx, self.best_fx)
-        x = self.extrapolate(step.x, step.fx, step.r)
-        plain = self._judge(step.residual, x)
-        x = torch.where(plain[:, None], step.fx, x)
-        return torch.where(x.isfinite().all(1)[:, None], x, self.best_fx)
+        self.finite_x = choose(step.residual.isfinite(), step.fx, self.finite_x)
+        x = self.ahead(step)
+        finite = norm(x).isfinite()
+        x = choose(~self._strikes(step.residual, finite), x, step.fx)
+        return choose(norm(x).isfinite(), x, self.finite_x)
 
-    def _judge(self, residual: Tensor, x: Tensor) -> Tensor:
+    def _strikes(self, residual: Tensor, finite: Tensor) -> Tensor:
         """Which samples take a plain step now: ``(batch,)``."""
         resting = self.rest > 0
         self.stale = torch.where(residual < self.reference, 0, self.stale + 1)
         # What plain steps lead to, however far it is, is where acceleration starts anew.
         self.reference = torch.where(resting, residual, torch.minimum(self.reference, residual))
         # Written so that a NaN counts against the sample.
-        fine = (residual <= self.growth * self.reference) & x.isfinite().all(1)
+        fine = (residual <= self.growth * self.reference) & finite
         strike = ~(resting | (fine & (self.stale <= self.patience)))
         self.strikes += strike
         self.rest = torch.where(strike, 2**self.strikes, self.rest - 1).clamp_min(0)
         self.stale = torch.where(strike | resting, 0, self.stale)
         return strike | resting
+
+
+# The share of a plain step's descent that any step must reach. Every number in (0, 1) makes the
+# limits equilibria.
+_SHARE = 0.1
+# Rounding of a sum of energy terms, in units of the last place of their size.
+_ROUNDING = 64.0
+
+
+class _ByEnergy(Method):
+    """Downhill from a base, the last state accepted; plain steps where nothing else goes there.
+
+    With g = ∇L(x) and r = f(x) − x the slope of the energy is dE = −⟨r, dg⟩. A plain step promises
+    to lower it by about half of ⟨r, g(f(x)) − g(x)⟩, which is never negative.
+    """
+
+    def __init__(self, ahead: Extrapolation, x0: Tensor) -> None:
+        self.ahead = ahead
+        self.x = self.fx = self.r = self.g = x0
+        self.energy: Tensor | None = None
+        self.terms: Callable[[], Tensor] | None = None
+        self.accepted = torch.ones(len(x0), dtype=torch.bool, device=x0.device)
+        self.plain = self.accepted
+        # Of a plain step, where a whole one may go uphill.
+        self.length = x0.new_ones(len(x0))
+        # Whether what comes next is certain to be accepted.
+        self.certain = True
+
+    def accepts(self, step: Step) -> Tensor:
+        g = step.f.activations(step.x)
+        if self.certain:
+            self.energy, self.terms = None, step.terms
+            self.accepted = torch.ones_like(self.accepted)
+        else:
+            self._compare(step, g)
+        for name, value in zip(("x", "fx", "r", "g"), (step.x, step.fx, step.r, g), strict=True):
+            setattr(self, name, choose(self.accepted, value, getattr(self, name)))
+        return self.accepted
+
+    def _compare(self, step: Step, g: Tensor) -> None:
+        """Accept the samples whose energy has fallen as it should."""
+        terms, before = step.terms(), self._energy()
+        energy = terms.sum(0)
+        change = energy - before
+        # Near an equilibrium the difference of two energies is all rounding; their slope is not.
+        rounding = _ROUNDING * torch.finfo(g.dtype).eps * terms.abs().sum(0)
+        along = -0.5 * ((step.r + self.r) * (g - self.g)).sum(1)
+        change = torch.where(change.abs() > rounding, change, along)
+        promise = (self.r * (step.f.activations(self.fx) - self.g)).sum(1)
+        # Written so that a NaN is not accepted.
+        fallen = change <= -_SHARE * self.length * promise
+        if step.f.certain:
+            self.accepted = fallen | self.plain
+        else:
+            self.accepted = fallen
+            longer = (torch.where(fallen, 2.0, 0.5) * self.length).clamp_max(1.0)
+            self.length = torch.where(self.plain, longer, self.length)
+        self.energy = choose(self.accepted, energy, before)
+
+    def propose(self, step: Step) -> Tensor:
+        x = self.ahead(step)
+        self.certain = step.f.certain and x is step.fx
+        if x is step.fx:
+            self.plain = torch.ones_like(self.accepted)
+            return x
+        self.plain = ~(self.accepted & norm(x).isfinite())
+        downhill = self.fx if step.f.certain else self.x + self.length[:, None] * self.r
+        return choose(~self.plain, x, downhill)
+
+    def select(self, rows: Tensor) -> None:
+        self.energy = self._energy()
+        super().select(rows)
+
+    def _energy(self) -> Tensor:
+        """Of the base."""
+        return self.terms().sum(0) if self.energy is None else self.energy
+
+
+def at_least_one(name: str, value: int) -> None:
+    """Refuse what is not an integer ≥ 1."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: expected an integer ≥ 1, got {value!r}")

@@ -85,8 +85,8 @@ class Observed(Solver):
     solver: Solver
     write: Callable[[SolverStat], Any]
 
-    def start(self, x0: Tensor) -> Method:
-        return self.solver.start(x0)
+    def start(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> Method:
+        return self.solver.start(f, x0)
 
     def solve(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> Solution:
         sizes: list[Tensor] = []

@@ -58,7 +58,7 @@ class TorchDEQSolver(Solver):
                 f"got {self.max_steps}; use max_steps ≥ 3 or hamdeq.Anderson"
             )
 
-    def start(self, x0: Tensor) -> Method:
+    def start(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> Method:
         raise TypeError("torchdeq's solvers have no single steps; call solve")
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
-from hamdeq.implicit import Failures
+from hamdeq.solvers import Failures
 from hamdeq.plots import residual_histogram
 from hamdeq.solvers import Solution
 from hamdeq.training.classifier import HAMClassifier

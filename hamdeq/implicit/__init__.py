@@ -1,0 +1,24 @@
+"""Equilibria as differentiable functions: ``fixed_point`` and its gradient methods.
+
+At x* = f(x*; θ) the implicit function theorem gives ``dx*/dθ = (I − ∂f/∂x)⁻¹ ∂f/∂θ``. A solver
+finds x* without a graph; a gradient method (*adjoint*) then attaches the graph. The two choices
+are independent of each other.
+"""
+
+from hamdeq.implicit.base import Adjoint
+from hamdeq.implicit.equilibrium import attach, fixed_point, solve
+from hamdeq.implicit.linear import ConjugateGradient, Implicit
+from hamdeq.implicit.propagation import EquilibriumPropagation
+from hamdeq.implicit.steps import Phantom, Unrolled
+
+__all__ = [
+    "Adjoint",
+    "ConjugateGradient",
+    "EquilibriumPropagation",
+    "Implicit",
+    "Phantom",
+    "Unrolled",
+    "attach",
+    "fixed_point",
+    "solve",
+]

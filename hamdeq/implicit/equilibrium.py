@@ -1,0 +1,91 @@
+"""Equilibria as differentiable functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from hamdeq.descent import Descent
+from hamdeq.forms import Form
+from hamdeq.implicit.base import Adjoint, Map
+from hamdeq.implicit.linear import Implicit
+from hamdeq.layers import EnergyModel
+from hamdeq.solvers import Broyden, Failures, OnFailure, Solution, Solver
+
+__all__ = ["attach", "fixed_point", "solve"]
+
+
+def fixed_point(
+    f: Callable[[Any], Any] | EnergyModel,
+    x0: Any,
+    *,
+    solver: Solver | None = None,
+    adjoint: Adjoint | None = None,
+    on_failure: OnFailure = "warn",
+) -> Solution:
+    """Solve x = f(x) for every sample of a batch, differentiably.
+
+    Args:
+        f: the map, or an energy model such as :func:`~hamdeq.eliminate` returns, of which the
+            solver then knows the energy. Each sample's image depends on that sample alone.
+        x0: initial state: a tensor ``(batch, *shape)``, or a tuple or dict of such, all of one
+            floating dtype; f takes and returns the same.
+        solver: default ``Broyden()``.
+        adjoint: gradient method, default ``Implicit()``; used wherever gradients are enabled, in
+            training and evaluation mode alike.
+        on_failure: what to do when samples do not converge: warn, raise or nothing.
+
+    Returns:
+        the :class:`~hamdeq.Solution`, its ``value`` in the form of x0.
+
+    Raises:
+        ConvergenceError: samples did not converge and ``on_failure="raise"``.
+        TypeError: x0 is not of floating point.
+        ValueError: f returns another form or shape than x0.
+
+    Example:
+        >>> solution = fixed_point(torch.cos, torch.zeros(1, 1), solver=Broyden(tol=1e-6))
+        >>> round(solution.value.item(), 5)
+        0.73909
+    """
+    solver, adjoint, failures = solver or Broyden(), adjoint or Implicit(), Failures(on_failure)
+    solution = solve(f, x0, solver)
+    failures(solution, "equilibrium", stacklevel=3)
+    return attach(f, solution, solver=solver, adjoint=adjoint, failures=failures)
+
+
+def solve(f: Callable[[Any], Any] | EnergyModel, x0: Any, solver: Solver) -> Solution:
+    """The first half of :func:`fixed_point`: the equilibrium, without a graph or a word."""
+    form = Form(x0)
+    solution = solver.solve(_rows(f, form), form.flatten(x0).detach())
+    return replace(solution, value=form.restore(solution.value))
+
+
+def attach(
+    f: Callable[[Any], Any] | EnergyModel,
+    solution: Solution,
+    *,
+    solver: Solver,
+    adjoint: Adjoint,
+    failures: Failures,
+) -> Solution:
+    """The second half: the same value, with its gradient where gradients are enabled."""
+    if not torch.is_grad_enabled():
+        return solution
+
+    def report(backward: Solution) -> None:
+        backward = replace(backward, value=None)
+        solution.adjoint.append(backward)
+        failures(backward, "gradient", stacklevel=2)
+
+    form = Form(solution.value)
+    x = adjoint.attach(_rows(f, form), form.flatten(solution.value), solver, report)
+    return replace(solution, value=form.restore(x))
+
+
+def _rows(f: Callable[[Any], Any] | EnergyModel, form: Form) -> Map | Descent:
+    """The map on rows, with its energy if there is one."""
+    return Descent(f, form) if isinstance(f, EnergyModel) else form.rows(f)
