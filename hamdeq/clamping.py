@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable, Mapping
-from typing import Self
 
 from torch import Tensor
 
@@ -75,7 +74,7 @@ class Clamped(Layered):
         """The energy terms of the held layers, with which the sum is the HAM's energy."""
         return self.ham.terms(self.held, self._g, self._settled)
 
-    def select(self, rows: Tensor) -> Self:
+    def select(self, rows: Tensor) -> Clamped:
         """The same energy for some samples of the batch, given by index."""
         part = copy.copy(self)
         for name in ("held", "drive", "_g"):

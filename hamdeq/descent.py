@@ -7,13 +7,26 @@ and comes in two halves with symmetric derivatives: activations g = ∇L(x), and
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor
 
 from hamdeq.forms import Form
 from hamdeq.layers import EnergyModel, State
 
-__all__ = ["Descent"]
+__all__ = ["Descent", "Energetic"]
+
+
+class Energetic(NamedTuple):
+    """What is known of the energy at a state.
+
+    Attributes:
+        g: the activations: ``(batch, n)``.
+        terms: yields the energy terms, but for a constant: ``(terms, batch)``.
+    """
+
+    g: Tensor
+    terms: Callable[[], Tensor]
 
 
 class Descent:
@@ -36,10 +49,10 @@ class Descent:
         """f(x)."""
         return self._flat(self.model.update(self.form.restore(x)))
 
-    def step(self, x: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
-        """f(x), and what yields the energy terms of x on demand: ``(terms, batch)``."""
-        fx, terms = self.model.step(self.form.restore(x))
-        return self._flat(fx), terms
+    def step(self, x: Tensor) -> tuple[Tensor, Energetic]:
+        """f(x), and what is known of the energy at x."""
+        g, fx, terms = self.model.step(self.form.restore(x))
+        return self._flat(fx), Energetic(self._flat(g), terms)
 
     def activations(self, x: Tensor) -> Tensor:
         """g(x): ``(batch, n)``."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Self
 
 from torch import Tensor, nn
 
@@ -124,7 +123,7 @@ class HAM(nn.Module, Layered):
         """The neurons of a layer."""
         return self.neurons[name]  # type: ignore[return-value]
 
-    def select(self, rows: Tensor) -> Self:
+    def select(self, rows: Tensor) -> HAM:
         """Itself: a memory of which nothing is held knows no samples."""
         return self
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -51,14 +51,14 @@ class EnergyModel(Protocol):
         """The field on every layer."""
         ...
 
-    def step(self, x: State) -> tuple[State, Callable[[], Tensor]]:
-        """The update, and what yields the energy terms of x from what it has computed already.
+    def step(self, x: State) -> tuple[State, State, Callable[[], Tensor]]:
+        """The activations, the update, and what yields the energy terms of x from these.
 
         The terms, ``(terms, batch)``, lack what does not depend on x.
         """
         ...
 
-    def select(self, rows: Tensor) -> Self:
+    def select(self, rows: Tensor) -> EnergyModel:
         """The same energy for some samples of the batch."""
         ...
 
@@ -185,13 +185,17 @@ class Layered(ABC):
         g = self.activations(x)
         return {name: x[name] if name in clamped else self.field(g, name) for name in x}
 
-    def step(self, x: State) -> tuple[State, Callable[[], Tensor]]:
-        """The update, and what yields the energy terms of x, ``(terms, batch)``."""
+    def step(self, x: State) -> tuple[State, State, Callable[[], Tensor]]:
+        """The activations, the update, and what yields the energy terms: ``(terms, batch)``."""
         g = self.activations(x)
-        return self.fields(g), lambda: torch.stack([*self.terms(x, g, self.connections).values()])
+        return (
+            g,
+            self.fields(g),
+            lambda: torch.stack([*self.terms(x, g, self.connections).values()]),
+        )
 
     @abstractmethod
-    def select(self, rows: Tensor) -> Self:
+    def select(self, rows: Tensor) -> Layered:
         """The same energy for some samples of the batch, given by index."""
 
     def check_names(self, names: Collection[str]) -> None:

@@ -106,11 +106,11 @@ class Reduced:
         constant = self.model.constant_terms().values()
         return torch.stack([*constant, *self._terms(x, g, self._minimise(g))]).sum(0)
 
-    def step(self, x: State) -> tuple[State, Callable[[], Tensor]]:
-        """The update, and what yields the energy terms of x, ``(terms, batch)``."""
+    def step(self, x: State) -> tuple[State, State, Callable[[], Tensor]]:
+        """The activations, the update, and what yields the energy terms: ``(terms, batch)``."""
         g = self.model.activations(x)
         hidden = self._minimise(g)
-        return self._fields(g, hidden), lambda: torch.stack(self._terms(x, g, hidden))
+        return g, self._fields(g, hidden), lambda: torch.stack(self._terms(x, g, hidden))
 
     def _terms(self, x: State, g: State, hidden: State) -> list[Tensor]:
         terms = self.model.terms(x, g, self._untouched).values()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hamdeq.descent import Descent
+from hamdeq.descent import Descent, Energetic
 
 __all__ = ["Memory", "Method", "Run", "Solution", "Solver", "Status", "Step", "Stopping"]
 
@@ -98,7 +98,7 @@ class Step(NamedTuple):
         fx: f(x).
         r: f(x) − x.
         residual: ‖r‖/‖f(x)‖: ``(batch,)``.
-        terms: of a map with an energy, yields the energy terms of x: ``(terms, batch)``.
+        energetic: of a map with an energy, what is known of it at x.
     """
 
     f: Callable[[Tensor], Tensor]
@@ -106,7 +106,7 @@ class Step(NamedTuple):
     fx: Tensor
     r: Tensor
     residual: Tensor
-    terms: Callable[[], Tensor] | None
+    energetic: Energetic | None
 
 
 class Memory:
@@ -186,10 +186,10 @@ class Solver(Stopping, ABC):
         method, run = self.start(f, x0), Run(x0)
         x = x0
         for count in range(1, self.max_steps + 1):
-            fx, terms = f.step(x) if isinstance(f, Descent) else (f(x), None)
+            fx, energetic = f.step(x) if isinstance(f, Descent) else (f(x), None)
             r = fx - x
             size = norm(r)
-            step = Step(f, x, fx, r, relative_residual(size, fx), terms)
+            step = Step(f, x, fx, r, relative_residual(size, fx), energetic)
             left = run.record(step, method.accepts(step), size, self.tol)
             if count == self.max_steps or not left:
                 break

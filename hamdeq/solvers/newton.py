@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hamdeq.solvers.base import Step
+from hamdeq.descent import Descent
+from hamdeq.solvers.base import Step, choose
 from hamdeq.solvers.safeguard import Accelerated, Extrapolation
 
 __all__ = ["Newton"]
@@ -20,7 +21,9 @@ class Newton(Accelerated):
 
     The next state is ``x + (I − J)⁻¹ (f(x) − x)`` with J = ∂f/∂x of each sample, which takes n
     products with Jᵀ, batched, for a state of n numbers, and n² numbers a sample. ``steps`` and
-    ``n_evals`` count evaluations of f alone. The safeguard is that of :class:`Accelerated`.
+    ``n_evals`` count evaluations of f alone. Of an energy model a sample takes the plain step
+    where the energy is not convex, since Newton's method is drawn to saddles as well. Otherwise
+    the safeguard is that of :class:`Accelerated`.
 
     Args:
         growth: how far a sample's relative residual may rise, as a factor > 1.
@@ -40,7 +43,23 @@ class _Tangent(Extrapolation):
         jacobian = _jacobian(step.f, step.x)
         identity = torch.eye(step.x.shape[1], dtype=step.x.dtype, device=step.x.device)
         # A singular system gives infinities, which the safeguard turns down.
-        return step.x + torch.linalg.solve_ex(identity - jacobian, step.r)[0]
+        x = step.x + torch.linalg.solve_ex(identity - jacobian, step.r)[0]
+        if not isinstance(step.f, Descent):
+            return x
+        return choose(_is_convex(step.f, step.x, jacobian), x, step.fx)
+
+
+def _is_convex(f: Descent, x: Tensor, jacobian: Tensor) -> Tensor:
+    """Whether the energy is convex around x: ``(batch,)``.
+
+    In g its Hessian is D⁻¹ − S, with D = ∂g/∂x and ∂f/∂x = S D; this one is D − D S D.
+    """
+    gain = _jacobian(f.activations, x)
+    hessian = gain - gain @ jacobian
+    # Saturated neurons have neither gain nor a say.
+    size = gain.diagonal(dim1=1, dim2=2)
+    hessian.diagonal(dim1=1, dim2=2).add_(torch.finfo(x.dtype).eps * size.amax(1, keepdim=True))
+    return torch.linalg.cholesky_ex(hessian)[1] == 0
 
 
 def _jacobian(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -52,7 +71,5 @@ def _jacobian(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if not fx.requires_grad:  # f does not depend on x
         return x.new_zeros(batch, n, n)
     rows = torch.eye(n, dtype=x.dtype, device=x.device)[:, None].expand(n, batch, n)
-    (columns,) = torch.autograd.grad(
-        fx, x, rows, is_grads_batched=True, materialize_grads=True
-    )
+    (columns,) = torch.autograd.grad(fx, x, rows, is_grads_batched=True, materialize_grads=True)
     return columns.transpose(0, 1)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hamdeq.descent import Descent
+from hamdeq.descent import Descent, Energetic
 from hamdeq.solvers.base import Memory, Method, Solver, Step, choose, norm
 
 __all__ = ["Accelerated", "Extrapolation"]
@@ -130,29 +130,28 @@ class _ByEnergy(Method):
         self.certain = True
 
     def accepts(self, step: Step) -> Tensor:
-        g = step.f.activations(step.x)
+        f, (g, terms) = _energetic(step)
         if self.certain:
-            self.energy, self.terms = None, step.terms
+            self.energy, self.terms = None, terms
             self.accepted = torch.ones_like(self.accepted)
         else:
-            self._compare(step, g)
+            self._compare(f, step.r, g, terms())
         for name, value in zip(("x", "fx", "r", "g"), (step.x, step.fx, step.r, g), strict=True):
             setattr(self, name, choose(self.accepted, value, getattr(self, name)))
         return self.accepted
 
-    def _compare(self, step: Step, g: Tensor) -> None:
+    def _compare(self, f: Descent, r: Tensor, g: Tensor, terms: Tensor) -> None:
         """Accept the samples whose energy has fallen as it should."""
-        terms, before = step.terms(), self._energy()
-        energy = terms.sum(0)
+        energy, before = terms.sum(0), self._energy()
         change = energy - before
         # Near an equilibrium the difference of two energies is all rounding; their slope is not.
         rounding = _ROUNDING * torch.finfo(g.dtype).eps * terms.abs().sum(0)
-        along = -0.5 * ((step.r + self.r) * (g - self.g)).sum(1)
+        along = -0.5 * ((r + self.r) * (g - self.g)).sum(1)
         change = torch.where(change.abs() > rounding, change, along)
-        promise = (self.r * (step.f.activations(self.fx) - self.g)).sum(1)
+        promise = (self.r * (f.activations(self.fx) - self.g)).sum(1)
         # Written so that a NaN is not accepted.
         fallen = change <= -_SHARE * self.length * promise
-        if step.f.certain:
+        if f.certain:
             self.accepted = fallen | self.plain
         else:
             self.accepted = fallen
@@ -161,22 +160,33 @@ class _ByEnergy(Method):
         self.energy = choose(self.accepted, energy, before)
 
     def propose(self, step: Step) -> Tensor:
+        f, _ = _energetic(step)
         x = self.ahead(step)
-        self.certain = step.f.certain and x is step.fx
+        self.certain = f.certain and x is step.fx
         if x is step.fx:
             self.plain = torch.ones_like(self.accepted)
             return x
         self.plain = ~(self.accepted & norm(x).isfinite())
-        downhill = self.fx if step.f.certain else self.x + self.length[:, None] * self.r
+        downhill = self.fx if f.certain else self.x + self.length[:, None] * self.r
         return choose(~self.plain, x, downhill)
 
     def select(self, rows: Tensor) -> None:
-        self.energy = self._energy()
+        self.energy, self.terms = self._energy(), None
         super().select(rows)
 
     def _energy(self) -> Tensor:
         """Of the base."""
-        return self.terms().sum(0) if self.energy is None else self.energy
+        if self.energy is None:
+            assert self.terms is not None
+            self.energy = self.terms().sum(0)
+        return self.energy
+
+
+def _energetic(step: Step) -> tuple[Descent, Energetic]:
+    """The map with an energy that was evaluated, and what is known of it."""
+    assert isinstance(step.f, Descent)
+    assert step.energetic is not None
+    return step.f, step.energetic
 
 
 def at_least_one(name: str, value: int) -> None:

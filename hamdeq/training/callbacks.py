@@ -12,9 +12,8 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
-from hamdeq.solvers import Failures
 from hamdeq.plots import residual_histogram
-from hamdeq.solvers import Solution
+from hamdeq.solvers import Failures, Solution
 from hamdeq.training.classifier import HAMClassifier
 
 __all__ = ["ConvergenceMonitor", "ProgressBar", "ResidualPicture"]
