@@ -66,13 +66,14 @@ class Clamped(Layered):
         """The field on one free layer, from the free layers' activations."""
         return super().field(self._g | g, to)
 
-    def terms(self, x: State, g: State, connections: Iterable[Connection]) -> State:
-        """The energy terms of the free layers in x and of some of the connections."""
-        return super().terms(x, self._g | g, connections)
+    def interactions(self, g: State, connections: Iterable[Connection]) -> State:
+        """The energy terms of some of the connections, and of the constant fields."""
+        return super().interactions(self._g | g, connections)
 
     def constant_terms(self) -> State:
         """The energy terms of the held layers, with which the sum is the HAM's energy."""
-        return self.ham.terms(self.held, self._g, self._settled)
+        layers = {name: self.layer(name).energy(x_a) for name, x_a in self.held.items()}
+        return layers | self.ham.interactions(self._g, self._settled)
 
     def select(self, rows: Tensor) -> Clamped:
         """The same energy for some samples of the batch, given by index."""

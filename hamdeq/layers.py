@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hamdeq.lagrangians import Lagrangian
+from hamdeq.lagrangians.base import total
 from hamdeq.synapses import Synapse, layer_shape
 
 __all__ = ["Connection", "EnergyModel", "Layered", "Neurons", "State"]
@@ -150,22 +151,34 @@ class Layered(ABC):
         Several synapses between the same layers make one term.
         """
         self.check_state(x)
-        return self.constant_terms() | self.terms(x, self.activations(x), self.connections)
+        layers = {name: self.layer(name).energy(x_a) for name, x_a in x.items()}
+        interactions = self.interactions(self.activations(x), self.connections)
+        return self.constant_terms() | layers | interactions
 
     def constant_terms(self) -> State:
         """The energy terms that do not depend on the layers' states."""
         return {}
 
-    def terms(self, x: State, g: State, connections: Iterable[Connection]) -> State:
-        """The energy terms of the layers in x and of some of the connections."""
-        terms = {name: self.layer(name).energy(x_a) for name, x_a in x.items()}
+    def interactions(self, g: State, connections: Iterable[Connection]) -> State:
+        """The energy terms of some of the connections, and of the constant fields."""
+        terms: State = {}
         for layers, synapse in connections:
             label = f"{type(synapse).__name__} {'–'.join(layers)}"
             energy = synapse.energy(*(g[name] for name in layers))
             terms[label] = terms[label] + energy if label in terms else energy
-        for name in (name for name in x if name in self.drive):
-            terms[f"held–{name}"] = -(self.drive[name] * g[name]).flatten(1).sum(1)
+        for name in (name for name in g if name in self.drive):
+            terms[f"held–{name}"] = -total(self.drive[name] * g[name])
         return terms
+
+    def summands(self, x: State, g: State, connections: Iterable[Connection]) -> list[Tensor]:
+        """What the energy of the layers in x is the sum of, in its cheapest form.
+
+        ⟨x, g⟩ and −L(x), apart, in place of L*(g): their sizes tell what rounding leaves of it.
+        """
+        parts = [*self.interactions(g, connections).values()]
+        for name, x_a in x.items():
+            parts += [total(x_a * g[name]), -self.layer(name).lagrangian(x_a)]
+        return parts
 
     def energy(self, x: State) -> Tensor:
         """E(x), one scalar a sample: ``(batch,)``."""
@@ -188,11 +201,7 @@ class Layered(ABC):
     def step(self, x: State) -> tuple[State, State, Callable[[], Tensor]]:
         """The activations, the update, and what yields the energy terms: ``(terms, batch)``."""
         g = self.activations(x)
-        return (
-            g,
-            self.fields(g),
-            lambda: torch.stack([*self.terms(x, g, self.connections).values()]),
-        )
+        return g, self.fields(g), lambda: torch.stack(self.summands(x, g, self.connections))
 
     @abstractmethod
     def select(self, rows: Tensor) -> Layered:

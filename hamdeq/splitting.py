@@ -103,18 +103,23 @@ class Reduced:
         """
         self.model.check_state(x, self.visible)
         g = self.model.activations(x)
-        constant = self.model.constant_terms().values()
-        return torch.stack([*constant, *self._terms(x, g, self._minimise(g))]).sum(0)
+        layers = {name: self.model.layer(name).energy(x_a) for name, x_a in x.items()}
+        terms = self.model.constant_terms() | layers | self.model.interactions(g, self._untouched)
+        return torch.stack([*terms.values(), *self._gains(self._minimise(g))]).sum(0)
 
     def step(self, x: State) -> tuple[State, State, Callable[[], Tensor]]:
         """The activations, the update, and what yields the energy terms: ``(terms, batch)``."""
         g = self.model.activations(x)
         hidden = self._minimise(g)
-        return g, self._fields(g, hidden), lambda: torch.stack(self._terms(x, g, hidden))
 
-    def _terms(self, x: State, g: State, hidden: State) -> list[Tensor]:
-        terms = self.model.terms(x, g, self._untouched).values()
-        return [*terms, *(-self.model.layer(a).lagrangian(field) for a, field in hidden.items())]
+        def terms() -> Tensor:
+            return torch.stack([*self.model.summands(x, g, self._untouched), *self._gains(hidden)])
+
+        return g, self._fields(g, hidden), terms
+
+    def _gains(self, hidden: State) -> list[Tensor]:
+        """−L_B(I_B) of each hidden layer."""
+        return [-self.model.layer(name).lagrangian(field) for name, field in hidden.items()]
 
     def select(self, rows: Tensor) -> Reduced:
         """The same energy for some samples of the batch, given by index."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hamdeq.solvers.base import Step
+from hamdeq.solvers.base import Step, norm
 from hamdeq.solvers.safeguard import Accelerated, Extrapolation, at_least_one
 
 __all__ = ["Anderson"]
@@ -50,7 +50,11 @@ class Anderson(Accelerated):
 
 
 class _Window(Extrapolation):
-    """A ring of the last m differences, and their Gram matrix, of which a step adds one row."""
+    """A ring of the last m differences, and their Gram matrix, of which a step adds one row.
+
+    Late differences are many orders smaller than early ones: each pair is scaled to Δr of length
+    one, so that the ridge means the same for all.
+    """
 
     def __init__(self, x0: Tensor, solver: Anderson) -> None:
         (batch, n), memory = x0.shape, solver.memory
@@ -58,8 +62,8 @@ class _Window(Extrapolation):
         self.df = x0.new_zeros(batch, memory, n)
         # The small systems are solved in float64: their condition is that of Δr squared.
         self.gram = x0.new_zeros(batch, memory, memory, dtype=torch.float64)
-        # Rounding leaves less than this undetermined.
-        self.ridge = max(solver.ridge, 10 * torch.finfo(x0.dtype).eps)
+        # Rounding leaves no less than this undetermined.
+        self.diagonal = 1 + max(solver.ridge, 10 * torch.finfo(x0.dtype).eps)
         self.count = 0
         self.fx = self.r = x0
 
@@ -69,31 +73,23 @@ class _Window(Extrapolation):
         used = min(self.count - 1, self.dr.shape[1])
         if not used:
             return fx
-        gamma = self._coefficients(r, used)[:, None]
+        factor, failed = torch.linalg.cholesky_ex(self.gram[:, :used, :used])
+        goal = (self.dr[:, :used] * r[:, None]).sum(-1, keepdim=True).double()
+        gamma = torch.cholesky_solve(goal, factor).to(r.dtype).mT
+        gamma = torch.where((failed == 0)[:, None, None], gamma, 0.0)
         return torch.baddbmm(fx[:, None], gamma, self.df[:, :used], alpha=-1)[:, 0]
 
     def _remember(self, fx: Tensor, r: Tensor) -> None:
         if self.count:
             slot = (self.count - 1) % self.dr.shape[1]
-            torch.sub(r, self.r, out=self.dr[:, slot])
-            torch.sub(fx, self.fx, out=self.df[:, slot])
-            row = (self.dr * self.dr[:, slot, None]).sum(-1).double()
+            change = r - self.r
+            # A difference of zero stays zero; its row is kept regular by the diagonal.
+            size = norm(change)[:, None].clamp_min(torch.finfo(r.dtype).tiny)
+            torch.div(change, size, out=self.dr[:, slot])
+            torch.div(fx - self.fx, size, out=self.df[:, slot])
+            row = (self.dr * self.dr[:, slot, None]).sum(-1)
             self.gram[:, slot] = row
             self.gram[:, :, slot] = row
+            self.gram[:, slot, slot] = self.diagonal
         self.count += 1
         self.fx, self.r = fx, r
-
-    def _coefficients(self, r: Tensor, used: int) -> Tensor:
-        """γ of the least squares problem: ``(batch, used)``."""
-        # Late differences are many orders smaller than early ones: each is scaled to unit length
-        # and only then regularised. A difference of zero is left out by a scale of zero; the
-        # ridge keeps its row regular.
-        gram = self.gram[:, :used, :used]
-        square = gram.diagonal(dim1=1, dim2=2)
-        scale = torch.where(square > 0, square.rsqrt(), 0.0)
-        unit = gram * (scale[:, :, None] * scale[:, None])
-        unit.diagonal(dim1=1, dim2=2).add_(self.ridge)
-        goal = (self.dr[:, :used] * r[:, None]).sum(-1).double() * scale
-        factor, failed = torch.linalg.cholesky_ex(unit)
-        gamma = torch.cholesky_solve(goal[:, :, None], factor)[:, :, 0] * scale
-        return torch.where((failed == 0)[:, None], gamma, 0.0).to(r.dtype)

@@ -216,6 +216,7 @@ class Run(Memory):
         self.running = torch.ones_like(self.steps, dtype=torch.bool)
         self.diverged = torch.zeros_like(self.running)
         self.rows = torch.arange(len(x0), device=x0.device)
+        self.left = len(x0)
         # Of the whole batch, as of the last time that samples were dropped.
         self.whole: dict[str, Tensor] | None = None
         self.trace: list[Tensor] = []
@@ -223,21 +224,27 @@ class Run(Memory):
     def record(self, step: Step, accepted: Tensor | None, size: Tensor, tol: float) -> int:
         """Take in an evaluation; return how many samples are left."""
         # A NaN is not below anything: the best finite state is kept without a test for it.
-        better = self.running & (step.residual < self.lowest)
-        if accepted is not None:
-            better = better & accepted
-        # Samples that have stopped are evaluated at their best state.
-        self.best = choose(better | ~self.running, step.x, self.best)
-        self.lowest = torch.where(better, step.residual, self.lowest)
-        self._trace(torch.where(self.running, step.residual, self.lowest))
-        self.steps += self.running
+        better = step.residual < self.lowest
         # Asked of r: the ratio may overflow where f(x) is zero, and all is well.
-        lost = self.running & ~size.isfinite()
+        sound = size.isfinite()
         if accepted is not None:
-            lost = lost & accepted
-        self.diverged |= lost
-        self.running = self.running & (self.lowest >= tol) & ~lost
-        return int(self.running.sum())
+            better, sound = better & accepted, sound | ~accepted
+        # Samples that have stopped are evaluated at their best state, and change nothing.
+        all_running = self.left == len(self.lowest)
+        self.best = choose(better if all_running else better | ~self.running, step.x, self.best)
+        self.lowest = torch.where(better, step.residual, self.lowest)
+        self._trace(step.residual if all_running else self._of_running(step.residual))
+        running = self.running & sound & (self.lowest >= tol)
+        left = int(running.sum())
+        if left < self.left:
+            stopped = self.running & ~running
+            self.steps = torch.where(stopped, len(self.trace), self.steps)
+            self.diverged = self.diverged | (stopped & ~sound)
+            self.running, self.left = running, left
+        return left
+
+    def _of_running(self, residual: Tensor) -> Tensor:
+        return torch.where(self.running, residual, self.lowest)
 
     def drop(self, rows: Tensor) -> None:
         """Go on with some of the samples, given by index."""
@@ -261,6 +268,7 @@ class Run(Memory):
 
     def _merged(self) -> dict[str, Tensor]:
         present = {name: getattr(self, name) for name in ("best", "lowest", "steps", "diverged")}
+        present["steps"] = torch.where(self.running, len(self.trace), self.steps)
         if self.whole is None:
             return present
         return {name: x.index_copy(0, self.rows, present[name]) for name, x in self.whole.items()}
@@ -273,10 +281,14 @@ class Run(Memory):
 
 def choose(mask: Tensor, one: Tensor, other: Tensor) -> Tensor:
     """``one`` in the marked samples, ``other`` in the rest."""
-    # Where asking costs no wait for a device, it mostly saves the copy.
-    if mask.device.type == "cpu" and bool(mask.all()):
+    if surely_all(mask):
         return one
     return torch.where(mask.reshape(-1, *[1] * (one.dim() - 1)), one, other)
+
+
+def surely_all(mask: Tensor) -> bool:
+    """Whether all are marked, as far as one can tell without waiting for a device."""
+    return mask.device.type == "cpu" and bool(mask.all())
 
 
 def relative_residual(size: Tensor, fx: Tensor) -> Tensor:

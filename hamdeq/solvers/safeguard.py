@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hamdeq.descent import Descent, Energetic
-from hamdeq.solvers.base import Memory, Method, Solver, Step, choose, norm
+from hamdeq.solvers.base import Memory, Method, Solver, Step, choose, norm, surely_all
 
 __all__ = ["Accelerated", "Extrapolation"]
 
@@ -79,28 +79,31 @@ class _ByResidual(Method):
         self.stale = torch.zeros(len(x0), dtype=torch.long, device=x0.device)
         self.strikes = torch.zeros_like(self.stale)
         self.rest = torch.zeros_like(self.stale)
-        self.finite_x = x0
+        self.calm = False
 
     def propose(self, step: Step) -> Tensor:
-        self.finite_x = choose(step.residual.isfinite(), step.fx, self.finite_x)
         x = self.ahead(step)
-        finite = norm(x).isfinite()
-        x = choose(~self._strikes(step.residual, finite), x, step.fx)
-        return choose(norm(x).isfinite(), x, self.finite_x)
+        return choose(self._fine(step.residual, norm(x).isfinite()), x, step.fx)
 
-    def _strikes(self, residual: Tensor, finite: Tensor) -> Tensor:
-        """Which samples take a plain step now: ``(batch,)``."""
-        resting = self.rest > 0
+    def _fine(self, residual: Tensor, finite: Tensor) -> Tensor:
+        """Which samples need no plain step now: ``(batch,)``."""
         self.stale = torch.where(residual < self.reference, 0, self.stale + 1)
+        # Written so that a NaN counts against the sample.
+        low = residual <= self.growth * torch.minimum(self.reference, residual)
+        fine = low & finite & (self.stale <= self.patience)
+        if self.calm and surely_all(fine):  # mostly so, and then there is nothing to keep books of
+            self.reference = torch.minimum(self.reference, residual)
+            return fine
+        resting = self.rest > 0
         # What plain steps lead to, however far it is, is where acceleration starts anew.
         self.reference = torch.where(resting, residual, torch.minimum(self.reference, residual))
-        # Written so that a NaN counts against the sample.
-        fine = (residual <= self.growth * self.reference) & finite
-        strike = ~(resting | (fine & (self.stale <= self.patience)))
-        self.strikes += strike
+        strike = ~(resting | fine)
+        self.strikes = self.strikes + strike
         self.rest = torch.where(strike, 2**self.strikes, self.rest - 1).clamp_min(0)
-        self.stale = torch.where(strike | resting, 0, self.stale)
-        return strike | resting
+        plain = strike | resting
+        self.stale = torch.where(plain, 0, self.stale)
+        self.calm = surely_all(self.rest == 0)
+        return ~plain
 
 
 # The share of a plain step's descent that any step must reach. Every number in (0, 1) makes the
