@@ -67,4 +67,5 @@ class Descent:
         return Descent(self.model.select(rows), self.form.of_batch(len(rows)))
 
     def _flat(self, x: State) -> Tensor:
-        return self.form.flatten(x)
+        # Straight from the model: its own names, shapes and batch.
+        return self.form.join(x[name] for name in self.form.keys or ())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -41,6 +41,10 @@ class Form:
         """One row a sample: ``(batch, n)``."""
         leaves = self._leaves(x, "f")
         self._check(leaves, "f")
+        return self.join(leaves)
+
+    def join(self, leaves: Iterable[Tensor]) -> Tensor:
+        """:meth:`flatten` for what is known to have this form."""
         flat = [
             leaf.reshape(self.batch, n).to(self.dtype)
             for leaf, n in zip(leaves, self.sizes, strict=True)

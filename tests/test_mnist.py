@@ -7,7 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hamdeq import DEQ, HAM, Anderson, Broyden, Implicit, Madam, Picard
+from hamdeq import (
+    DEQ,
+    HAM,
+    Anderson,
+    Broyden,
+    ConjugateGradient,
+    Implicit,
+    Madam,
+    Newton,
+    Picard,
+)
 
 pytest.importorskip("lightning")
 pytest.importorskip("torchvision")
@@ -30,18 +40,15 @@ def data() -> MNISTDataModule:
 
 @pytest.fixture(scope="module")
 def trained(data) -> DEQ:
-    """784-512-10 after 300 batches of 64."""
+    """784-512-10 after one epoch in batches of 64."""
     torch.manual_seed(0)
-    solver = Anderson(max_steps=40)
     deq = DEQ(
         HAM.chain([784, 512, 10], gain=[2.0, 0.3]),
-        solver=solver,
-        adjoint=Implicit(solver=Anderson(tol=1e-2)),
+        solver=Anderson(max_steps=40),
+        adjoint=Implicit(solver=ConjugateGradient(tol=1e-2)),
     )
     optimizer = Madam(deq.parameters(), lr=0.01)
-    for count, (images, labels) in enumerate(data.train_dataloader()):
-        if count == 300:
-            break
+    for images, labels in data.train_dataloader():
         state = deq({"input": images}).value["output"]
         loss = F.mse_loss(state, F.one_hot(labels, 10).float())
         optimizer.zero_grad()
@@ -55,24 +62,52 @@ def test_learns(trained, data):
     with torch.no_grad():
         solution = trained({"input": images})
     accuracy = (solution.value["output"].argmax(1) == labels).double().mean()
-    assert accuracy > 0.88
+    assert accuracy > 0.9
     assert solution.converged.all()
-    assert solution.steps.double().mean() < 5
 
 
-@pytest.mark.parametrize("splitting", ["even-odd", None])
-@pytest.mark.parametrize("solver", [Picard, Anderson, Broyden])
-def test_one_equilibrium(trained, data, solver, splitting):
-    images = {"input": data.split("test")[0][:1000].double()}
+@pytest.mark.parametrize("solver", [Anderson, Broyden, Newton])
+def test_few_steps(trained, data, solver):
+    """The published measure: iterations to 1e-4, over the 10,000 test images."""
+
+    def steps(solver) -> torch.Tensor:
+        with torch.no_grad():
+            deq = DEQ(trained.ham, solver=solver, on_failure="raise")
+            return deq({"input": data.split("test")[0]}).steps.double()
+
+    assert steps(solver()).mean() < steps(Picard()).mean()
+    assert steps(solver()).max() <= 6
+
+
+@pytest.fixture(scope="module")
+def doubled(trained, data) -> tuple[HAM, torch.Tensor, torch.Tensor]:
+    """The memory in float64, all test images, and where even-odd Picard iteration ends."""
     ham = HAM.chain([784, 512, 10]).double()
     ham.load_state_dict(trained.ham.state_dict())
+    images = data.split("test")[0].double()
+    return ham, images, settle(ham, images, Picard(tol=1e-12, max_steps=1000), "even-odd")
 
-    def settle(solver, splitting):
-        deq = DEQ(ham, splitting=splitting, solver=solver, on_failure="raise")
-        with torch.no_grad():
-            return deq(images).value["output"]
 
-    reference = settle(Picard(tol=1e-12, max_steps=1000), "even-odd")
-    found = settle(solver(tol=1e-8, max_steps=1000), splitting)
+def settle(ham: HAM, images: torch.Tensor, solver, splitting) -> torch.Tensor:
+    deq = DEQ(ham, splitting=splitting, solver=solver, on_failure="raise")
+    with torch.no_grad():
+        return torch.cat([deq({"input": part}).value["output"] for part in images.split(2000)])
+
+
+@pytest.mark.parametrize(
+    ("solver", "splitting"),
+    [
+        (Anderson, "even-odd"),
+        (Broyden, "even-odd"),
+        (Newton, "even-odd"),
+        (Picard, None),
+        (Anderson, None),
+        (Broyden, None),
+    ],
+)
+def test_one_equilibrium(doubled, solver, splitting):
+    ham, images, reference = doubled
+    found = settle(ham, images, solver(tol=1e-8, max_steps=1000), splitting)
     difference = (found - reference).norm(dim=1) / reference.norm(dim=1)
+    assert len(difference) == 10_000
     assert difference.max() < 1e-5
