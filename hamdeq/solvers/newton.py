@@ -39,11 +39,14 @@ class Newton(Accelerated):
 class _Tangent(Extrapolation):
     """The linearisation of f at each state; nothing is remembered."""
 
+    shortens = True
+
     def __call__(self, step: Step) -> Tensor:
         jacobian = _jacobian(step.f, step.x)
-        identity = torch.eye(step.x.shape[1], dtype=step.x.dtype, device=step.x.device)
+        identity = torch.eye(step.x.shape[1], dtype=jacobian.dtype, device=jacobian.device)
         # A singular system gives infinities, which the safeguard turns down.
-        x = step.x + torch.linalg.solve_ex(identity - jacobian, step.r)[0]
+        change = torch.linalg.solve_ex(identity - jacobian, step.r.to(jacobian.dtype))[0]
+        x = step.x + change.to(step.x.dtype)
         if not isinstance(step.f, Descent):
             return x
         return choose(_is_convex(step.f, step.x, jacobian), x, step.fx)
@@ -58,18 +61,23 @@ def _is_convex(f: Descent, x: Tensor, jacobian: Tensor) -> Tensor:
     hessian = gain - gain @ jacobian
     # Saturated neurons have neither gain nor a say.
     size = gain.diagonal(dim1=1, dim2=2)
-    hessian.diagonal(dim1=1, dim2=2).add_(torch.finfo(x.dtype).eps * size.amax(1, keepdim=True))
+    eps = torch.finfo(hessian.dtype).eps
+    hessian.diagonal(dim1=1, dim2=2).add_(eps * size.amax(1, keepdim=True))
     return torch.linalg.cholesky_ex(hessian)[1] == 0
 
 
 def _jacobian(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """∂f_i/∂x_j of each sample: ``(batch, n, n)``."""
+    """∂f_i/∂x_j of each sample, in float32 at least: ``(batch, n, n)``."""
     batch, n = x.shape
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        x = x.clone().requires_grad_()
         fx = f(x)
-    if not fx.requires_grad:  # f does not depend on x
-        return x.new_zeros(batch, n, n)
-    rows = torch.eye(n, dtype=x.dtype, device=x.device)[:, None].expand(n, batch, n)
-    (columns,) = torch.autograd.grad(fx, x, rows, is_grads_batched=True, materialize_grads=True)
-    return columns.transpose(0, 1)
+        rows = torch.eye(n, dtype=x.dtype, device=x.device)[:, None].expand(n, batch, n)
+        if fx.requires_grad:
+            columns = torch.autograd.grad(
+                fx, x, rows, is_grads_batched=True, materialize_grads=True
+            )[0]
+        else:  # f does not depend on x
+            columns = torch.zeros_like(rows)
+    # There is no linear algebra for half precision.
+    return columns.transpose(0, 1).to(torch.promote_types(x.dtype, torch.float32))

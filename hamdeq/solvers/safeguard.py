@@ -63,7 +63,14 @@ class Accelerated(Solver):
 
 
 class Extrapolation(Memory):
-    """What an accelerated solver remembers, and makes of it."""
+    """What an accelerated solver remembers, and makes of it.
+
+    Attributes:
+        shortens: whether, after a state that was turned down, the next is sought half as far from
+            the plain step: so where the direction is exact and only the distance too long.
+    """
+
+    shortens = False
 
     @abstractmethod
     def __call__(self, step: Step) -> Tensor:
@@ -129,6 +136,8 @@ class _ByEnergy(Method):
         self.plain = self.accepted
         # Of a plain step, where a whole one may go uphill.
         self.length = x0.new_ones(len(x0))
+        # How far from the plain step to the extrapolated one to go.
+        self.reach = x0.new_ones(len(x0))
         # Whether what comes next is certain to be accepted.
         self.certain = True
 
@@ -160,6 +169,9 @@ class _ByEnergy(Method):
             self.accepted = fallen
             longer = (torch.where(fallen, 2.0, 0.5) * self.length).clamp_max(1.0)
             self.length = torch.where(self.plain, longer, self.length)
+        if self.ahead.shortens:
+            further = (torch.where(fallen, 2.0, 0.5) * self.reach).clamp_max(1.0)
+            self.reach = torch.where(self.plain, self.reach, further)
         self.energy = choose(self.accepted, energy, before)
 
     def propose(self, step: Step) -> Tensor:
@@ -170,6 +182,8 @@ class _ByEnergy(Method):
             self.plain = torch.ones_like(self.accepted)
             return x
         self.plain = ~(self.accepted & norm(x).isfinite())
+        if self.ahead.shortens:
+            x = torch.lerp(step.fx, x, self.reach[:, None])
         downhill = self.fx if f.certain else self.x + self.length[:, None] * self.r
         return choose(~self.plain, x, downhill)
 
