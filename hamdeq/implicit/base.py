@@ -84,7 +84,11 @@ def _product(y: Tensor, x: Tensor, v: Tensor) -> Tensor:
     """(∂y/∂x)ᵀ v, zero where y does not depend on x."""
     if not y.requires_grad:
         return torch.zeros_like(x)
-    return torch.autograd.grad(y, x, v, retain_graph=True, materialize_grads=True)[0]
+    # Newton's method differentiates this product with respect to v.
+    again = v.requires_grad and torch.is_grad_enabled()
+    return torch.autograd.grad(
+        y, x, v, retain_graph=True, create_graph=again, materialize_grads=True
+    )[0]
 
 
 class _Attach(torch.autograd.Function):

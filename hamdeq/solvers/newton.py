@@ -30,6 +30,9 @@ class Newton(Accelerated):
         patience: steps without a lower residual, ≥ 1.
         tol: relative residual to reach.
         max_steps: evaluations of f at most.
+
+    Raises:
+        TypeError: in the solve, f cannot be differentiated by autograd.
     """
 
     def extrapolation(self, x0: Tensor) -> Extrapolation:
@@ -77,7 +80,12 @@ def _jacobian(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
             columns = torch.autograd.grad(
                 fx, x, rows, is_grads_batched=True, materialize_grads=True
             )[0]
-        else:  # f does not depend on x
+        elif torch.equal(f(x + 1), fx):
             columns = torch.zeros_like(rows)
+        else:
+            raise TypeError(
+                "Newton: expected a map that autograd can differentiate, got one whose result has "
+                "no graph to the state; use Broyden(), which needs values alone"
+            )
     # There is no linear algebra for half precision.
     return columns.transpose(0, 1).to(torch.promote_types(x.dtype, torch.float32))

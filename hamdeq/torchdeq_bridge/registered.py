@@ -12,7 +12,7 @@ from torch import Tensor
 from torchdeq.solver import register_solver
 from torchdeq.solver.stat import SolverStat
 
-from hamdeq.solvers import Anderson, Broyden, Method, Picard, Solution, Solver
+from hamdeq.solvers import Anderson, Broyden, Method, Newton, Picard, Solution, Solver
 from hamdeq.solvers.base import norm
 from hamdeq.torchdeq_bridge.stock import OURS, STOCK, TorchDEQSolver, refuse_unknown
 
@@ -93,7 +93,8 @@ class Observed(Solver):
 
         def measured(x: Tensor) -> Tensor:
             fx = f(x)
-            sizes.append(norm(fx - x))
+            if not torch.is_grad_enabled():  # else it is Newton's method that differentiates f
+                sizes.append(norm(fx - x))
             return fx
 
         solution = self.solver.solve(measured, x0)
@@ -134,5 +135,5 @@ def refuse_absolute(stop_mode: str) -> None:
         )
 
 
-for _name, _solver in zip(OURS, (Picard(), Anderson(), Broyden()), strict=True):
+for _name, _solver in zip(OURS, (Picard(), Anderson(), Broyden(), Newton()), strict=True):
     register(_name, _solver)

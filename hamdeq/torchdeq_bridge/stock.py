@@ -19,7 +19,7 @@ from hamdeq.solvers.base import norm, relative_residual
 __all__ = ["TorchDEQSolver"]
 
 STOCK = ("anderson", "broyden", "fixed_point_iter", "simple_fixed_point_iter")
-OURS = ("hamdeq_picard", "hamdeq_anderson", "hamdeq_broyden")
+OURS = ("hamdeq_picard", "hamdeq_anderson", "hamdeq_broyden", "hamdeq_newton")
 
 
 @dataclass(frozen=True, kw_only=True)
