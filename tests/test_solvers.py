@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hamdeq import HAM, Anderson, Broyden, Picard, Solution, Status, clamp, eliminate
+from hamdeq import HAM, Anderson, Broyden, Newton, Picard, Solution, Status, clamp, eliminate
 from hamdeq.solvers import Solver
 
 SOLVERS = {
@@ -20,8 +20,10 @@ SOLVERS = {
     "damped": Picard(damping=0.5),
     "anderson": Anderson(),
     "anderson1": Anderson(memory=1),
+    "anderson_sharp": Anderson(ridge=0.0),
     "broyden": Broyden(),
     "broyden3": Broyden(memory=3),
+    "newton": Newton(),
 }
 BATCH = 6
 Map = Callable[[Tensor], Tensor]
@@ -109,6 +111,14 @@ def residual(f: Map, x: Tensor) -> Tensor:
     return (fx - x).norm(dim=1) / fx.norm(dim=1)
 
 
+def tangent(f: Map, x: Tensor, r: Tensor) -> Tensor:
+    """(I − ∂f/∂x)⁻¹ r a sample."""
+    jacobian = torch.autograd.functional.jacobian(lambda x: f(x).sum(0), x)
+    assert isinstance(jacobian, Tensor)
+    identity = torch.eye(x.shape[1], dtype=x.dtype)
+    return torch.linalg.solve(identity - jacobian.transpose(0, 1), r)
+
+
 def same(a: Solution, b: Solution, rows: Sequence[int]) -> None:
     """That b is what a has for these samples."""
     rows = list(rows)
@@ -138,17 +148,20 @@ class TestContract:
             assert result.residual[i] == result.trace[:steps, i].min()
 
     def test_steps_count_evaluations(self, solver: Solver, problem: Problem) -> None:
-        calls = 0
+        calls = derivatives = 0
         f = problem.f(list(range(BATCH)))
 
         def counting(x: Tensor) -> Tensor:
-            nonlocal calls
-            calls += 1
+            nonlocal calls, derivatives
+            # Newton's method evaluates f once more, with a graph, for the Jacobian of a step.
+            calls += not torch.is_grad_enabled()
+            derivatives += torch.is_grad_enabled()
             return f(x)
 
         solver = dataclasses.replace(solver, tol=1e-5)
         result = solver.solve(counting, problem.x0)
         assert result.n_evals == calls == int(result.steps.max()) == len(result.trace)
+        assert derivatives == (calls - 1 if isinstance(solver, Newton) else 0)
         assert result.trace.shape == (calls, BATCH)
         below = result.trace < solver.tol
         for i, steps in enumerate(result.steps.tolist()):
@@ -231,13 +244,20 @@ class TestContract:
         assert torch.equal(one.value, problem.x0)
         assert one.trace.shape == (1, BATCH)
         assert two.n_evals == 2
+        # Newton's method solves a linear map with its first step.
+        solved = isinstance(solver, Newton) & (two.trace[-1] < solver.tol)
         for result in (none, one, two):
-            assert (result.status == Status.MAX_STEPS).all()
+            at_end = solved if result is two else torch.zeros_like(solved)
+            assert torch.equal(result.status == Status.CONVERGED, at_end)
+            assert torch.equal(result.status == Status.MAX_STEPS, ~at_end)
             assert (result.steps == result.n_evals).all()
-        # The first step is a plain one, damped for the damped solver.
-        damping = solver.damping if isinstance(solver, Picard) else 1.0
         with torch.no_grad():
-            moved = problem.x0 + damping * (f(problem.x0) - problem.x0)
+            step = f(problem.x0) - problem.x0
+        if isinstance(solver, Newton):
+            moved = problem.x0 + tangent(f, problem.x0, step)
+        else:
+            # The first step is a plain one, damped for the damped solver.
+            moved = problem.x0 + (solver.damping if isinstance(solver, Picard) else 1.0) * step
         better = (two.trace[1] < two.trace[0])[:, None]
         torch.testing.assert_close(two.value, torch.where(better, moved, problem.x0))
 
@@ -325,6 +345,22 @@ class TestContract:
         assert not result.value.requires_grad
         assert not result.residual.requires_grad
 
+    def test_inference_mode_changes_nothing(self, solver: Solver, problem: Problem) -> None:
+        solver = dataclasses.replace(solver, tol=1e-6)
+        with torch.inference_mode():
+            result = problem.solve(solver)
+        same(problem.solve(solver), result, range(BATCH))
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision(self, solver: Solver, dtype: torch.dtype) -> None:
+        x0 = torch.linspace(-1, 1, 6, dtype=dtype).reshape(2, 3)
+        result = dataclasses.replace(solver, tol=0.02).solve(torch.cos, x0)
+        assert result.converged.all()
+        assert result.value.dtype == dtype
+        torch.testing.assert_close(
+            result.value.float(), torch.full((2, 3), 0.739), rtol=0.0, atol=0.02
+        )
+
     def test_is_a_value(self, name: str, solver: Solver) -> None:
         assert pickle.loads(pickle.dumps(solver)) == solver
         assert dataclasses.replace(solver) == solver
@@ -362,17 +398,26 @@ def test_refuses_bad_damping(value: float) -> None:
         Picard(damping=value)
 
 
-@pytest.mark.parametrize("kind", [Anderson, Broyden])
+@pytest.mark.parametrize("kind", [Anderson, Broyden, Newton])
 @pytest.mark.parametrize(
-    ("option", "value"),
-    [("memory", 0), ("memory", -1), ("memory", 2.0), ("growth", 1.0), ("growth", math.nan)],
+    ("option", "value", "expected"),
+    [
+        *(("memory", value, "an integer ≥ 1") for value in (0, -1, 2.0)),
+        *(("patience", value, "an integer ≥ 1") for value in (0, -1, 2.5)),
+        *(("growth", value, "a number > 1") for value in (1.0, -2.0, math.nan)),
+        *(("ridge", value, "a finite number ≥ 0") for value in (-0.1, math.nan, math.inf)),
+    ],
 )
-def test_refuses_bad_memory(kind: type[Solver], option: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{option}: expected"):
+def test_refuses_bad_acceleration(
+    kind: type[Solver], option: str, value: float, expected: str
+) -> None:
+    known = option in {field.name for field in dataclasses.fields(kind)}
+    match = f"^{option}: expected {expected}, got {value}" if known else f"unexpected.*'{option}'"
+    with pytest.raises(ValueError if known else TypeError, match=match):
         kind(**{option: value})
 
 
-@pytest.mark.parametrize("kind", [Anderson, Broyden])
+@pytest.mark.parametrize("kind", [Anderson, Broyden, Newton])
 def test_acceleration_pays_on_a_slow_contraction(kind: type[Solver]) -> None:
     problem = linear(rho=0.95, n=20)
     plain = problem.solve(Picard(tol=1e-8, max_steps=1000))
@@ -382,17 +427,71 @@ def test_acceleration_pays_on_a_slow_contraction(kind: type[Solver]) -> None:
     assert (3 * fast.steps < plain.steps).all()
 
 
-@pytest.mark.parametrize("solver", [Anderson(), Broyden()], ids=["anderson", "broyden"])
+@pytest.mark.parametrize("name", ["anderson", "anderson_sharp", "broyden", "newton"])
 @pytest.mark.parametrize("slope", [-1.0, -3.0, -20.0, 3.0])
-def test_acceleration_solves_where_picard_cannot(solver: Solver, slope: float) -> None:
+def test_acceleration_solves_where_picard_cannot(name: str, slope: float) -> None:
     # One dimension: two evaluations determine the line, and the third is at its fixed point.
     def f(x: Tensor) -> Tensor:
         return slope * x + 1
 
-    result = dataclasses.replace(solver, tol=1e-10).solve(f, torch.zeros(1, 1, dtype=torch.float64))
+    solver, x0 = dataclasses.replace(SOLVERS[name], tol=1e-10), torch.zeros(1, 1).double()
+    result = solver.solve(f, x0)
     assert result.converged.all()
     torch.testing.assert_close(result.value.item(), 1 / (1 - slope), rtol=1e-9, atol=0.0)
-    assert not Picard().solve(f, torch.zeros(1, 1, dtype=torch.float64)).converged.any()
+    assert not Picard().solve(f, x0).converged.any()
+    if name == "newton":  # the derivative determines it at once
+        assert result.n_evals == 2
+
+
+class TestNewton:
+    @pytest.mark.parametrize("rho", [0.6, 3.0, 20.0])
+    def test_linear_maps_take_one_step(self, rho: float) -> None:
+        problem = linear(rho)
+        result = problem.solve(Newton(tol=1e-12))
+        assert result.n_evals == 2
+        assert result.steps.tolist() == [2] * BATCH
+        torch.testing.assert_close(result.value, problem.solution, rtol=1e-10, atol=1e-10)
+
+    def test_quadratic_convergence(self) -> None:
+        x0 = torch.linspace(0.0, 1.3, BATCH, dtype=torch.float64)[:, None]
+        result = Newton(tol=1e-12).solve(torch.cos, x0)
+        assert result.converged.all()
+        assert result.steps.max() <= 6
+        torch.testing.assert_close(result.value, torch.full_like(x0, 0.7390851332151607))
+        # An error e becomes e² cos x/(2 + 2 sin x); the relative residual is e (1 + sin x)/x.
+        x = 0.7390851332151607
+        constant = x / 2 / (1 + math.sin(x)) / ((1 + math.sin(x)) / x)
+        before, after = result.trace[:-1], result.trace[1:]
+        seen = (before < 0.02) & (after > 1e-13)
+        assert seen.any(0).sum() >= 4
+        ratio = (after / before**2)[seen]
+        torch.testing.assert_close(ratio, torch.full_like(ratio, constant), rtol=0.05, atol=0.0)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_singular_systems(self, dtype: torch.dtype) -> None:
+        """Of x + 1 in no, one or each direction; the others have a solution."""
+
+        def f(x: Tensor) -> Tensor:
+            moves = torch.tensor([[False, False], [True, False], [True, True]])
+            return torch.where(moves, x + 1, 0.5 * x + 1)
+
+        result = Newton(max_steps=30).solve(f, torch.zeros(3, 2, dtype=dtype))
+        assert result.status.tolist() == [Status.CONVERGED, *[Status.MAX_STEPS] * 2]
+        assert result.steps.tolist() == [2, 30, 30]
+        assert result.value[0].tolist() == [2.0, 2.0]
+        # Plain steps are what is left, and they go on for ever.
+        assert result.value[2].tolist() == [29.0, 29.0]
+        assert result.value[1].isfinite().all()
+        assert result.trace.isfinite().all()
+
+    def test_maps_without_a_graph(self) -> None:
+        """A constant needs none; of any other map it is missed, not taken for a constant."""
+        x0 = torch.zeros(2, 3)
+        result = Newton(tol=1e-6).solve(torch.ones_like, x0)
+        assert result.steps.tolist() == [2, 2]
+        assert torch.equal(result.value, torch.ones_like(x0))
+        with pytest.raises(TypeError, match=r"^Newton: .*differentiate.*use Broyden"):
+            Newton().solve(lambda x: x.detach().cos(), x0)
 
 
 def test_status_messages_name_a_remedy() -> None:

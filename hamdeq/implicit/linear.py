@@ -36,10 +36,12 @@ class ConjugateGradient(Stopping):
     @torch.no_grad()
     def solve(self, graph: Graph, c: Tensor) -> Solution:
         """Solve v = c + D S v for v."""
-        run, v = Run(c), c
-        # Each vector a = D b has its companion b at its side, and ⟨a, a′⟩ is aᵀ b′.
-        r_ = graph.coupling(c) if self.max_steps else torch.zeros_like(c)
-        r = graph.gain(r_) if self.max_steps else r_
+        run, v, w, exact = Run(c), c, torch.zeros_like(c), False
+        if self.max_steps == 0:
+            return run.solution(self.tol)
+        # Each vector a = D b has its companion b at its side, and ⟨a, a′⟩ is aᵀ b′: v = c + D w.
+        r_ = graph.coupling(c)
+        r = graph.gain(r_)
         p, p_, square = r, r_, _dot(r, r_)
         for count in range(1, self.max_steps + 1):
             size, image = norm(r), v + r
@@ -49,14 +51,28 @@ class ConjugateGradient(Stopping):
             q_ = p_ - graph.coupling(p)
             q = graph.gain(q_)
             curvature = _dot(p, q_)
-            # Zero where all is solved already. Negative at a saddle, where it mostly works too.
-            length = torch.where(curvature == 0, 0.0, square / curvature)
-            v = v + length * p
-            r, r_ = r - length * q, r_ - length * q_
+            # Samples that have stopped stay where they are.
+            moving = run.running[:, None]
+            length = torch.where(moving & (curvature != 0), square / curvature, 0.0)
+            v = torch.where(moving, v + length * p, run.best)
+            w = w + length * p_
+            # The residual is carried along. At a saddle, where the curvature may pass through zero
+            # and a step be of any length, that leaves it all rounding: there it is computed.
+            exact = exact or bool(((length < 0) | (length >= _LONG)).any())
+            if exact:
+                v = torch.where(moving, c + graph.gain(w), v)
+                r_ = graph.coupling(v) - w
+                r = graph.gain(r_)
+            else:
+                r, r_ = r - length * q, r_ - length * q_
             last, square = square, _dot(r, r_)
             turn = torch.where(last == 0, 0.0, square / last)
             p, p_ = r + turn * p, r_ + turn * p_
         return run.solution(self.tol)
+
+
+# At a minimum a step is as long as this only where ∂f/∂x has eigenvalues within 1/100 of one.
+_LONG = 100.0
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

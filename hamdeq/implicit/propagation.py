@@ -46,6 +46,10 @@ class EquilibriumPropagation(Adjoint):
     def __post_init__(self) -> None:
         if not (math.isfinite(self.beta) and self.beta > 0):
             raise ValueError(f"beta: expected a finite number > 0, got {self.beta!r}")
+        if not isinstance(self.solver, Solver | None):
+            raise TypeError(
+                f"solver: expected a Solver such as Picard(tol=1e-6) or None, got {self.solver!r}"
+            )
 
     def attach(self, f: Map | Descent, x: Tensor, solver: Solver, report: Report) -> Tensor:
         if not isinstance(f, Descent):
