@@ -60,7 +60,7 @@ def fixed_point(
 def solve(f: Callable[[Any], Any] | EnergyModel, x0: Any, solver: Solver) -> Solution:
     """The first half of :func:`fixed_point`: the equilibrium, without a graph or a word."""
     form = Form(x0)
-    solution = solver.solve(_rows(f, form), form.flatten(x0).detach())
+    solution = solver.solve(rows(f, form), form.flatten(x0).detach())
     return replace(solution, value=form.restore(solution.value))
 
 
@@ -82,10 +82,10 @@ def attach(
         failures(backward, "gradient", stacklevel=2)
 
     form = Form(solution.value)
-    x = adjoint.attach(_rows(f, form), form.flatten(solution.value), solver, report)
+    x = adjoint.attach(rows(f, form), form.flatten(solution.value), solver, report)
     return replace(solution, value=form.restore(x))
 
 
-def _rows(f: Callable[[Any], Any] | EnergyModel, form: Form) -> Map | Descent:
+def rows(f: Callable[[Any], Any] | EnergyModel, form: Form) -> Map | Descent:
     """The map on rows, with its energy if there is one."""
     return Descent(f, form) if isinstance(f, EnergyModel) else form.rows(f)

@@ -5,11 +5,12 @@ A solver is a choice, an immutable object; :meth:`Solver.solve` runs it and retu
 """
 
 from hamdeq.solvers.anderson import Anderson
-from hamdeq.solvers.base import Method, Solution, Solver, Status
+from hamdeq.solvers.base import Method, Solver
 from hamdeq.solvers.broyden import Broyden
 from hamdeq.solvers.failures import ConvergenceError, ConvergenceWarning, Failures, OnFailure
 from hamdeq.solvers.newton import Newton
 from hamdeq.solvers.picard import Picard
+from hamdeq.solvers.solution import Solution, Status
 
 __all__ = [
     "Anderson",

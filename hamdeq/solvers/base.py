@@ -1,92 +1,20 @@
-"""What all solvers share: the loop, the stopping rule of each sample, and the result."""
+"""What all solvers share: the loop, and the stopping rule of each sample."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hamdeq.descent import Descent, Energetic
+from hamdeq.solvers.solution import Solution, Status
 
-__all__ = ["Memory", "Method", "Run", "Solution", "Solver", "Status", "Step", "Stopping"]
-
-
-class Status(IntEnum):
-    """How the solve of one sample ended; :attr:`message` says what to do about it."""
-
-    CONVERGED = 0
-    MAX_STEPS = 1
-    DIVERGED = 2
-    INVALID = 3
-
-    @property
-    def message(self) -> str:
-        """What happened, and the remedy."""
-        return _MESSAGES[self]
-
-
-_MESSAGES = {
-    Status.CONVERGED: "the relative residual fell below tol",
-    Status.MAX_STEPS: (
-        "the relative residual stayed above tol for max_steps steps; use splitting='even-odd', "
-        "damp the steps (Picard(damping=0.5)), allow more (max_steps), accept a larger tol, or "
-        "scale the weights down; in float32 a tol below 1e-6 may be out of reach"
-    ),
-    Status.DIVERGED: (
-        "the state became infinite or not a number, and the best finite state was kept; damp the "
-        "steps (Picard(damping=0.5)), scale the weights down, or use bounded activations"
-    ),
-    Status.INVALID: (
-        "the given state holds an infinity or a NaN; its result is NaN and its gradient zero; "
-        "clean the data (torch.isfinite finds it)"
-    ),
-}
-
-
-@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class Solution:
-    """The result of a fixed-point solve, sample by sample.
-
-    Attributes:
-        value: the state, in the form that the initial state had. Where a sample did not
-            converge, its best finite state.
-        residual: relative residual ‖f(x) − x‖/‖f(x)‖ of exactly that state: ``(batch,)``.
-        steps: evaluations of f until the sample stopped: ``(batch,)``.
-        converged: whether the residual is below tol: ``(batch,)``.
-        status: a :class:`Status` a sample: ``(batch,)``.
-        n_evals: evaluations of f for the batch as a whole.
-        trace: relative residual in every evaluation, after the sample stopped that of its value:
-            ``(n_evals, batch)``.
-        adjoint: solutions of the gradient's linear system, one for each backward pass that has
-            run through ``value``; empty before.
-    """
-
-    value: Any
-    residual: Tensor
-    steps: Tensor
-    converged: Tensor
-    status: Tensor
-    n_evals: int
-    trace: Tensor
-    adjoint: list[Solution] = field(default_factory=list)
-
-    def __repr__(self) -> str:
-        total = len(self.steps)
-        if total == 0:
-            return "Solution(empty batch)"
-        value = self.value
-        names = f"value: {{{', '.join(value)}}}, " if isinstance(value, dict) else ""
-        return (
-            f"Solution({names}converged: {int(self.converged.sum())}/{total}, "
-            f"steps: mean {self.steps.double().mean():.1f}, worst {int(self.steps.max())}, "
-            f"residual: worst {self.residual.max():.1e}, n_evals: {self.n_evals})"
-        )
+__all__ = ["Memory", "Method", "Run", "Solver", "Step", "Stopping"]
 
 
 class Step(NamedTuple):
@@ -232,7 +160,7 @@ class Run(Memory):
         # Samples that have stopped are evaluated at their best state, and change nothing.
         all_running = self.left == len(self.lowest)
         self.best = choose(better if all_running else better | ~self.running, step.x, self.best)
-        self.lowest = torch.where(better, step.residual, self.lowest)
+        self.lowest = choose(better, step.residual, self.lowest)
         self._trace(step.residual if all_running else self._of_running(step.residual))
         running = self.running & sound & (self.lowest >= tol)
         left = int(running.sum())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Literal
 
-from hamdeq.solvers.base import Solution, Status
+from hamdeq.solvers.solution import Solution, Status
 
 __all__ = ["ConvergenceError", "ConvergenceWarning", "Failures", "OnFailure"]
 

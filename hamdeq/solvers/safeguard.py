@@ -94,13 +94,15 @@ class _ByResidual(Method):
 
     def _fine(self, residual: Tensor, finite: Tensor) -> Tensor:
         """Which samples need no plain step now: ``(batch,)``."""
-        self.stale = torch.where(residual < self.reference, 0, self.stale + 1)
+        lower = residual < self.reference
+        if self.calm and surely_all(lower & finite):  # mostly so: there are no books to keep
+            self.reference = residual
+            self.stale = torch.zeros_like(self.stale)
+            return finite
+        self.stale = torch.where(lower, 0, self.stale + 1)
         # Written so that a NaN counts against the sample.
         low = residual <= self.growth * torch.minimum(self.reference, residual)
         fine = low & finite & (self.stale <= self.patience)
-        if self.calm and surely_all(fine):  # mostly so, and then there is nothing to keep books of
-            self.reference = torch.minimum(self.reference, residual)
-            return fine
         resting = self.rest > 0
         # What plain steps lead to, however far it is, is where acceleration starts anew.
         self.reference = torch.where(resting, residual, torch.minimum(self.reference, residual))

@@ -1,0 +1,85 @@
+"""The result of a solve, sample by sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["Solution", "Status"]
+
+
+class Status(IntEnum):
+    """How the solve of one sample ended; :attr:`message` says what to do about it."""
+
+    CONVERGED = 0
+    MAX_STEPS = 1
+    DIVERGED = 2
+    INVALID = 3
+
+    @property
+    def message(self) -> str:
+        """What happened, the remedy, and where there is more about it."""
+        return _MESSAGES[self]
+
+
+_MESSAGES = {
+    Status.CONVERGED: "the relative residual fell below tol",
+    Status.MAX_STEPS: (
+        "the relative residual stayed above tol for max_steps steps; use splitting='even-odd' or "
+        "Broyden(), damp the steps (Picard(damping=0.5)), allow more (max_steps), accept a larger "
+        "tol, or scale the weights down; in float32 a tol below 1e-6 may be out of reach"
+        " (docs/convergence.md)"
+    ),
+    Status.DIVERGED: (
+        "the state became infinite or not a number, and the best finite state was kept; damp the "
+        "steps (Picard(damping=0.5)), scale the weights down, or use bounded activations"
+        " (docs/convergence.md)"
+    ),
+    Status.INVALID: (
+        "the given state holds an infinity or a NaN; its result is NaN and its gradient zero; "
+        "clean the data (torch.isfinite finds it; docs/convergence.md)"
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class Solution:
+    """The result of a fixed-point solve, sample by sample.
+
+    Attributes:
+        value: the state, in the form that the initial state had. Where a sample did not
+            converge, its best finite state.
+        residual: relative residual ‖f(x) − x‖/‖f(x)‖ of exactly that state: ``(batch,)``.
+        steps: evaluations of f until the sample stopped: ``(batch,)``.
+        converged: whether the residual is below tol: ``(batch,)``.
+        status: a :class:`Status` a sample: ``(batch,)``.
+        n_evals: evaluations of f for the batch as a whole.
+        trace: relative residual in every evaluation, after the sample stopped that of its value:
+            ``(n_evals, batch)``.
+        adjoint: solutions of the gradient's linear system, one for each backward pass that has
+            run through ``value``; empty before.
+    """
+
+    value: Any
+    residual: Tensor
+    steps: Tensor
+    converged: Tensor
+    status: Tensor
+    n_evals: int
+    trace: Tensor
+    adjoint: list[Solution] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        total = len(self.steps)
+        if total == 0:
+            return "Solution(empty batch)"
+        value = self.value
+        names = f"value: {{{', '.join(value)}}}, " if isinstance(value, dict) else ""
+        return (
+            f"Solution({names}converged: {int(self.converged.sum())}/{total}, "
+            f"steps: mean {self.steps.double().mean():.1f}, worst {int(self.steps.max())}, "
+            f"residual: worst {self.residual.max():.1e}, n_evals: {self.n_evals})"
+        )
