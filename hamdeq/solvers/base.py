@@ -221,8 +221,11 @@ def surely_all(mask: Tensor) -> bool:
 
 def relative_residual(size: Tensor, fx: Tensor) -> Tensor:
     """size/‖f(x)‖ a sample, size being ‖f(x) − x‖; it is 0 where both are 0."""
-    # Divided by the smallest positive number, a residual that is not zero stays large.
-    return size / norm(fx).clamp_min(torch.finfo(fx.dtype).tiny)
+    scale = norm(fx)
+    # Divided by the smallest positive number, a residual that is not zero stays large; divided by
+    # a norm that has overflowed, it would vanish.
+    ratio = size / scale.clamp_min(torch.finfo(fx.dtype).tiny)
+    return torch.where(scale.isinf(), scale, ratio)
 
 
 def norm(x: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ class _ByResidual(Method):
 # limits equilibria.
 _SHARE = 0.1
 # Rounding of a sum of energy terms, in units of the last place of their size.
-_ROUNDING = 64.0
+_ROUNDING = 16.0
 
 
 class _ByEnergy(Method):
@@ -162,9 +162,11 @@ class _ByEnergy(Method):
         rounding = _ROUNDING * torch.finfo(g.dtype).eps * terms.abs().sum(0)
         along = -0.5 * ((r + self.r) * (g - self.g)).sum(1)
         change = torch.where(change.abs() > rounding, change, along)
-        promise = (self.r * (f.activations(self.fx) - self.g)).sum(1)
+        # A step that is not whole promises what the slope at its start does.
+        whole = f.activations(self.fx) if f.certain else g
+        promise = (self.r * (whole - self.g)).sum(1).clamp_min(0.0)
         # Written so that a NaN is not accepted.
-        fallen = change <= -_SHARE * self.length * promise
+        fallen = change <= -_SHARE * promise
         if f.certain:
             self.accepted = fallen | self.plain
         else:

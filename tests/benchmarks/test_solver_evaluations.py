@@ -3,7 +3,8 @@
     pytest tests/benchmarks/test_solver_evaluations.py --benchmark-only -s
 
 Batch 64, width 522, float32, from zero. A cell is the evaluation after which the worst sample's
-relative residual is below 1e-4 / 1e-6; "–" where some sample has none within 1,000. torchdeq's own
+relative residual is below 1e-4 / 1e-6, for three draws of the problem; "–" where some sample has
+none within 1,000. torchdeq's own
 Anderson stops with the whole batch, ours sample by sample, and of a memory ours know the energy.
 An update of a memory with even-odd splitting costs as much as a synchronous one. Only the last
 digits of a product depend on the machine; hard problems magnify them.
@@ -114,25 +115,29 @@ PROBLEMS: dict[str, tuple[Callable[[float], Problem], float]] = {
 
 def evaluations(solver: Solver, problem: Problem, tol: float) -> str:
     f, x0 = problem
-    if isinstance(solver, Newton) and not (isinstance(x0, dict) and set(x0) == {"narrow"}):
-        return ""
     solution = solve(f, x0, replace(solver, tol=tol, max_steps=1000))
     return str(int(solution.steps.max())) if solution.converged.all() else "–"
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_evaluations(benchmark, name, seed):
+def test_evaluations(benchmark, name):
     build, size = PROBLEMS[name]
-    torch.manual_seed(seed)
-    problem = build(size)
+    draws = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        draws.append(build(size))
+    # A Jacobian of 522 numbers by 522 for each sample is not what Newton is for.
+    solvers = SOLVERS if build is even_odd else {n: s for n, s in SOLVERS.items() if n != "Newton"}
 
     def row() -> dict[str, str]:
         return {
-            label: f"{evaluations(solver, problem, 1e-4)} / {evaluations(solver, problem, 1e-6)}"
-            for label, solver in SOLVERS.items()
+            label: " / ".join(
+                " ".join(evaluations(solver, draw, tol) for draw in draws) for tol in (1e-4, 1e-6)
+            )
+            for label, solver in solvers.items()
         }
 
     cells = benchmark.pedantic(row, rounds=1)
     benchmark.extra_info.update(cells)
-    print(f"\n| {name} | {seed} | " + " | ".join(cells.values()) + " |", end="")
+    line = " | ".join(cells.get(label, "") for label in SOLVERS)
+    print(f"\n| {name} | {line} |", end="")
