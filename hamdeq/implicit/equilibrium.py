@@ -64,6 +64,9 @@ def solve(f: Callable[[Any], Any] | EnergyModel, x0: Any, solver: Solver) -> Sol
     return replace(solution, value=form.restore(solution.value))
 
 
+# Compiled in one piece with what it differentiates, the products it takes would be lost. (The
+# public torch.compiler.disable imports the compiler, which takes a second.)
+@torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
 def attach(
     f: Callable[[Any], Any] | EnergyModel,
     solution: Solution,

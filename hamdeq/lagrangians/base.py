@@ -70,6 +70,8 @@ class Tempered(Scaled):
         return self._number()
 
 
+# The compiler cannot differentiate what it has compiled a second time.
+@torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
 def gradient(f: Callable[[Tensor], Tensor], x: Tensor, others: Iterable[Tensor]) -> Tensor:
     """∂f/∂x of a function with one scalar a sample, by automatic differentiation.
 

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from hamdeq.plots import residual_histogram
@@ -31,12 +32,13 @@ class _Means:
         self.sums[name] = self.sums[name] + total if name in self.sums else total
         self.counts[name] = self.counts.get(name, 0) + values.numel()
 
-    def compute(self) -> dict[str, Tensor]:
-        return {
-            name: (total / self.counts[name]).float()
-            for name, total in self.sums.items()
-            if self.counts[name]
-        }
+    def compute(self, strategy: Strategy) -> dict[str, Tensor]:
+        """The means over all processes, of what any of them has values of."""
+        sums = torch.stack([*self.sums.values()])
+        both = torch.stack([sums, sums.new_tensor([*self.counts.values()])])
+        sums, counts = strategy.reduce(both, reduce_op="sum")
+        found = zip(self.sums, sums / counts, counts.tolist(), strict=True)
+        return {name: mean.float() for name, mean, count in found if count}
 
 
 class ConvergenceMonitor(Callback):
@@ -76,8 +78,9 @@ class ConvergenceMonitor(Callback):
 
     def _report(self, stage: str, module: HAMClassifier) -> None:
         means = self._means.pop(stage, None)
-        for name, value in (means.compute() if means else {}).items():
-            module.log(f"{stage}/{name}", value, prog_bar=stage == "val" and name == "iterations")
+        for name, value in (means.compute(module.trainer.strategy) if means else {}).items():
+            shown = stage == "val" and name == "iterations"
+            module.log(f"{stage}/{name}", value, prog_bar=shown, sync_dist=True)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int

@@ -114,15 +114,10 @@ class HAMClassifier(L.LightningModule):
         scores = solution.value[self.output]
         loss = self._loss(scores, labels)
         accuracy = (scores.argmax(1) == labels).float().mean()
-        self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
-        self.log(
-            f"{stage}/accuracy",
-            accuracy,
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(labels),
-            prog_bar=stage == "val",
-        )
+        # Over all processes, each of which has its share of the samples.
+        options = {"on_epoch": True, "batch_size": len(labels), "sync_dist": True}
+        self.log(f"{stage}/loss", loss, on_step=False, **options)
+        self.log(f"{stage}/accuracy", accuracy, on_step=False, prog_bar=stage == "val", **options)
         return loss
 
     def _loss(self, scores: Tensor, labels: Tensor) -> Tensor:

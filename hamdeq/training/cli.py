@@ -111,7 +111,7 @@ class HAMCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, MisconfigurationException) as error:
-            if self.folder is not None and not any(self.folder.iterdir()):
+            if self.folder and _is_first_process() and not any(self.folder.iterdir()):
                 self.folder.rmdir()  # of a run that will not be
             self.parser.error(innermost(error))
 
@@ -172,9 +172,10 @@ class HAMCLI(LightningCLI):
         if path is not None and Path(path).parent.name == "checkpoints":
             self.folder = Path(path).parent.parent
             return checkpoint_step(path) if self.subcommand == "fit" else None
-        # The processes that Lightning starts for further devices share the first one's folder.
-        if int(os.environ.get("LOCAL_RANK", 0)) and "HAMDEQ_RUN_FOLDER" in os.environ:
-            self.folder = Path(os.environ["HAMDEQ_RUN_FOLDER"])
+        # Further processes write nothing. Those that Lightning starts know the first one's folder;
+        # those that torchrun or a cluster starts are told of its checkpoints by Lightning.
+        if not _is_first_process():
+            self.folder = Path(os.environ.get("HAMDEQ_RUN_FOLDER", str(config.run.root)))
         else:
             self.folder = new_folder(config.run.root)
             os.environ["HAMDEQ_RUN_FOLDER"] = str(self.folder)
@@ -228,6 +229,11 @@ class HAMCLI(LightningCLI):
     def _results(self, prefix: str) -> dict[str, float]:
         metrics = self.trainer.callback_metrics.items()
         return {name: value.item() for name, value in metrics if name.startswith(prefix)}
+
+
+def _is_first_process() -> bool:
+    """Whether no other process has the run folder in its care, before there is a trainer to ask."""
+    return not int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
 
 
 def _check_sizes(model: HAMClassifier, data: TensorDataModule) -> None:
