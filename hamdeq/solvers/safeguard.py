@@ -140,8 +140,8 @@ class _ByEnergy(Method):
         self.length = x0.new_ones(len(x0))
         # How far from the plain step to the extrapolated one to go.
         self.reach = x0.new_ones(len(x0))
-        # Whether what comes next is certain to be accepted.
-        self.certain = True
+        # Whether what comes next is certain to be accepted; whether all was that came last.
+        self.certain = self.whole = True
 
     def accepts(self, step: Step) -> Tensor:
         f, (g, terms) = _energetic(step)
@@ -150,8 +150,11 @@ class _ByEnergy(Method):
             self.accepted = torch.ones_like(self.accepted)
         else:
             self._compare(f, step.r, g, terms())
-        for name, value in zip(("x", "fx", "r", "g"), (step.x, step.fx, step.r, g), strict=True):
-            setattr(self, name, choose(self.accepted, value, getattr(self, name)))
+        here = {"x": step.x, "fx": step.fx, "r": step.r, "g": g}
+        self.whole = self.certain or surely_all(self.accepted)
+        for name, value in here.items():
+            last = getattr(self, name)
+            setattr(self, name, value if self.whole else choose(self.accepted, value, last))
         return self.accepted
 
     def _compare(self, f: Descent, r: Tensor, g: Tensor, terms: Tensor) -> None:
@@ -185,9 +188,13 @@ class _ByEnergy(Method):
         if x is step.fx:
             self.plain = torch.ones_like(self.accepted)
             return x
-        self.plain = ~(self.accepted & norm(x).isfinite())
         if self.ahead.shortens:
             x = torch.lerp(step.fx, x, self.reach[:, None])
+        finite = norm(x).isfinite()
+        if self.whole and surely_all(finite):
+            self.plain = torch.zeros_like(self.plain)
+            return x
+        self.plain = ~(self.accepted & finite)
         downhill = self.fx if f.certain else self.x + self.length[:, None] * self.r
         return choose(~self.plain, x, downhill)
 
