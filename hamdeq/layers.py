@@ -36,6 +36,10 @@ class EnergyModel(Protocol):
         """Whether the update of all layers at once never raises the energy."""
         ...
 
+    def check_state(self, x: State) -> None:
+        """Refuse what is not a state of this model, by a ValueError or TypeError."""
+        ...
+
     def energy(self, x: State) -> Tensor:
         """Energy of a state, one scalar a sample: ``(batch,)``."""
         ...

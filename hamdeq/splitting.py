@@ -53,6 +53,10 @@ class Reduced:
             if not set(layers) & set(self.hidden)
         ]
 
+    def check_state(self, x: State) -> None:
+        """Refuse a state that is not one of the visible layers."""
+        self.model.check_state(x, self.visible)
+
     @property
     def descends(self) -> bool:
         """Whether no synapse acts between visible layers, or on one of them but linearly.
@@ -73,13 +77,13 @@ class Reduced:
 
     def restore(self, x: State) -> State:
         """The full state: the visible layers as in x, the hidden ones at their minimum."""
-        self.model.check_state(x, self.visible)
+        self.check_state(x)
         return x | self._minimise(self.model.activations(x))
 
     def update(self, x: State, *, clamped: Collection[str] = ()) -> State:
         """One step, x_A <- I_A(∇L_B(I_B(g_A))): the hidden layers settle, then the visible ones."""
         self.model.check_names(clamped)
-        self.model.check_state(x, self.visible)
+        self.check_state(x)
         fields = self.fields(self.model.activations(x))
         return {name: x[name] if name in clamped else fields[name] for name in x}
 
@@ -101,7 +105,7 @@ class Reduced:
         Computed as −Σ_B L_B(I_B) + (all terms without B); it equals the full energy of
         :meth:`restore`.
         """
-        self.model.check_state(x, self.visible)
+        self.check_state(x)
         g = self.model.activations(x)
         layers = {name: self.model.layer(name).energy(x_a) for name, x_a in x.items()}
         terms = self.model.constant_terms() | layers | self.model.interactions(g, self._untouched)

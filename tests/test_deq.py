@@ -25,6 +25,7 @@ from hamdeq import (
     Identity,
     Implicit,
     Neurons,
+    Newton,
     Phantom,
     Picard,
     ReLU,
@@ -618,3 +619,57 @@ def test_acceleration_loses_no_sample(solver: Any, splitting: Any) -> None:
             )(x)
         assert plain.converged.double().mean() > 0.5
         assert found.converged[plain.converged].all()
+
+
+SAFEGUARDED = [Anderson, Broyden, Newton]
+
+
+@pytest.mark.parametrize("splitting", ["even-odd", None])
+@pytest.mark.parametrize("solver", SAFEGUARDED)
+def test_the_safeguard_keeps_the_dtype(solver: Any, splitting: Any) -> None:
+    """Weights strong enough that steps are turned down, in dtypes other than the default."""
+    torch.manual_seed(0)
+    x = torch.rand(6, 20)
+    half = DEQ(
+        HAM.chain([20, 16, 12, 5], gain=1.5).bfloat16(),
+        splitting=splitting,
+        solver=solver(tol=2e-2),
+        on_failure="ignore",
+    )
+    assert half({"input": x.bfloat16()}).value["output"].dtype == torch.bfloat16
+    single = DEQ(HAM.chain([20, 16, 12, 5], gain=1.5), splitting=splitting, solver=solver())
+    expected = single({"input": x}).value["output"]
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = single({"input": x}).value["output"]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("splitting", ["even-odd", None])
+@pytest.mark.parametrize("solver", [Anderson, Broyden])
+def test_autocast_changes_no_equilibrium(solver: Any, splitting: Any) -> None:
+    """Of an energy in half precision nothing would be left near its minimum."""
+    torch.manual_seed(1)
+    deq = DEQ(HAM.chain([50, 40, 30, 5]), splitting=splitting, solver=solver(max_steps=500))
+    x = torch.rand(16, 50)
+    with torch.no_grad():
+        expected = deq({"input": x})
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = deq({"input": x})
+    assert expected.converged.all()
+    assert found.converged.all()
+    # The clamped input's product is one of half precision.
+    assert found.steps.double().mean() < 1.5 * expected.steps.double().mean()
+
+
+def test_results_are_the_callers_own() -> None:
+    with torch.no_grad():
+        deq = DEQ(HAM.chain([5, 4, 3]))
+        x = {"input": torch.rand(2, 5)}
+        first = deq(x)
+        kept = first.value["output"].clone()
+        deq(x, init=first.value).value["output"].zero_()
+        assert torch.equal(first.value["output"], kept)

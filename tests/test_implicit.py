@@ -447,3 +447,49 @@ class TestFailure:
 def test_bad_adjoints(make: Callable[[], Adjoint], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         make()
+
+
+class TestEnergyModels:
+    """What ``fixed_point`` refuses of an energy model's state."""
+
+    @staticmethod
+    def energy() -> hamdeq.Reduced:
+        torch.manual_seed(0)
+        held = {"input": torch.rand(4, 6)}
+        return hamdeq.eliminate(hamdeq.clamp(HAM.chain([6, 5, 3]), held), ["hidden1"])
+
+    @pytest.mark.parametrize(
+        ("x0", "error", "match"),
+        [
+            (torch.zeros(4, 3), TypeError, r"expected a dict \{layer name: tensor\}"),
+            ({"outpt": torch.zeros(4, 3)}, ValueError, "unknown layer 'outpt'"),
+            (
+                {"output": torch.zeros(4, 3), "input": torch.zeros(4, 6)},
+                ValueError,
+                "unknown layer 'input'",
+            ),
+            (
+                {"output": torch.zeros(4, 3), "hidden1": torch.zeros(4, 5)},
+                ValueError,
+                r"expected the layers \['output'\]",
+            ),
+            ({"output": torch.zeros(4, 2)}, ValueError, r"expected shape \(batch, 3\)"),
+            ({"output": torch.zeros(8, 3)}, ValueError, "expected a batch of 4"),
+        ],
+    )
+    def test_states(self, x0: Any, error: type[Exception], match: str) -> None:
+        with pytest.raises(error, match=match):
+            fixed_point(self.energy(), x0)
+
+    def test_what_is_no_map(self) -> None:
+        class Half:
+            def update(self, x: Any) -> Any:
+                return x
+
+        with pytest.raises(TypeError, match=r"Half, which lacks \['activations'"):
+            fixed_point(Half(), {"a": torch.zeros(1, 1)})  # type: ignore[arg-type]
+
+    def test_an_invalid_initial_state_is_called_so(self) -> None:
+        x0 = torch.tensor([[0.0], [float("nan")]])
+        solution = fixed_point(torch.cos, x0, on_failure="ignore")
+        assert solution.status.tolist() == [hamdeq.Status.CONVERGED, hamdeq.Status.INVALID]

@@ -13,7 +13,7 @@ from hamdeq.forms import Form
 from hamdeq.implicit.base import Adjoint, Map
 from hamdeq.implicit.linear import Implicit
 from hamdeq.layers import EnergyModel
-from hamdeq.solvers import Broyden, Failures, OnFailure, Solution, Solver
+from hamdeq.solvers import Broyden, Failures, OnFailure, Solution, Solver, Status
 
 __all__ = ["attach", "fixed_point", "solve"]
 
@@ -35,7 +35,9 @@ def fixed_point(
             floating dtype; f takes and returns the same.
         solver: default ``Broyden()``.
         adjoint: gradient method, default ``Implicit()``; used wherever gradients are enabled, in
-            training and evaluation mode alike.
+            training and evaluation mode alike. A sample that is not finite makes the gradient of
+            what f shares among samples NaN, as everywhere in PyTorch; only :class:`~hamdeq.DEQ`
+            keeps it out.
         on_failure: what to do when samples do not converge: warn, raise or nothing.
 
     Returns:
@@ -59,8 +61,26 @@ def fixed_point(
 
 def solve(f: Callable[[Any], Any] | EnergyModel, x0: Any, solver: Solver) -> Solution:
     """The first half of :func:`fixed_point`: the equilibrium, without a graph or a word."""
+    if isinstance(f, EnergyModel):
+        if not isinstance(x0, dict):
+            raise TypeError(
+                "x0: expected a dict {layer name: tensor}, as f is an energy model, got "
+                f"{type(x0).__name__}"
+            )
+        f.check_state(x0)
+    elif not callable(f):
+        raise TypeError(
+            f"f: expected a map or an EnergyModel, got {type(f).__name__}, which lacks "
+            f"{[name for name in _MEMBERS if not hasattr(f, name)]}"
+        )
     form = Form(x0)
-    solution = solver.solve(rows(f, form), form.flatten(x0).detach())
+    flat = form.flatten(x0).detach()
+    solution = solver.solve(rows(f, form), flat)
+    lost = solution.status == Status.DIVERGED
+    if bool(lost.any()):
+        invalid = lost & ~flat.isfinite().all(1)
+        status = torch.where(invalid, Status.INVALID.value, solution.status)
+        solution = replace(solution, status=status)
     return replace(solution, value=form.restore(solution.value))
 
 
@@ -82,11 +102,29 @@ def attach(
     def report(backward: Solution) -> None:
         backward = replace(backward, value=None)
         solution.adjoint.append(backward)
-        failures(backward, "gradient", stacklevel=2)
+        failures(backward, "gradient", stacklevel=2, remedy=_REMEDY)
 
     form = Form(solution.value)
     x = adjoint.attach(rows(f, form), form.flatten(solution.value), solver, report)
     return replace(solution, value=form.restore(x))
+
+
+# Of an EnergyModel.
+_MEMBERS = (
+    "activations",
+    "check_state",
+    "descends",
+    "energy",
+    "fields",
+    "select",
+    "step",
+    "update",
+)
+_REMEDY = (
+    "the linear system of the gradient was not solved to tol; allow more max_steps or a larger tol "
+    "in Implicit(solver=ConjugateGradient(…)), and see whether the state itself converged "
+    "(docs/convergence.md)"
+)
 
 
 def rows(f: Callable[[Any], Any] | EnergyModel, form: Form) -> Map | Descent:

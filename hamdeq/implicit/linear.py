@@ -24,7 +24,8 @@ class ConjugateGradient(Stopping):
     ⟨a, b⟩ = aᵀ D⁻¹ b, which is never computed, its matrix is symmetric, and at a strict minimum
     of the energy positive definite: there conjugate gradients converge, in n steps at most but
     for rounding, where fixed-point iterations only usually do. A step takes one product with S
-    and one with D, as much as one with (∂f/∂x)ᵀ.
+    and one with D, as much as one with (∂f/∂x)ᵀ. The residual is carried from step to step, and
+    that of the result to rounding; at saddles it is computed anew.
 
     Args:
         tol: relative residual ‖c + D S v − v‖/‖c + D S v‖ to reach, > 0.

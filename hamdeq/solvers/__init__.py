@@ -10,9 +10,11 @@ from hamdeq.solvers.broyden import Broyden
 from hamdeq.solvers.failures import ConvergenceError, ConvergenceWarning, Failures, OnFailure
 from hamdeq.solvers.newton import Newton
 from hamdeq.solvers.picard import Picard
+from hamdeq.solvers.safeguard import Accelerated
 from hamdeq.solvers.solution import Solution, Status
 
 __all__ = [
+    "Accelerated",
     "Anderson",
     "Broyden",
     "ConvergenceError",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -50,7 +51,11 @@ class Memory:
 
 
 class Method(Memory, ABC):
-    """The memory of one running solve: proposes the next state from the last evaluation."""
+    """The memory of one running solve: proposes the next state from the last evaluation.
+
+    Tensors among its attributes must have the batch first: of a memory (an energy model) samples
+    that have stopped are dropped from them. Override :meth:`select` for anything else.
+    """
 
     def accepts(self, step: Step) -> Tensor | None:
         """Which samples go on from here, and may end here: ``(batch,)``; None for all."""
@@ -87,11 +92,11 @@ class Solver(Stopping, ABC):
     """A fixed-point solver with its options.
 
     Every sample stops by itself, when its relative residual ‖f(x) − x‖/‖f(x)‖ falls below
-    ``tol`` (Euclidean norms over all of the sample's numbers), when it meets a number that is not
-    finite, or after ``max_steps`` evaluations of f. The loop ends with the last sample; no sample
-    changes the result of another (but for the last digits, where a product of matrices rounds
-    differently in a batch of another size). An energy model is evaluated for fewer samples as
-    more of them have stopped.
+    ``tol`` (Euclidean norms over all of the sample's numbers), when it moves to a number that is
+    not finite, or after ``max_steps`` evaluations of f. The loop ends with the last sample; no
+    sample changes the result of another (but for the last digits, where a product of matrices
+    rounds differently in a batch of another size). An energy model is evaluated for fewer samples
+    as more of them have stopped, and in full precision under autocast.
 
     Args:
         tol: relative residual to reach, > 0.
@@ -111,6 +116,10 @@ class Solver(Stopping, ABC):
                 :class:`~hamdeq.descent.Descent` the solver also knows the energy.
             x0: the initial states.
         """
+        # Of a memory also f: half precision would lift the noise of its energy above its descent.
+        if isinstance(f, Descent) and torch.is_autocast_enabled(x0.device.type):
+            with full_precision(x0):
+                return self.solve(f, x0)
         method, run = self.start(f, x0), Run(x0)
         x = x0
         for count in range(1, self.max_steps + 1):
@@ -121,7 +130,8 @@ class Solver(Stopping, ABC):
             left = run.record(step, method.accepts(step), size, self.tol)
             if count == self.max_steps or not left:
                 break
-            x = method.propose(step)
+            with full_precision(x):
+                x = method.propose(step)
             if left < len(x):
                 # Half a batch costs less than a whole one from here on, whatever its width.
                 if isinstance(f, Descent) and 2 * left <= len(x):
@@ -131,7 +141,10 @@ class Solver(Stopping, ABC):
                     run.drop(rows)
                 else:
                     x = torch.where(run.running[:, None], x, run.best)
-        return run.solution(self.tol)
+        solution = run.solution(self.tol)
+        if solution.value.data_ptr() == x0.data_ptr():  # what the caller may write to
+            solution = replace(solution, value=solution.value.clone())
+        return solution
 
 
 class Run(Memory):
@@ -212,6 +225,12 @@ def choose(mask: Tensor, one: Tensor, other: Tensor) -> Tensor:
     if surely_all(mask):
         return one
     return torch.where(mask.reshape(-1, *[1] * (one.dim() - 1)), one, other)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """A context without autocast: what solvers do with states is not for half precision."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def surely_all(mask: Tensor) -> bool:

@@ -37,8 +37,16 @@ class Failures:
         self.once = once
         self._warned: set[str] = set()
 
-    def __call__(self, solution: Solution, what: str, *, stacklevel: int) -> None:
+    def __call__(
+        self, solution: Solution, what: str, *, stacklevel: int, remedy: str | None = None
+    ) -> None:
         """Warn of, or raise for, the samples of a solve that did not converge.
+
+        Args:
+            solution: the result of the solve.
+            what: what was looked for, the subject of the message.
+            stacklevel: whose line a warning names, as in :func:`warnings.warn`.
+            remedy: what to do, where it is not what the status says.
 
         Raises:
             ConvergenceError: there are some, and ``on_failure="raise"``.
@@ -48,7 +56,7 @@ class Failures:
             return
         total = len(solution.status)
         counts = [(s, int((solution.status == s).sum())) for s in Status if s != Status.CONVERGED]
-        parts = (f"{n} of {total} samples: {s.message}" for s, n in counts if n)
+        parts = (f"{n} of {total} samples: {remedy or s.message}" for s, n in counts if n)
         text = f"{what} not reached by {'; '.join(parts)}"
         if self.on_failure == "raise":
             raise ConvergenceError(text)

@@ -115,8 +115,8 @@ class _ByResidual(Method):
         return ~plain
 
 
-# The share of a plain step's descent that any step must reach. Every number in (0, 1) makes the
-# limits equilibria.
+# The share of ⟨r, dg⟩, along a plain step, by which the energy must fall; that step itself lowers
+# it by about half. Every positive share below that makes the limits equilibria.
 _SHARE = 0.1
 # Rounding of a sum of energy terms, in units of the last place of their size.
 _ROUNDING = 16.0
@@ -174,11 +174,9 @@ class _ByEnergy(Method):
             self.accepted = fallen | self.plain
         else:
             self.accepted = fallen
-            longer = (torch.where(fallen, 2.0, 0.5) * self.length).clamp_max(1.0)
-            self.length = torch.where(self.plain, longer, self.length)
+            self.length = torch.where(self.plain, _adapted(self.length, fallen), self.length)
         if self.ahead.shortens:
-            further = (torch.where(fallen, 2.0, 0.5) * self.reach).clamp_max(1.0)
-            self.reach = torch.where(self.plain, self.reach, further)
+            self.reach = torch.where(self.plain, self.reach, _adapted(self.reach, fallen))
         self.energy = choose(self.accepted, energy, before)
 
     def propose(self, step: Step) -> Tensor:
@@ -208,6 +206,11 @@ class _ByEnergy(Method):
             assert self.terms is not None
             self.energy = self.terms().sum(0)
         return self.energy
+
+
+def _adapted(length: Tensor, fallen: Tensor) -> Tensor:
+    """Twice the length, up to one, where the energy has fallen, and half of it elsewhere."""
+    return torch.where(fallen, 2 * length, length / 2).clamp_max(1.0)
 
 
 def _energetic(step: Step) -> tuple[Descent, Energetic]:

@@ -1,7 +1,9 @@
 """The bridge to torchdeq, in both directions.
 
-- Our solvers serve torchdeq's users by name: ``hamdeq_picard``, ``hamdeq_anderson`` and
-  ``hamdeq_broyden`` are registered on import, others with :func:`register`.
+- Our solvers serve torchdeq's users by name: ``hamdeq_picard``, ``hamdeq_anderson``,
+  ``hamdeq_broyden`` and ``hamdeq_newton`` are registered on import, others with :func:`register`.
+  In torchdeq's own cores the last is for the forward pass alone: their backward map cannot be
+  differentiated.
 - torchdeq's solvers serve here: :class:`TorchDEQSolver`.
 - ``get_deq(core="hamdeq")`` gives torchdeq's users this library's equilibria and gradients behind
   the call that they know: :class:`HamdeqCore`.
