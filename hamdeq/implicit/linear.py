@@ -10,7 +10,7 @@ from torch import Tensor
 from hamdeq.descent import Descent
 from hamdeq.implicit.base import Adjoint, Graph, Map, Report
 from hamdeq.solvers import Solution, Solver
-from hamdeq.solvers.base import Run, Step, Stopping, norm, relative_residual
+from hamdeq.solvers.base import Run, Stopping, norm, relative_residual
 
 __all__ = ["ConjugateGradient", "Implicit"]
 
@@ -45,9 +45,9 @@ class ConjugateGradient(Stopping):
         r = graph.gain(r_)
         p, p_, square = r, r_, _dot(r, r_)
         for count in range(1, self.max_steps + 1):
-            size, image = norm(r), v + r
-            step = Step(graph.transposed, v, image, r, relative_residual(size, image), None)
-            if not run.record(step, None, size, self.tol) or count == self.max_steps:
+            size = norm(r)
+            left = run.record(v, relative_residual(size, v + r), size, self.tol)
+            if not left or count == self.max_steps:
                 break
             q_ = p_ - graph.coupling(p)
             q = graph.gain(q_)

@@ -127,7 +127,7 @@ class Solver(Stopping, ABC):
             r = fx - x
             size = norm(r)
             step = Step(f, x, fx, r, relative_residual(size, fx), energetic)
-            left = run.record(step, method.accepts(step), size, self.tol)
+            left = run.record(x, step.residual, size, self.tol, accepted=method.accepts(step))
             if count == self.max_steps or not left:
                 break
             with full_precision(x):
@@ -162,19 +162,27 @@ class Run(Memory):
         self.whole: dict[str, Tensor] | None = None
         self.trace: list[Tensor] = []
 
-    def record(self, step: Step, accepted: Tensor | None, size: Tensor, tol: float) -> int:
-        """Take in an evaluation; return how many samples are left."""
+    def record(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        size: Tensor,
+        tol: float,
+        *,
+        accepted: Tensor | None = None,
+    ) -> int:
+        """Take in an evaluation, with ‖f(x) − x‖ as size; return how many samples are left."""
         # A NaN is not below anything: the best finite state is kept without a test for it.
-        better = step.residual < self.lowest
+        better = residual < self.lowest
         # Asked of r: the ratio may overflow where f(x) is zero, and all is well.
         sound = size.isfinite()
         if accepted is not None:
             better, sound = better & accepted, sound | ~accepted
         # Samples that have stopped are evaluated at their best state, and change nothing.
         all_running = self.left == len(self.lowest)
-        self.best = choose(better if all_running else better | ~self.running, step.x, self.best)
-        self.lowest = choose(better, step.residual, self.lowest)
-        self._trace(step.residual if all_running else self._of_running(step.residual))
+        self.best = choose(better if all_running else better | ~self.running, x, self.best)
+        self.lowest = choose(better, residual, self.lowest)
+        self._trace(residual if all_running else torch.where(self.running, residual, self.lowest))
         running = self.running & sound & (self.lowest >= tol)
         left = int(running.sum())
         if left < self.left:
@@ -183,9 +191,6 @@ class Run(Memory):
             self.diverged = self.diverged | (stopped & ~sound)
             self.running, self.left = running, left
         return left
-
-    def _of_running(self, residual: Tensor) -> Tensor:
-        return torch.where(self.running, residual, self.lowest)
 
     def drop(self, rows: Tensor) -> None:
         """Go on with some of the samples, given by index."""
