@@ -18,14 +18,17 @@ from hamdeq.implicit import (
     fixed_point,
 )
 from hamdeq.lagrangians import (
+    Entmax,
     Exp,
     Identity,
     Lagrangian,
     LayerNorm,
     ReLU,
     RePU,
+    Separation,
     Sigmoid,
     Softmax,
+    Sparsemax,
     Spherical,
     Tanh,
 )
@@ -43,7 +46,7 @@ from hamdeq.solvers import (
     Status,
 )
 from hamdeq.splitting import Reduced, eliminate, two_colouring
-from hamdeq.synapses import Bias, Dense, Synapse
+from hamdeq.synapses import Association, Bias, Dense, Synapse
 from hamdeq.torchdeq_bridge import TorchDEQSolver
 
 __version__ = "0.1.0"
@@ -53,6 +56,7 @@ __all__ = [
     "HAM",
     "Adjoint",
     "Anderson",
+    "Association",
     "Bias",
     "Broyden",
     "Clamped",
@@ -61,6 +65,7 @@ __all__ = [
     "ConvergenceWarning",
     "Dense",
     "EnergyModel",
+    "Entmax",
     "EquilibriumPropagation",
     "Exp",
     "Identity",
@@ -76,10 +81,12 @@ __all__ = [
     "ReLU",
     "RePU",
     "Reduced",
+    "Separation",
     "Sigmoid",
     "Softmax",
     "Solution",
     "Solver",
+    "Sparsemax",
     "Spherical",
     "State",
     "Status",

@@ -7,7 +7,7 @@ import torch
 from contracts import CLOSE, OnlyEnergy, SynapseContract, derivative, normal
 from torch import nn
 
-from hamdeq import HAM, Bias, Dense, Identity, Neurons, Synapse
+from hamdeq import HAM, Association, Bias, Dense, Identity, Neurons, Synapse
 
 
 class Triple(Synapse):
@@ -57,6 +57,7 @@ KINDS = {
     "Triple": lambda: Triple(2, 3, 4),
     "Quartic": lambda: Quartic(3, 2),
     "Images": lambda: Images(),
+    "Association": lambda: Association(heads=2, states=3, stored=4, size=2),
 }
 
 

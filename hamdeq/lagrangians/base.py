@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,34 +40,44 @@ class Scaled(Lagrangian):
     """A Lagrangian with one positive number, given or, when ``learnable``, trained.
 
     The parameter is the number's logarithm, ``log_<name>``: the number stays positive, and thus L
-    convex, whatever an optimiser does.
+    convex, whatever an optimiser does. With ``several`` it may be a tensor of such numbers.
     """
 
-    def __init__(self, name: str, value: float, *, learnable: bool) -> None:
+    def __init__(
+        self, name: str, value: float | Tensor, *, learnable: bool, several: bool = False
+    ) -> None:
         super().__init__()
-        value = positive(name, value)
+        if several and isinstance(value, Tensor):
+            number = positives(name, value)
+        else:
+            number = positive(name, value)
         self.learnable = learnable
-        self._name, self._given = name, value
+        self._name = name
         if learnable:
-            self.register_parameter(f"log_{name}", nn.Parameter(torch.tensor(math.log(value))))
+            log = number.log() if isinstance(number, Tensor) else torch.tensor(math.log(number))
+            self.register_parameter(f"log_{name}", nn.Parameter(log))
+        elif isinstance(number, Tensor):
+            # Goes along with .to(), and like a number is no part of the state dict.
+            self.register_buffer("_given", number, persistent=False)
+        else:
+            self._given = number
 
-    def _number(self) -> Tensor | float:
+    def _number(self) -> Any:
         return getattr(self, f"log_{self._name}").exp() if self.learnable else self._given
 
     def extra_repr(self) -> str:
-        value = float(torch.as_tensor(self._number()).detach())
-        return f"{self._name}={value:.4g}" + ", learnable=True" * self.learnable
+        return f"{self._name}={_shown(self._number())}" + ", learnable=True" * self.learnable
 
 
 class Tempered(Scaled):
     """A Lagrangian with an inverse temperature: L(x) = ℓ(βx)/β."""
 
     def __init__(self, beta: float = 1.0, *, learnable: bool = False) -> None:
-        super().__init__("beta", beta, learnable=learnable)
+        super().__init__("beta", positive("beta", beta), learnable=learnable)
 
     @property
-    def beta(self) -> Tensor | float:
-        """The inverse temperature β."""
+    def beta(self) -> Any:
+        """The inverse temperature β, a number or a tensor."""
         return self._number()
 
 
@@ -98,10 +109,38 @@ def total(x: Tensor) -> Tensor:
     return x.flatten(1).sum(1) if x.dim() > 1 else x
 
 
-def positive(name: str, value: float) -> float:
+def positive(name: str, value: Any) -> float:
     """The value as a float, refused unless it is a finite number > 0."""
     if not isinstance(value, int | float):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
     return float(value)
+
+
+def positives(name: str, value: Tensor) -> Tensor:
+    """A copy of the tensor, refused unless all of it is finite and > 0."""
+    if value.requires_grad:
+        raise TypeError(
+            f"{name}: expected constants, got a tensor that requires a gradient; "
+            "give its values, and learnable=True to have them trained"
+        )
+    if not value.is_floating_point():
+        raise TypeError(
+            f"{name}: expected floating-point numbers, got {value.dtype}; convert it by .float()"
+        )
+    if not value.is_meta:  # what lies there has no values
+        bad = value[~(value.isfinite() & (value > 0))]
+        if bad.numel():
+            raise ValueError(
+                f"{name}: expected finite numbers > 0, got {bad[0].item()!r} among its "
+                f"{value.numel()}"
+            )
+    return value.detach().clone()
+
+
+def _shown(number: Any) -> str:
+    """A number, or the shape of several, as repr() shows it."""
+    if isinstance(number, Tensor) and (number.dim() or number.is_meta):
+        return f"Tensor{tuple(number.shape)}"
+    return f"{number.item() if isinstance(number, Tensor) else number:.4g}"

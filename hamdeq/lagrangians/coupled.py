@@ -2,39 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hamdeq.lagrangians.base import Lagrangian, Scaled, Tempered, positive, total
+from hamdeq.lagrangians.base import Lagrangian, Scaled, positive, total
 
-__all__ = ["LayerNorm", "Softmax", "Spherical"]
-
-
-class Softmax(Tempered):
-    """Softmax neurons: L(x) = lse(βx)/β, g = softmax(βx), along the last axis.
-
-    lse(z) = ln Σᵢ exp zᵢ; L*(g) = (1/β) Σ gᵢ ln gᵢ, the negative entropy. Eliminated against a
-    linear layer they are attention (Ramsauer et al., "Hopfield Networks is All You Need", ICLR
-    2021, equation 3).
-
-    Args:
-        beta: inverse temperature β > 0, per unit of x; 1/√d in attention.
-        learnable: whether β is trained.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        # torch.logsumexp has a gradient that is off by 1e-5 at states of 1e4 in float32.
-        z = self.beta * x
-        top = z.detach().amax(-1, keepdim=True)
-        return total((top + (z - top).exp().sum(-1, keepdim=True).log()).squeeze(-1)) / self.beta
-
-    def activation(self, x: Tensor) -> Tensor:
-        return torch.softmax(self.beta * x, dim=-1)
-
-    def energy(self, x: Tensor) -> Tensor:
-        log_g = torch.log_softmax(self.beta * x, dim=-1)
-        return total(log_g.exp() * log_g) / self.beta
+__all__ = ["LayerNorm", "Spherical"]
 
 
 class LayerNorm(Scaled):

@@ -73,7 +73,7 @@ class Solution:
     adjoint: list[Solution] = field(default_factory=list)
 
     def __repr__(self) -> str:
-        total = len(self.steps)
+        total = self.steps.numel()
         if total == 0:
             return "Solution(empty batch)"
         value = self.value

@@ -1,0 +1,321 @@
+"""Lagrangians whose activation is a distribution: how a query tells memories apart.
+
+Their layer is one of memories, its state the similarity of each memory to the query, and its
+activation the weights with which the memories are read, positive and of sum one. Eliminated against
+a linear layer they make the attention of a modern Hopfield network. A memory that is masked has the
+state −∞, and weight zero; in each row one at least is finite.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hamdeq.lagrangians.base import Scaled, Tempered, total
+
+__all__ = ["Entmax", "Separation", "Softmax", "Sparsemax"]
+
+
+class Separation(Tempered):
+    """A Lagrangian whose activation is a distribution along the last axis.
+
+    L(x) = max over distributions p of ⟨x, p⟩ − Ω(p)/β, with a convex Ω; g is the p that attains
+    the maximum, and L*(g) = Ω(g)/β. A subclass gives :meth:`potential`, :meth:`distribution`,
+    ``energy`` and :meth:`at`.
+
+    Args:
+        beta: inverse temperature β > 0, per unit of x; a tensor gives several, and broadcasts
+            against the states with one entry on their last axis, such as ``(heads, 1, 1)``.
+        learnable: whether β is trained.
+
+    Raises:
+        ValueError: β is not finite and > 0, or not of such a shape.
+        TypeError: β is neither a number nor a constant tensor of floating point.
+
+    Source: Niculae & Blondel, "A regularized framework for sparse and structured neural
+    attention" (2017); Santos et al., "Sparse and structured Hopfield networks" (2024).
+    """
+
+    def __init__(self, beta: float | Tensor = 1.0, *, learnable: bool = False) -> None:
+        # Past Tempered, whose other Lagrangians have one β only.
+        Scaled.__init__(self, "beta", beta, learnable=learnable, several=True)
+        if isinstance(beta, Tensor) and beta.dim() and beta.shape[-1] != 1:
+            raise ValueError(
+                "beta: expected a number, or a tensor with one entry on its last axis, such as "
+                f"(heads, 1, 1), got the shape {tuple(beta.shape)}; use beta[..., None]"
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return total(self.each(x))
+
+    def each(self, x: Tensor) -> Tensor:
+        """L along the last axis: ``(…, n) -> (…)``. :meth:`forward` is its sum."""
+        return (self.potential(self._argument(x)) / self.beta).squeeze(-1).to(x.dtype)
+
+    def activation(self, x: Tensor) -> Tensor:
+        return self.distribution(self._argument(x)).to(x.dtype)
+
+    def _argument(self, x: Tensor) -> Tensor:
+        """βx, in half precision's place in float32, where it has more digits and room."""
+        if self.learnable:
+            # In the derivative by β a weight of zero meets a state of −∞, and 0·∞ would be NaN.
+            x = x.clamp_min(torch.finfo(x.dtype).min)
+        z = self.beta * _wide(x)
+        if z.shape != x.shape:
+            raise ValueError(
+                f"beta: expected a shape that broadcasts to that of the states, {tuple(x.shape)}, "
+                f"got {tuple(self.beta.shape)}; leave out its leading axes"
+            )
+        return z
+
+    @abstractmethod
+    def potential(self, z: Tensor) -> Tensor:
+        """L at β = 1, along the last axis, which is kept: ``(…, n) -> (…, 1)``."""
+
+    @abstractmethod
+    def distribution(self, z: Tensor) -> Tensor:
+        """The activation at β = 1: ``(…, n) -> (…, n)``."""
+
+    @abstractmethod
+    def at(self, beta: float | Tensor, *, learnable: bool = False) -> Separation:
+        """The same function at another temperature."""
+
+
+class Softmax(Separation):
+    """Softmax neurons: L(x) = lse(βx)/β, g = softmax(βx), along the last axis.
+
+    lse(z) = ln Σᵢ exp zᵢ; L*(g) = (1/β) Σ gᵢ ln gᵢ, the negative entropy. Eliminated against a
+    linear layer they are attention (Ramsauer et al., "Hopfield Networks is All You Need", ICLR
+    2021, equation 3).
+
+    Args:
+        beta: inverse temperature β > 0, per unit of x, or several; 1/√d in attention.
+        learnable: whether β is trained.
+    """
+
+    def potential(self, z: Tensor) -> Tensor:
+        # torch.logsumexp has a gradient that is off by 1e-5 at states of 1e4 in float32.
+        wide = _wide(z)
+        top = wide.detach().amax(-1, keepdim=True)
+        return (top + (wide - top).exp().sum(-1, keepdim=True).log()).to(z.dtype)
+
+    def distribution(self, z: Tensor) -> Tensor:
+        return torch.softmax(z, dim=-1)
+
+    def energy(self, x: Tensor) -> Tensor:
+        # Finite also where the weight is zero, as 0·∞ would be NaN.
+        z = self._argument(x)
+        log_g = torch.log_softmax(z, dim=-1).clamp_min(torch.finfo(z.dtype).min)
+        each = (log_g.exp() * log_g).sum(-1, keepdim=True) / self.beta
+        return total(each.to(x.dtype))
+
+    def at(self, beta: float | Tensor, *, learnable: bool = False) -> Softmax:
+        return Softmax(beta, learnable=learnable)
+
+
+class Entmax(Separation):
+    """α-entmax neurons: g = argmax over distributions p of ⟨βx, p⟩ − Ω(p), sparse for α > 1.
+
+    Ω(p) = Σ (pᵢ^α − pᵢ)/(α(α − 1)), the negative Tsallis entropy. α → 1 is softmax, α = 2
+    sparsemax. A memory whose similarity lies more than 1/(β(α − 1)) below the best has weight
+    zero, so that a well separated pattern is retrieved exactly. Needs the package entmax.
+
+    The activation is smooth but for kinks, where a memory enters or leaves the support; there
+    derivatives are those of the smaller support. Above α = 2 it rises infinitely steeply from
+    zero.
+
+    Args:
+        alpha: α > 1.
+        beta: inverse temperature β > 0, per unit of x, or several.
+        learnable: whether β is trained.
+
+    Raises:
+        ImportError: entmax is not installed.
+        ValueError: α is not finite and > 1, or β as in :class:`Separation`.
+        TypeError: α is not a number.
+
+    Source: Peters, Niculae & Martins, "Sparse sequence-to-sequence models" (2019).
+    """
+
+    def __init__(
+        self, alpha: float = 1.5, beta: float | Tensor = 1.0, *, learnable: bool = False
+    ) -> None:
+        super().__init__(beta, learnable=learnable)
+        if not isinstance(alpha, int | float):
+            raise TypeError(f"alpha: expected a number > 1, got {type(alpha).__name__}")
+        if not 1 < alpha < float("inf"):
+            raise ValueError(
+                f"alpha: expected a finite number > 1, got {alpha!r}; for alpha 1 use Softmax"
+            )
+        self.alpha = float(alpha)
+        _entmax()
+
+    def distribution(self, z: Tensor) -> Tensor:
+        return _Distribution.apply(_wide(z), self.alpha).to(z.dtype)
+
+    def potential(self, z: Tensor) -> Tensor:
+        wide = _wide(z)
+        return _Potential.apply(wide, self.distribution(wide), self.alpha).to(z.dtype)
+
+    def energy(self, x: Tensor) -> Tensor:
+        g = self.distribution(self._argument(x))
+        return total((_entropy(g, self.alpha) / self.beta).to(x.dtype))
+
+    def at(self, beta: float | Tensor, *, learnable: bool = False) -> Entmax:
+        return Entmax(self.alpha, beta, learnable=learnable)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha:g}, {super().extra_repr()}"
+
+
+class Sparsemax(Entmax):
+    """Sparsemax neurons: g = the distribution nearest to βx, L*(g) = Σ (gᵢ² − gᵢ)/(2β).
+
+    :class:`Entmax` at α = 2.
+
+    Args:
+        beta: inverse temperature β > 0, per unit of x, or several.
+        learnable: whether β is trained.
+
+    Raises:
+        ImportError: the package entmax is not installed.
+
+    Source: Martins & Astudillo, "From softmax to sparsemax" (2016).
+    """
+
+    def __init__(self, beta: float | Tensor = 1.0, *, learnable: bool = False) -> None:
+        super().__init__(2.0, beta, learnable=learnable)
+
+    def at(self, beta: float | Tensor, *, learnable: bool = False) -> Sparsemax:
+        return Sparsemax(beta, learnable=learnable)
+
+    def extra_repr(self) -> str:
+        return Separation.extra_repr(self)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _entropy(p: Tensor, alpha: float) -> Tensor:
+    """Ω(p) = Σ (pᵢ^α − pᵢ)/(α(α − 1)) along the last axis, which is kept."""
+    # A weight of one adds zero as one of zero does, but with finite derivatives of all orders.
+    # expm1 keeps the digits of p^α − p where α is near one.
+    p = p.where(p > 0, 1.0)
+    each = p * torch.expm1((alpha - 1) * p.log())
+    return each.sum(-1, keepdim=True) / (alpha * (alpha - 1))
+
+
+class _Potential(torch.autograd.Function):
+    """max over p of ⟨z, p⟩ − Ω(p), given the p that attains it, which is its derivative.
+
+    Differentiated as written it would have p^(α−2) in its second derivative, which is infinite
+    where p is zero.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, p: Tensor, alpha: float) -> Tensor:
+        ctx.save_for_backward(p)
+        top = z.amax(-1, keepdim=True)
+        gap = torch.where(p > 0, z - top, 0.0)  # where the weight is zero z may be −∞
+        gap = torch.where(p.isnan(), p, gap)
+        return top + (gap * p).sum(-1, keepdim=True) - _entropy(p, alpha)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (p,) = ctx.saved_tensors
+        return grads[0] * p, None, None
+
+
+class _Distribution(torch.autograd.Function):
+    """entmax, with derivatives of all orders: the package's second ones are NaN where p is zero.
+
+    dp = S (dz − ⟨s, dz⟩/Σs) with s = p^(2−α) on the support, S its diagonal matrix.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, alpha: float) -> Tensor:
+        p = _weights(z, alpha)
+        ctx.save_for_backward(p)
+        ctx.alpha = alpha
+        return p
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (p,) = ctx.saved_tensors
+        s = torch.where(p > 0, p.where(p > 0, 1.0) ** (2 - ctx.alpha), 0.0)
+        # Above α = 2 a small weight has a large s, close to Σs: the difference is then taken to
+        # the gradient at that weight, so that what is left of it keeps its digits.
+        v = grads[0] - grads[0].gather(-1, s.detach().argmax(-1, keepdim=True))
+        mean = (s * v).sum(-1, keepdim=True) / s.sum(-1, keepdim=True)
+        return s * (v - mean), None
+
+
+def _weights(z: Tensor, alpha: float) -> Tensor:
+    """argmax over distributions p of ⟨z, p⟩ − Ω(p)."""
+    # Relative to the largest, as the bisection takes a state of 1e30 for no distribution. Rows
+    # that are not finite come back as NaN: in the package they would fail the whole batch.
+    top = z.amax(-1, keepdim=True)
+    finite = top.isfinite()
+    gap = torch.where(finite, z - top, 0.0)
+    if alpha > 2:
+        p = _steep(gap, alpha - 1)
+    elif alpha == 2:
+        p = _entmax().sparsemax(gap, dim=-1)
+    elif alpha == 1.5:
+        p = _entmax().entmax15(gap, dim=-1)
+    else:
+        p = _entmax().entmax_bisect(gap, alpha=alpha, dim=-1)
+    return torch.where(finite, p, torch.nan)
+
+
+def _steep(gap: Tensor, a: float) -> Tensor:
+    """The weights p = (a(z − τ))^(1/a) on their support, for a = α − 1 > 1.
+
+    A bisection for τ, as the package's, errs by eps^(1/a) in the small weights: all digits of
+    float32 are lost at α = 10, half of them at α = 3. Here the unknown is the smallest weight r
+    of the support, in which the sum of the others, (r^a + a(z − edge))^(1/a), is convex, with a
+    slope between 1 and their number: Newton's method falls to the solution from above.
+    """
+    y = a * (gap - _edge(gap, a))
+    inside = y >= 0
+    r = 1.0 / inside.sum(-1, keepdim=True).to(y.dtype)
+    p = inside * r
+    for _ in range(100):  # it takes about ten
+        p = torch.where(inside, r**a + y, 0.0) ** (1 / a)
+        slope = torch.where(p > 0, r / p, 1.0) ** (a - 1) * inside
+        less = r - (p.sum(-1, keepdim=True) - 1) / slope.sum(-1, keepdim=True)
+        if not bool((less < r).any()):
+            break
+        r = torch.minimum(r, less.clamp_min(0.0))
+    return p
+
+
+def _edge(gap: Tensor, a: float) -> Tensor:
+    """The smallest z of the support, found by halving among the sorted."""
+    sorted_, _ = gap.sort(-1, descending=True)
+    edge, n = sorted_[..., :1], gap.shape[-1]
+    place = torch.zeros_like(edge, dtype=torch.long)
+    for bit in reversed(range((n - 1).bit_length())):
+        there = place + (1 << bit)
+        below = sorted_.gather(-1, there.clamp_max(n - 1))
+        above = ((a * (gap - below)).clamp_min(0.0) ** (1 / a)).sum(-1, keepdim=True)
+        inside = (there < n) & (above < 1)  # false where the state is −∞
+        place, edge = there.where(inside, place), below.where(inside, edge)
+    return edge
+
+
+def _entmax() -> ModuleType:
+    try:
+        import entmax
+    except ModuleNotFoundError:
+        raise ImportError(
+            "sparse separation needs the package entmax, which is not installed: "
+            "pip install 'hamdeq[sparse]', or pip install entmax"
+        ) from None
+    return entmax

@@ -1,0 +1,222 @@
+"""Retrieval as functions of tensors, and what tells how well it works.
+
+Notation: state patterns ξ, stored patterns X (a pattern a row), inverse temperature β, and a
+Lagrangian of the memory layer, softmax unless another is given. A mask is True for the stored
+patterns to leave out, or is added to β ξ Xᵀ, and broadcasts with ``(…, L, S)``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from hamdeq.implicit import Adjoint, Implicit
+from hamdeq.lagrangians import Separation, Softmax
+from hamdeq.nn.retrieval import Retrieval
+from hamdeq.nn.settling import settle as _settle
+from hamdeq.solvers import Failures, OnFailure, Picard, Solution, Solver
+
+__all__ = ["energy", "error_bound", "metastability", "retrieve", "separation", "settle"]
+
+
+def retrieve(
+    state: Tensor,
+    stored: Tensor,
+    beta: float | Tensor = 1.0,
+    steps: int | None = 1,
+    *,
+    mask: Tensor | None = None,
+    lagrangian: Separation | None = None,
+) -> Tensor:
+    """State patterns after some updates ξ <- Xᵀ softmax(β X ξ).
+
+    Args:
+        state: ξ, ``(…, L, d)``.
+        stored: X, ``(…, S, d)``; leading axes broadcast with those of the state.
+        beta: inverse temperature > 0, a number or a tensor that broadcasts with ``(…, L, 1)``.
+        steps: updates; None for as many as it takes, see :func:`settle`.
+        mask: stored patterns to leave out.
+        lagrangian: of the memory layer, at β = 1; default :class:`~hamdeq.Softmax`.
+
+    Returns:
+        ``(…, L, d)``; zeros where all stored patterns are left out.
+
+    Raises:
+        ValueError: shapes that do not fit, β not finite or not > 0, steps < 0.
+
+    Source: Ramsauer et al. (ICLR 2021), equation 3.
+
+    Example:
+        >>> patterns = 4.0 * torch.eye(8)
+        >>> noisy = patterns[:2] + 0.3
+        >>> bool((retrieve(noisy, patterns) - patterns[:2]).abs().max() < 1e-3)
+        True
+    """
+    if steps is None:
+        return settle(state, stored, beta, mask=mask, lagrangian=lagrangian).value
+    if not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"steps: expected an integer ≥ 0, or None, got {steps!r}")
+    memory, x = _memory(state, stored, beta, mask, lagrangian)
+    for _ in range(steps):
+        x = memory.update(x)
+    return x
+
+
+def settle(
+    state: Tensor,
+    stored: Tensor,
+    beta: float | Tensor = 1.0,
+    *,
+    mask: Tensor | None = None,
+    lagrangian: Separation | None = None,
+    solver: Solver | None = None,
+    adjoint: Adjoint | None = None,
+    on_failure: OnFailure = "warn",
+) -> Solution:
+    """State patterns at rest, each judged by itself, with the gradient of the equilibrium.
+
+    Args:
+        state, stored, beta, mask, lagrangian: as of :func:`retrieve`.
+        solver: default ``Picard()``, whose steps are the updates of :func:`retrieve`.
+        adjoint: gradient method, default :class:`~hamdeq.Implicit`.
+        on_failure: for state patterns that do not converge: warn, raise or ignore.
+
+    Returns:
+        a Solution; its ``value`` is ``(…, L, d)``, and ``steps``, ``residual``, ``converged`` and
+        ``status`` are ``(…, L)``.
+    """
+    memory, x = _memory(state, stored, beta, mask, lagrangian)
+    return _settle(
+        memory,
+        x,
+        solver=Picard() if solver is None else solver,
+        adjoint=Implicit() if adjoint is None else adjoint,
+        failures=Failures(on_failure),
+    )
+
+
+def energy(
+    state: Tensor,
+    stored: Tensor,
+    beta: float | Tensor = 1.0,
+    *,
+    mask: Tensor | None = None,
+    lagrangian: Separation | None = None,
+) -> Tensor:
+    """E(ξ) = −lse(β, Xξ) + ½ξᵀξ + β⁻¹ ln N + ½M²: ``(…, L)``, never negative.
+
+    lse(β, z) = β⁻¹ ln Σ exp(βzᵢ), N is the number of stored patterns and M the largest norm among
+    them. Of another Lagrangian L it is −L(Xξ) + ½ξᵀξ + L(0) + ½M². Updates never raise it.
+
+    Source: Ramsauer et al. (ICLR 2021), equation 2.
+    """
+    memory, x = _memory(state, stored, beta, mask, lagrangian)
+    nothing = memory.potential(torch.zeros_like(x))
+    norms = memory.stored.square().sum(-1)[..., None, :]
+    if memory.mask is not None:
+        taken = memory.mask > -torch.inf if memory.mask.is_floating_point() else memory.mask
+        norms = torch.where(taken, norms, 0.0)
+    largest = norms.amax(-1) if norms.shape[-1] else norms.sum(-1)
+    return memory.energy(x) + nothing + 0.5 * largest
+
+
+def separation(stored: Tensor) -> Tensor:
+    """Δᵢ = xᵢᵀxᵢ − max over j ≠ i of xᵢᵀxⱼ: ``(…, S, d) -> (…, S)``; ∞ of a pattern alone.
+
+    A pattern is retrieved well where this is large beside 1/β: see :func:`error_bound`.
+
+    Source: Ramsauer et al. (ICLR 2021), equation 4.
+    """
+    _check_patterns("stored", stored)
+    products = stored @ stored.mT
+    own = products.diagonal(dim1=-2, dim2=-1)
+    if stored.shape[-2] < 2:
+        return torch.full_like(own, torch.inf)
+    itself = torch.eye(stored.shape[-2], dtype=torch.bool, device=stored.device)
+    return own - products.masked_fill(itself, -torch.inf).amax(-1)
+
+
+def error_bound(
+    stored: Tensor, beta: float | Tensor = 1.0, distance: float | Tensor = 0.0
+) -> Tensor:
+    """Bound on ‖f(ξ) − xᵢ‖ after one update from a state near each pattern: ``(…, S)``.
+
+    2(N − 1) exp(−β(Δᵢ − 2‖ξ − xᵢ‖ M)) M, with the separation Δᵢ and the largest norm M. It holds
+    everywhere; it says something where patterns are well separated.
+
+    Args:
+        stored: xᵢ, ``(…, S, d)``.
+        beta: inverse temperature.
+        distance: ‖ξ − xᵢ‖, for all or for each pattern ``(…, S)``.
+
+    Source: Ramsauer et al. (ICLR 2021), theorem 5.
+    """
+    largest = stored.norm(dim=-1).amax(-1, keepdim=True)
+    gap = separation(stored) - 2.0 * distance * largest
+    return 2.0 * (stored.shape[-2] - 1) * torch.exp(-beta * gap) * largest
+
+
+def metastability(weights: Tensor, mass: float | None = None) -> Tensor:
+    """Effective number of patterns that are read: ``(…, S) -> (…)``.
+
+    exp of the entropy −Σ pᵢ ln pᵢ: 1 where one pattern is retrieved, N where all are averaged, k
+    in a metastable state between k patterns. With ``mass``, the least number of patterns that hold
+    this share of the weight, as in figure 2 of the paper with 0.9.
+
+    Args:
+        weights: distributions along the last axis, such as ``get_association_matrix`` returns: per
+            head, ``(N, H, L, S) -> (N, H, L)``.
+        mass: a share, 0 < mass ≤ 1.
+
+    Raises:
+        ValueError: negative weights or a mass out of range.
+
+    Source: Ramsauer et al. (ICLR 2021), section 3.
+    """
+    if mass is None:
+        return torch.exp(-torch.xlogy(weights, weights).sum(-1))
+    if not 0 < mass <= 1:
+        raise ValueError(f"mass: expected a share, 0 < mass ≤ 1, got {mass!r}")
+    gathered = weights.sort(-1, descending=True).values.cumsum(-1)
+    # The share is of what there is: rounding, dropout or an empty row change the sum.
+    wanted = mass * gathered[..., -1:]
+    return 1 + (gathered < wanted).sum(-1)
+
+
+def _memory(
+    state: Tensor,
+    stored: Tensor,
+    beta: float | Tensor,
+    mask: Tensor | None,
+    lagrangian: Separation | None,
+) -> tuple[Retrieval, Tensor]:
+    """The stored patterns as a memory, and the state with the same leading axes."""
+    _check_patterns("state", state)
+    _check_patterns("stored", stored)
+    if state.shape[-1] != stored.shape[-1] or state.dtype != stored.dtype:
+        raise ValueError(
+            "state: expected patterns of the size and dtype of the stored ones, "
+            f"({stored.shape[-1]}, {stored.dtype}), got ({state.shape[-1]}, {state.dtype})"
+        )
+    if not isinstance(beta, Tensor) and not (math.isfinite(beta) and beta > 0):
+        raise ValueError(f"beta: expected a finite inverse temperature > 0, got {beta!r}")
+    lagrangian = Softmax() if lagrangian is None else lagrangian
+    lead = torch.broadcast_shapes(state.shape[:-2], stored.shape[:-2])
+    state = state.expand(*lead, *state.shape[-2:])
+    stored = stored.expand(*lead, *stored.shape[-2:])
+    return Retrieval(stored, lagrangian, beta, mask), state
+
+
+def _check_patterns(name: str, patterns: Tensor) -> None:
+    if not isinstance(patterns, Tensor) or not patterns.is_floating_point() or patterns.dim() < 2:
+        got = (
+            f"{patterns.dtype} of shape {tuple(patterns.shape)}"
+            if isinstance(patterns, Tensor)
+            else type(patterns).__name__
+        )
+        raise ValueError(
+            f"{name}: expected a floating-point tensor (…, patterns, size), got {got}; give one "
+            "pattern as pattern[None]"
+        )

@@ -1,0 +1,93 @@
+"""The inputs of a Hopfield layer: which patterns they are, and whether they fit."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hamdeq.nn.sizes import Sizes
+
+__all__ = ["Input", "batched", "check_patterns", "is_batched"]
+
+Input = Tensor | tuple[Tensor, Tensor, Tensor]
+"""Stored patterns, state patterns and pattern projections, or one tensor for all three."""
+
+_NAMES = ("stored patterns", "state patterns", "pattern projections")
+
+
+def is_batched(input: Input) -> bool:
+    """Whether there is a batch axis."""
+    return (input if isinstance(input, Tensor) else input[0]).dim() == 3
+
+
+def batched(input: Input, *, batch_first: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Stored patterns, state patterns and pattern projections with the batch first.
+
+    One tensor stays one tensor, so that it is projected at once.
+
+    Raises:
+        TypeError: neither a tensor nor three of floating point.
+        ValueError: tensors without or with too many axes.
+    """
+    three = (input,) * 3 if isinstance(input, Tensor) else tuple(input)
+    if len(three) != 3 or not all(isinstance(x, Tensor) for x in three):
+        got = [type(x).__name__ for x in three]
+        raise TypeError(
+            "input: expected a tensor, or three: (stored patterns, state patterns, pattern "
+            f"projections), got {got}"
+        )
+    dims = {x.dim() for x in three}
+    if len(dims) != 1 or not dims <= {2, 3}:
+        shapes = [tuple(x.shape) for x in three]
+        raise ValueError(
+            "input: expected tensors of three axes (batch, patterns, size), or all of them of two "
+            f"without the batch, got shapes {shapes}"
+        )
+    made: dict[int, Tensor] = {}
+    for name, x in zip(_NAMES, three, strict=True):
+        if not x.is_floating_point():
+            raise TypeError(
+                f"{name}: expected a floating-point tensor, got {x.dtype}; convert it by x.float()"
+            )
+        if id(x) not in made:
+            made[id(x)] = x[None] if x.dim() == 2 else x if batch_first else x.transpose(0, 1)
+    stored, state, projection = (made[id(x)] for x in three)
+    return stored, state, projection
+
+
+def check_patterns(sizes: Sizes, stored: Tensor, state: Tensor, projection: Tensor) -> None:
+    """Refuse patterns ``(N, …, size)`` whose numbers or sizes do not fit the layer.
+
+    Raises:
+        ValueError: naming the patterns, with the sizes expected.
+    """
+    for name, x, size in zip(_NAMES, (stored, state, projection), _sizes(sizes), strict=True):
+        if size is not None and x.shape[-1] != size:
+            raise ValueError(
+                f"{name}: expected size {size} on the last axis, got shape {tuple(x.shape)}"
+            )
+    if sizes.state_static and sizes.stored_static and stored.shape[-1] != state.shape[-1]:
+        raise ValueError(
+            "static patterns: expected state and stored patterns of one size, got "
+            f"{state.shape[-1]} and {stored.shape[-1]}"
+        )
+    if not len(stored) == len(state) == len(projection):
+        raise ValueError(
+            "input: expected one batch size for all patterns, got "
+            f"{len(stored)}, {len(state)} and {len(projection)} for {', '.join(_NAMES)}"
+        )
+    if stored.shape[1] != projection.shape[1]:
+        raise ValueError(
+            "pattern projections: expected one for each of the "
+            f"{stored.shape[1]} stored patterns, got {projection.shape[1]}"
+        )
+
+
+def _sizes(sizes: Sizes) -> tuple[int | None, int | None, int | None]:
+    """The sizes of stored patterns, state patterns and projections; None where any will do."""
+    free = sizes.state_static and sizes.stored_static
+    stored = sizes.hidden if sizes.stored_static else sizes.stored
+    state = sizes.hidden if sizes.state_static else sizes.state
+    projection = sizes.projection
+    if sizes.projection_static and not (sizes.connected and not sizes.stored_static):
+        projection = sizes.pattern if sizes.out_projection else None
+    return None if free else stored, None if free else state, projection

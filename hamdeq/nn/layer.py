@@ -1,0 +1,256 @@
+"""What a Hopfield layer computes, once it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from hamdeq.ham import HAM
+from hamdeq.implicit import Adjoint
+from hamdeq.lagrangians import Identity
+from hamdeq.layers import Neurons
+from hamdeq.nn.core import HopfieldCore, Patterns
+from hamdeq.nn.inputs import Input, batched, check_patterns, is_batched
+from hamdeq.nn.masks import combined_mask
+from hamdeq.nn.retrieval import Retrieval
+from hamdeq.nn.settling import settle
+from hamdeq.nn.steps import Group
+from hamdeq.solvers import Failures, Solution, Solver
+from hamdeq.synapses import Association
+
+__all__ = ["Associating"]
+
+
+class Associating(nn.Module):
+    """Projection into the heads' association space, updates there, and the read-out.
+
+    Attributes:
+        association_core: the projections, and the Lagrangian of the memory layer.
+        solver, adjoint, failures: of state patterns that settle.
+    """
+
+    association_core: HopfieldCore
+    norm_stored_pattern: nn.LayerNorm | None
+    norm_state_pattern: nn.LayerNorm | None
+    norm_pattern_projection: nn.LayerNorm | None
+    association_activation: Callable[[Tensor], Tensor] | None
+    _batch_first: bool
+    dropout: float
+    solver: Solver
+    adjoint: Adjoint
+    failures: Failures
+    _groups: list[Group]
+
+    def forward(
+        self,
+        input: Input,
+        stored_pattern_padding_mask: Tensor | None = None,
+        association_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Associate, and read out.
+
+        Args:
+            input: ``(stored patterns, state patterns, pattern projections)``, or one tensor that
+                is all three.
+            stored_pattern_padding_mask: ``(N, S)``, True for stored patterns to leave out,
+                whatever they hold; a mask of floating point is added to β Q Kᵀ.
+            association_mask: ``(L, S)`` or ``(N·H, L, S)``, the same for each state pattern.
+
+        Returns:
+            ``(N, L, output_size)``. Where every stored pattern is left out, or there is none, the
+            heads retrieve zeros, with zero gradient, and the output is the bias of the projection.
+
+        Raises:
+            ValueError: patterns or masks of a wrong shape.
+            TypeError: masks that are neither boolean nor of floating point.
+        """
+        patterns, mask = self._patterns(input, stored_pattern_padding_mask, association_mask)
+        dropout = self.dropout if self.training else 0.0
+        found = self._retrieved(
+            patterns, mask, lambda memory, x, values: memory.read(x, values, dropout=dropout)
+        )
+        output = self.association_core.read_out(found)
+        if self.association_activation is not None:
+            output = self.association_activation(output)
+        if not is_batched(input):
+            return output[0]
+        return output if self._batch_first else output.transpose(0, 1)
+
+    @torch.no_grad()
+    def get_association_matrix(
+        self,
+        input: Input,
+        stored_pattern_padding_mask: Tensor | None = None,
+        association_mask: Tensor | None = None,
+    ) -> Tensor:
+        """The weights of the read-out, without gradient or dropout: ``(N, H, L, S)``.
+
+        Patterns that the layer appends follow at the end of S.
+        """
+        patterns, mask = self._patterns(input, stored_pattern_padding_mask, association_mask)
+        weights = self._retrieved(patterns, mask, lambda memory, x, _: memory.weights(x))
+        return weights if is_batched(input) else weights[0]
+
+    @torch.no_grad()
+    def get_projected_pattern_matrix(
+        self,
+        input: Input,
+        stored_pattern_padding_mask: Tensor | None = None,
+        association_mask: Tensor | None = None,
+    ) -> Tensor:
+        """What each head reads out of, V, without gradient: ``(N, H, S, p)``."""
+        patterns, _ = self._patterns(input, stored_pattern_padding_mask, association_mask)
+        return patterns.values if is_batched(input) else patterns.values[0]
+
+    def project(self, input: Input) -> Patterns:
+        """The patterns in the association space: Q ``(N, H, L, d)``, K and V ``(N, H, S, ·)``.
+
+        Patterns that the layer appends follow at the end of S.
+        """
+        patterns, _ = self._patterns(input, None, None)
+        return patterns if is_batched(input) else Patterns(*(x[0] for x in patterns))
+
+    def energy(
+        self,
+        input: Input,
+        stored_pattern_padding_mask: Tensor | None = None,
+        association_mask: Tensor | None = None,
+        *,
+        steps: int = 0,
+    ) -> Tensor:
+        """½‖q‖² − L(Kq) of each state pattern after some updates, which let it fall: ``(N, H, L)``.
+
+        With softmax, L(Kq) = (1/β) ln Σ exp(β Kq).
+        """
+        patterns, mask = self._patterns(input, stored_pattern_padding_mask, association_mask)
+        memory, x = self._memory(patterns, mask), patterns.state
+        for _ in range(steps):
+            x = memory.update(x)
+        energy = memory.energy(x)
+        return energy if is_batched(input) else energy[0]
+
+    def settle(
+        self,
+        input: Input,
+        stored_pattern_padding_mask: Tensor | None = None,
+        association_mask: Tensor | None = None,
+    ) -> Solution:
+        """Update the state patterns until they converge, whatever ``update_steps_max``.
+
+        Returns:
+            a Solution whose ``value`` is the state patterns ``(N, H, L, d)``, and whose ``steps``,
+            ``residual``, ``converged`` and ``status`` are ``(N, H, L)``: each state pattern of
+            each head is judged by itself.
+        """
+        patterns, mask = self._patterns(input, stored_pattern_padding_mask, association_mask)
+        return self._settled(self._memory(patterns, mask), patterns.state)
+
+    def as_ham(self, stored: int, states: int = 1) -> HAM:
+        """The memory whose even-odd update is this layer's update.
+
+        Layers ``state`` ``(H, states, d)`` and ``stored`` ``(H, stored, d)``, both linear, the
+        latter to be clamped, and ``memories`` ``(H, states, stored)``, which holds this layer's β;
+        their states are those of :meth:`project`:
+
+            ham = layer.as_ham(stored=S, states=L)
+            patterns = layer.project(input)
+            reduced = eliminate(clamp(ham, {"stored": patterns.stored}), ["memories"])
+            reduced.update({"state": patterns.state})  # softmax(β Q Kᵀ) K
+
+        Args:
+            stored: S, stored patterns, with those that the layer appends.
+            states: L, state patterns.
+        """
+        core = self.association_core
+        heads, size = core.sizes.heads, core.sizes.hidden
+        if size is None:
+            raise ValueError(
+                "as_ham: expected the size of the association space, got None; give hidden_size"
+            )
+        return HAM(
+            {
+                "state": Neurons((heads, states, size), Identity()),
+                "stored": Neurons((heads, stored, size), Identity()),
+                "memories": Neurons((heads, states, stored), core.memories),
+            },
+            [(("state", "stored", "memories"), Association(heads, states, stored, size))],
+        )
+
+    def _patterns(
+        self, input: Input, padding: Tensor | None, association: Tensor | None
+    ) -> tuple[Patterns, Tensor | None]:
+        """The patterns in the association space, and what leaves them out there."""
+        core = self.association_core
+        stored, state, projection = batched(input, batch_first=self._batch_first)
+        check_patterns(core.sizes, stored, state, projection)
+        if padding is not None and not is_batched(input):
+            padding = padding[None]
+        mask = combined_mask(
+            padding,
+            association,
+            batch=len(stored),
+            heads=core.sizes.heads,
+            states=state.shape[1],
+            stored=stored.shape[1],
+            extra=core.extra,
+        )
+        if padding is not None and padding.dtype == torch.bool:
+            # Zero times what lies there would be NaN where that is not finite.
+            together = stored is projection
+            stored = stored.masked_fill(padding[..., None], 0.0)
+            projection = stored if together else projection.masked_fill(padding[..., None], 0.0)
+        return core.project(*self._normalised(state, stored, projection)), mask
+
+    def _normalised(
+        self, state: Tensor, stored: Tensor, projection: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        def through(norm: nn.LayerNorm | None, x: Tensor) -> Tensor:
+            return x if norm is None else norm(x)
+
+        return (
+            through(self.norm_state_pattern, state),
+            through(self.norm_stored_pattern, stored),
+            through(self.norm_pattern_projection, projection),
+        )
+
+    def _memory(
+        self, patterns: Patterns, mask: Tensor | None, heads: list[int] | None = None
+    ) -> Retrieval:
+        memories = self.association_core.memories
+        beta = memories.beta
+        if heads is not None and isinstance(beta, Tensor):
+            beta = beta[heads]
+        return Retrieval(patterns.stored, memories, beta, mask)
+
+    def _retrieved(
+        self,
+        patterns: Patterns,
+        mask: Tensor | None,
+        read: Callable[[Retrieval, Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """What is read with the updated state patterns: ``(N, H, L, ·)``."""
+        if len(self._groups) == 1:
+            memory = self._memory(patterns, mask)
+            return read(memory, self._updated(memory, patterns.state, 0), patterns.values)
+        results, order = [], []
+        for place, (heads, _) in enumerate(self._groups):
+            chosen = [*heads]
+            part = Patterns(*(x[:, chosen] for x in patterns))
+            covers = mask if mask is None or mask.shape[1] == 1 else mask[:, chosen]
+            memory = self._memory(part, covers, chosen)
+            results.append(read(memory, self._updated(memory, part.state, place), part.values))
+            order += chosen
+        return torch.cat(results, 1)[:, sorted(range(len(order)), key=order.__getitem__)]
+
+    def _updated(self, memory: Retrieval, x: Tensor, group: int) -> Tensor:
+        steps = self._groups[group][1]
+        if steps is None:
+            return self._settled(memory, x).value
+        for _ in range(steps):
+            x = memory.update(x)
+        return x
+
+    def _settled(self, memory: Retrieval, x: Tensor) -> Solution:
+        return settle(memory, x, solver=self.solver, adjoint=self.adjoint, failures=self.failures)

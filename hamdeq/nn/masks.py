@@ -1,0 +1,80 @@
+"""Masks as users give them, made one that broadcasts over samples and heads."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["causal_mask", "combined_mask"]
+
+
+def combined_mask(
+    padding: Tensor | None,
+    association: Tensor | None,
+    *,
+    batch: int,
+    heads: int,
+    states: int,
+    stored: int,
+    extra: int = 0,
+) -> Tensor | None:
+    """What leaves stored patterns out, for each sample, head and state pattern.
+
+    Args:
+        padding: ``(N, S)``, for each sample the stored patterns to leave out.
+        association: ``(L, S)``, or ``(N·H, L, S)`` with the heads of a sample side by side.
+        batch, heads, states, stored: N, H, L, S.
+        extra: patterns appended by the layer itself, which always take part.
+
+    Returns:
+        a mask that broadcasts with ``(N, H, L, S + extra)``: boolean, True to leave out, or added
+        to the similarities; None for none.
+
+    Raises:
+        TypeError: a mask that is neither boolean nor of floating point.
+        ValueError: a mask of another shape.
+    """
+    masks = []
+    if padding is not None:
+        _check(padding, "stored_pattern_padding_mask", {"(N, S)": (batch, stored)})
+        masks.append(padding[:, None, None, :])
+    if association is not None:
+        shapes = {"(L, S)": (states, stored), "(N·H, L, S)": (batch * heads, states, stored)}
+        _check(association, "association_mask", shapes)
+        each = (batch, heads) if association.dim() == 3 else (1, 1)
+        masks.append(association.reshape(*each, states, stored))
+    if not masks:
+        return None
+    mask = masks[0] if len(masks) == 1 else _both(*masks)
+    return F.pad(mask, (0, extra)) if extra else mask
+
+
+def causal_mask(size: int, device: torch.device) -> Tensor:
+    """True where a stored pattern comes after the state pattern: ``(size, size)``."""
+    return torch.ones(size, size, dtype=torch.bool, device=device).triu(1)
+
+
+def _both(a: Tensor, b: Tensor) -> Tensor:
+    if a.dtype == b.dtype == torch.bool:
+        return a | b
+    return _added(a) + _added(b)
+
+
+def _added(mask: Tensor) -> Tensor:
+    if mask.is_floating_point():
+        return mask
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(mask, -torch.inf)
+
+
+def _check(mask: Tensor, name: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(mask).__name__}")
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise TypeError(
+            f"{name}: expected a boolean mask, True to leave a pattern out, or one of floating "
+            f"point that is added to the similarities, got {mask.dtype}; convert it by mask.bool()"
+        )
+    if tuple(mask.shape) not in shapes.values():
+        wanted = " or ".join(f"{label} = {shape}" for label, shape in shapes.items())
+        raise ValueError(f"{name}: expected shape {wanted}, got {tuple(mask.shape)}")

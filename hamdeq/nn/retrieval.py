@@ -1,0 +1,117 @@
+"""Retrieval: a query layer whose memory layer has been eliminated.
+
+Two layers, the state x (linear) and the memories (a :class:`~hamdeq.Separation`, most often
+softmax), with the stored patterns K as the synapse between them. Eliminating the memories leaves
+
+    E(x) = ½‖x‖² − L(Kx),    x <- Kᵀ ∇L(Kx) = Kᵀ softmax(β K x),
+
+for each state pattern by itself: attention (Ramsauer et al. 2021, equations 2 and 3). Everything in
+:mod:`hamdeq.nn` comes down to this step, and to reading other values in place of K at the end.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hamdeq.lagrangians import Separation, Softmax
+
+__all__ = ["Retrieval"]
+
+
+class Retrieval:
+    """The energy of state patterns among stored patterns, and the update that lets it fall.
+
+    Args:
+        stored: K, ``(…, S, d)``.
+        lagrangian: of the memory layer, used at the β given here.
+        beta: inverse temperature β, a number or a tensor that broadcasts with ``(…, L, 1)``.
+        mask: which stored patterns are left out, True, or what is added to β K x; broadcasts with
+            ``(…, L, S)``. Where all are left out, x <- 0, with zero gradient, and E = ½‖x‖².
+
+    Shape:
+        State patterns are ``(…, L, d)``, with the same leading axes as K.
+    """
+
+    def __init__(
+        self,
+        stored: Tensor,
+        lagrangian: Separation,
+        beta: float | Tensor = 1.0,
+        mask: Tensor | None = None,
+    ) -> None:
+        self.stored, self.lagrangian, self.beta = stored, lagrangian, beta
+        self.mask, self.alive = (None, None) if mask is None else _usable(mask, stored.dtype)
+
+    def update(self, x: Tensor) -> Tensor:
+        """x <- Kᵀ ∇L(Kx): ``(…, L, d)``."""
+        return self.read(x, self.stored)
+
+    def read(self, x: Tensor, values: Tensor, *, dropout: float = 0.0) -> Tensor:
+        """Vᵀ ∇L(Kx), for values V ``(…, S, p)`` in place of K: ``(…, L, p)``."""
+        if isinstance(self.lagrangian, Softmax):
+            found = self._attend(x, values, dropout)
+        elif self.stored.shape[-2] == 0:
+            found = values.new_zeros(*x.shape[:-1], values.shape[-1])
+        else:
+            weights = self.lagrangian.distribution(self._similarity(x))
+            found = F.dropout(weights, dropout) @ values
+        return found if self.alive is None else torch.where(self.alive, found, 0.0)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """∇L(Kx), how much of each stored pattern is read: ``(…, L, S)``."""
+        if self.stored.shape[-2] == 0:
+            return self._similarity(x)
+        weights = self.lagrangian.distribution(self._similarity(x))
+        return weights if self.alive is None else torch.where(self.alive, weights, 0.0)
+
+    def energy(self, x: Tensor) -> Tensor:
+        """½‖x‖² − L(Kx): ``(…, L)``."""
+        return self.kinetic(x) - self.potential(x)
+
+    def kinetic(self, x: Tensor) -> Tensor:
+        """½‖x‖²: ``(…, L)``."""
+        return 0.5 * (x * x).sum(-1)
+
+    def potential(self, x: Tensor) -> Tensor:
+        """L(Kx): ``(…, L)``; 0 where all stored patterns are left out."""
+        if self.stored.shape[-2] == 0:
+            return x.new_zeros(x.shape[:-1])
+        gain = self.lagrangian.potential(self._similarity(x)) / self.beta
+        return (gain if self.alive is None else torch.where(self.alive, gain, 0.0)).squeeze(-1)
+
+    def _similarity(self, x: Tensor) -> Tensor:
+        """βKx, and the mask: ``(…, L, S)``."""
+        z = (self.beta * x).to(x.dtype) @ self.stored.mT
+        if self.mask is None:
+            return z
+        return z + self.mask if self.mask.is_floating_point() else z.where(self.mask, -torch.inf)
+
+    def _attend(self, x: Tensor, values: Tensor, dropout: float) -> Tensor:
+        beta, mask = self.beta, self.mask
+        if isinstance(beta, Tensor):
+            x, beta = (beta * x).to(x.dtype), 1.0
+        stored = self.stored
+        lead = x.shape[:-2]
+        if len(lead) != 2:  # as the fused kernels want it
+            x, stored, values = (t.reshape(-1, 1, *t.shape[-2:]) for t in (x, stored, values))
+            if mask is not None:
+                mask = mask.expand(*lead, *mask.shape[-2:]).reshape(-1, 1, *mask.shape[-2:])
+        found = F.scaled_dot_product_attention(
+            x, stored, values, attn_mask=mask, dropout_p=dropout, scale=beta
+        )
+        return found if len(lead) == 2 else found.reshape(*lead, *found.shape[-2:])
+
+
+def _usable(mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The mask with True, or 0, where a pattern takes part; and where any of them does.
+
+    Rows that leave out everything are let through here and set to zero at the end, since kernels
+    differ in what they make of them.
+    """
+    if mask.is_floating_point():
+        alive = (mask > -torch.inf).any(-1, keepdim=True)
+        return torch.where(alive, mask, 0.0).to(dtype), alive
+    alive = ~mask.all(-1, keepdim=True)
+    return ~(mask & alive), alive

@@ -1,0 +1,158 @@
+"""Retrieval to convergence: every state pattern settles by itself, with an implicit gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from hamdeq.implicit import Adjoint, attach, solve
+from hamdeq.layers import State
+from hamdeq.nn.retrieval import Retrieval
+from hamdeq.solvers import Failures, Solution, Solver, Status
+
+__all__ = ["settle"]
+
+
+def settle(
+    memory: Retrieval, x: Tensor, *, solver: Solver, adjoint: Adjoint, failures: Failures
+) -> Solution:
+    """State patterns brought to their equilibrium.
+
+    Args:
+        memory: the stored patterns ``(…, S, d)``.
+        x: initial state patterns ``(…, L, d)``.
+        solver: its ``tol`` is the relative residual ‖f(x) − x‖/‖f(x)‖ of each state pattern.
+        adjoint: gradient method.
+        failures: what to do about state patterns that do not converge.
+
+    Returns:
+        a Solution whose ``value`` is ``(…, L, d)``, with ``residual``, ``steps``, ``converged`` and
+        ``status`` of shape ``(…, L)`` and ``trace`` of ``(n_evals, …, L)``. A state pattern that
+        is not finite, or one of whose stored patterns is not, comes back as NaN, with the status
+        ``INVALID``.
+    """
+    lead, (count, d) = x.shape[:-2], x.shape[-2:]
+    # ½‖x‖² − ℓ(βKx)/β is, but for a factor β, ½‖y‖² − ℓ(K′y) of y = √β x and K′ = √β K: the heads
+    # then differ in their patterns alone. Half precision cannot resolve a residual of 1e-4.
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    root = torch.as_tensor(memory.beta, dtype=dtype, device=x.device).sqrt()
+    y, stored = root * x.to(dtype), root * memory.stored.to(dtype)
+    whole = stored.detach().isfinite().all(-1).all(-1)[..., None]
+    valid = y.detach().isfinite().all(-1) & whole
+    y = torch.where(valid[..., None], y, 0.0)
+    stored = torch.where(whole[..., None], stored, 0.0)
+    rows = Rows(Retrieval(stored.reshape(-1, 1, *stored.shape[-2:]), memory.lagrangian), count)
+    rows.memory.mask, rows.memory.alive = (
+        _flat(part, lead, dtype) for part in (memory.mask, memory.alive)
+    )
+    start = {"state": y.detach().reshape(-1, d)}
+    solution = solve(rows, start, solver)
+    failures(solution, "retrieval", stacklevel=4)
+    solution = attach(rows, solution, solver=solver, adjoint=adjoint, failures=failures)
+    if y.requires_grad:
+        # The equilibrium does not depend on where the update began: the gradient is zero, and
+        # given as such to those who wait for one (DistributedDataParallel does).
+        value = solution.value["state"] + 0.0 * y.reshape(-1, d)
+        solution = replace(solution, value={"state": value})
+    return _shaped(solution, root, valid, x)
+
+
+def _shaped(solution: Solution, root: Tensor, valid: Tensor, x: Tensor) -> Solution:
+    """The solution of the rows as one of the state patterns x."""
+    value = solution.value["state"].reshape(x.shape) / root
+    each = valid.shape
+    return replace(
+        solution,
+        value=torch.where(valid[..., None], value, torch.nan).to(x.dtype),
+        residual=torch.where(valid, solution.residual.reshape(each), torch.nan),
+        steps=solution.steps.reshape(each),
+        converged=solution.converged.reshape(each) & valid,
+        status=torch.where(valid, solution.status.reshape(each), Status.INVALID.value),
+        trace=solution.trace.reshape(-1, *each),
+    )
+
+
+def _flat(part: Tensor | None, lead: torch.Size, dtype: torch.dtype) -> Tensor | None:
+    """A mask with one leading axis for all, and one for the kernels."""
+    if part is None:
+        return None
+    part = part.to(dtype) if part.is_floating_point() else part
+    if part.shape[:-2].numel() == 1:
+        return part.reshape(1, 1, *part.shape[-2:])
+    return part.expand(*lead, *part.shape[-2:]).reshape(-1, 1, *part.shape[-2:])
+
+
+class Rows:
+    """State patterns as independent samples: the energy model that a solver brings to rest.
+
+    Args:
+        memory: stored patterns ``(B, 1, S, d)`` at β = 1; a mask has as many leading axes.
+        count: L, the state patterns that there is room for at each of the B.
+        slots: where each row lies among these B · L places; None for all, in order.
+
+    Shape:
+        The state is ``{"state": (rows, d)}``.
+    """
+
+    # A step minimises over the memories and then over the state.
+    descends = True
+
+    def __init__(self, memory: Retrieval, count: int, slots: Tensor | None = None) -> None:
+        self.memory, self.count, self.slots = memory, count, slots
+
+    def check_state(self, x: State) -> None:
+        """Nothing to refuse: the model is made for its states."""
+
+    def update(self, x: State) -> State:
+        return {"state": self._rows(self.memory.update(self._places(x["state"])))}
+
+    def activations(self, x: State) -> State:
+        return x
+
+    def fields(self, g: State) -> State:
+        return self.update(g)
+
+    def energy(self, x: State) -> Tensor:
+        return self._terms(x).sum(0)
+
+    def step(self, x: State) -> tuple[State, State, Callable[[], Tensor]]:
+        return x, self.update(x), lambda: self._terms(x)
+
+    def select(self, rows: Tensor) -> Rows:
+        """The rows given by index, ascending, with the stored patterns that they need."""
+        slots = rows if self.slots is None else self.slots[rows]
+        kept, block = (slots // self.count).unique(return_inverse=True)
+        sizes = torch.bincount(block, minlength=len(kept))
+        count = int(sizes.max()) if len(rows) else 0
+        rank = torch.arange(len(rows), device=rows.device) - (sizes.cumsum(0) - sizes)[block]
+        moved = block * count + rank
+
+        def carry(part: Tensor | None) -> Tensor | None:
+            if part is None or part.shape[-2] == 1:
+                return part if part is None or len(part) == 1 else part[kept]
+            each = part.expand(len(self.memory.stored), *part.shape[1:]).flatten(0, 2)[slots]
+            places = each.new_zeros(len(kept) * count, each.shape[-1])
+            return places.index_copy(0, moved, each).reshape(-1, 1, count, each.shape[-1])
+
+        memory = Retrieval(self.memory.stored[kept], self.memory.lagrangian)
+        memory.mask, memory.alive = carry(self.memory.mask), carry(self.memory.alive)
+        return Rows(memory, count, moved)
+
+    def _terms(self, x: State) -> Tensor:
+        places = self._places(x["state"])
+        terms = (self.memory.kinetic(places), -self.memory.potential(places))
+        return torch.stack([self._rows(term[..., None])[:, 0] for term in terms])
+
+    def _places(self, x: Tensor) -> Tensor:
+        """The rows where the stored patterns expect them: ``(rows, d) -> (B, 1, L, d)``."""
+        if self.slots is not None:
+            size = len(self.memory.stored) * self.count
+            x = x.new_zeros(size, x.shape[1]).index_copy(0, self.slots, x)
+        return x.reshape(-1, 1, self.count, x.shape[1])
+
+    def _rows(self, places: Tensor) -> Tensor:
+        rows = places.flatten(0, 2)
+        return rows if self.slots is None else rows[self.slots]
