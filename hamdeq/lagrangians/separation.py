@@ -1,9 +1,8 @@
 """Lagrangians whose activation is a distribution: how a query tells memories apart.
 
 Their layer is one of memories, its state the similarity of each memory to the query, and its
-activation the weights with which the memories are read, positive and of sum one. Eliminated against
-a linear layer they make the attention of a modern Hopfield network. A memory that is masked has the
-state −∞, and weight zero; in each row one at least is finite.
+activation the weights with which the memories are read, positive and of sum one; a memory masked by
+the state −∞ has weight zero. Eliminated against a linear layer they make attention.
 """
 
 from __future__ import annotations
@@ -32,10 +31,6 @@ class Separation(Tempered):
             against the states with one entry on their last axis, such as ``(heads, 1, 1)``.
         learnable: whether β is trained.
 
-    Raises:
-        ValueError: β is not finite and > 0, or not of such a shape.
-        TypeError: β is neither a number nor a constant tensor of floating point.
-
     Source: Niculae & Blondel, "A regularized framework for sparse and structured neural
     attention" (2017); Santos et al., "Sparse and structured Hopfield networks" (2024).
     """
@@ -60,9 +55,8 @@ class Separation(Tempered):
         return self.distribution(self._argument(x)).to(x.dtype)
 
     def _argument(self, x: Tensor) -> Tensor:
-        """βx, in half precision's place in float32, where it has more digits and room."""
-        if self.learnable:
-            # In the derivative by β a weight of zero meets a state of −∞, and 0·∞ would be NaN.
+        """βx, in float32 where x is of half precision."""
+        if self.learnable:  # the derivative by β would be 0·∞ where x is −∞
             x = x.clamp_min(torch.finfo(x.dtype).min)
         z = self.beta * _wide(x)
         if z.shape != x.shape:
@@ -107,11 +101,10 @@ class Softmax(Separation):
         return torch.softmax(z, dim=-1)
 
     def energy(self, x: Tensor) -> Tensor:
-        # Finite also where the weight is zero, as 0·∞ would be NaN.
         z = self._argument(x)
+        # Finite also where the weight is zero.
         log_g = torch.log_softmax(z, dim=-1).clamp_min(torch.finfo(z.dtype).min)
-        each = (log_g.exp() * log_g).sum(-1, keepdim=True) / self.beta
-        return total(each.to(x.dtype))
+        return total(((log_g.exp() * log_g).sum(-1, keepdim=True) / self.beta).to(x.dtype))
 
     def at(self, beta: float | Tensor, *, learnable: bool = False) -> Softmax:
         return Softmax(beta, learnable=learnable)
@@ -124,9 +117,7 @@ class Entmax(Separation):
     sparsemax. A memory whose similarity lies more than 1/(β(α − 1)) below the best has weight
     zero, so that a well separated pattern is retrieved exactly. Needs the package entmax.
 
-    The activation is smooth but for kinks, where a memory enters or leaves the support; there
-    derivatives are those of the smaller support. Above α = 2 it rises infinitely steeply from
-    zero.
+    Smooth but where a memory enters or leaves the support, with the derivative of the smaller one.
 
     Args:
         alpha: α > 1.
@@ -135,8 +126,6 @@ class Entmax(Separation):
 
     Raises:
         ImportError: entmax is not installed.
-        ValueError: α is not finite and > 1, or β as in :class:`Separation`.
-        TypeError: α is not a number.
 
     Source: Peters, Niculae & Martins, "Sparse sequence-to-sequence models" (2019).
     """
@@ -175,14 +164,11 @@ class Entmax(Separation):
 class Sparsemax(Entmax):
     """Sparsemax neurons: g = the distribution nearest to βx, L*(g) = Σ (gᵢ² − gᵢ)/(2β).
 
-    :class:`Entmax` at α = 2.
+    :class:`Entmax` at α = 2, and as that one it needs the package entmax.
 
     Args:
         beta: inverse temperature β > 0, per unit of x, or several.
         learnable: whether β is trained.
-
-    Raises:
-        ImportError: the package entmax is not installed.
 
     Source: Martins & Astudillo, "From softmax to sparsemax" (2016).
     """
@@ -204,9 +190,9 @@ def _wide(x: Tensor) -> Tensor:
 
 def _entropy(p: Tensor, alpha: float) -> Tensor:
     """Ω(p) = Σ (pᵢ^α − pᵢ)/(α(α − 1)) along the last axis, which is kept."""
-    # A weight of one adds zero as one of zero does, but with finite derivatives of all orders.
-    # expm1 keeps the digits of p^α − p where α is near one.
-    p = p.where(p > 0, 1.0)
+    # A weight of one adds as little as one of zero, and has all derivatives. As p·(p^(α−1) − 1)
+    # it keeps its digits where α is near one.
+    p = p.where(p != 0, 1.0)
     each = p * torch.expm1((alpha - 1) * p.log())
     return each.sum(-1, keepdim=True) / (alpha * (alpha - 1))
 
@@ -214,8 +200,7 @@ def _entropy(p: Tensor, alpha: float) -> Tensor:
 class _Potential(torch.autograd.Function):
     """max over p of ⟨z, p⟩ − Ω(p), given the p that attains it, which is its derivative.
 
-    Differentiated as written it would have p^(α−2) in its second derivative, which is infinite
-    where p is zero.
+    Differentiated as written it has p^(α−2) in its second derivative, infinite where p is zero.
     """
 
     @staticmethod
@@ -223,7 +208,6 @@ class _Potential(torch.autograd.Function):
         ctx.save_for_backward(p)
         top = z.amax(-1, keepdim=True)
         gap = torch.where(p > 0, z - top, 0.0)  # where the weight is zero z may be −∞
-        gap = torch.where(p.isnan(), p, gap)
         return top + (gap * p).sum(-1, keepdim=True) - _entropy(p, alpha)
 
     @staticmethod
@@ -235,22 +219,21 @@ class _Potential(torch.autograd.Function):
 class _Distribution(torch.autograd.Function):
     """entmax, with derivatives of all orders: the package's second ones are NaN where p is zero.
 
-    dp = S (dz − ⟨s, dz⟩/Σs) with s = p^(2−α) on the support, S its diagonal matrix.
+    dpᵢ = sᵢ (dzᵢ − ⟨s, dz⟩/Σs) with s = p^(2−α) on the support and zero elsewhere.
     """
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, alpha: float) -> Tensor:
-        p = _weights(z, alpha)
+        ctx.alpha, p = alpha, _weights(z, alpha)
         ctx.save_for_backward(p)
-        ctx.alpha = alpha
         return p
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (p,) = ctx.saved_tensors
-        s = torch.where(p > 0, p.where(p > 0, 1.0) ** (2 - ctx.alpha), 0.0)
-        # Above α = 2 a small weight has a large s, close to Σs: the difference is then taken to
-        # the gradient at that weight, so that what is left of it keeps its digits.
+        floor = 1e-30 ** (1 / (ctx.alpha - 1))  # below it the slope of s would overflow
+        s = p.where(p > 0, 1.0).clamp_min(floor) ** (2 - ctx.alpha) * (p > 0)
+        # Relative to v where s is largest, as all but Σs: the difference keeps its digits there.
         v = grads[0] - grads[0].gather(-1, s.detach().argmax(-1, keepdim=True))
         mean = (s * v).sum(-1, keepdim=True) / s.sum(-1, keepdim=True)
         return s * (v - mean), None
@@ -258,17 +241,14 @@ class _Distribution(torch.autograd.Function):
 
 def _weights(z: Tensor, alpha: float) -> Tensor:
     """argmax over distributions p of ⟨z, p⟩ − Ω(p)."""
-    # Relative to the largest, as the bisection takes a state of 1e30 for no distribution. Rows
-    # that are not finite come back as NaN: in the package they would fail the whole batch.
+    # The package's bisection is NaN at 1e30 if not shifted, and a row of NaN fails its whole batch.
     top = z.amax(-1, keepdim=True)
     finite = top.isfinite()
     gap = torch.where(finite, z - top, 0.0)
     if alpha > 2:
         p = _steep(gap, alpha - 1)
-    elif alpha == 2:
-        p = _entmax().sparsemax(gap, dim=-1)
-    elif alpha == 1.5:
-        p = _entmax().entmax15(gap, dim=-1)
+    elif alpha in (1.5, 2):
+        p = (_entmax().sparsemax if alpha == 2 else _entmax().entmax15)(gap, dim=-1)
     else:
         p = _entmax().entmax_bisect(gap, alpha=alpha, dim=-1)
     return torch.where(finite, p, torch.nan)
@@ -277,17 +257,15 @@ def _weights(z: Tensor, alpha: float) -> Tensor:
 def _steep(gap: Tensor, a: float) -> Tensor:
     """The weights p = (a(z − τ))^(1/a) on their support, for a = α − 1 > 1.
 
-    A bisection for τ, as the package's, errs by eps^(1/a) in the small weights: all digits of
-    float32 are lost at α = 10, half of them at α = 3. Here the unknown is the smallest weight r
-    of the support, in which the sum of the others, (r^a + a(z − edge))^(1/a), is convex, with a
-    slope between 1 and their number: Newton's method falls to the solution from above.
+    A bisection for τ, as the package's, errs by eps^(1/a) in small weights. Here the unknown is
+    the smallest weight r on the support. The sum of all weights, (r^a + a(z − edge))^(1/a), is
+    convex in r and has a slope from 1 to their number: Newton's method falls to the solution.
     """
     y = a * (gap - _edge(gap, a))
     inside = y >= 0
-    r = 1.0 / inside.sum(-1, keepdim=True).to(y.dtype)
-    p = inside * r
+    p = r = 1.0 / inside.sum(-1, keepdim=True).to(y.dtype)
     for _ in range(100):  # it takes about ten
-        p = torch.where(inside, r**a + y, 0.0) ** (1 / a)
+        p = torch.where(y > 0, (r**a + y.clamp_min(0.0)) ** (1 / a), r * inside)
         slope = torch.where(p > 0, r / p, 1.0) ** (a - 1) * inside
         less = r - (p.sum(-1, keepdim=True) - 1) / slope.sum(-1, keepdim=True)
         if not bool((less < r).any()):

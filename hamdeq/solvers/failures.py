@@ -54,7 +54,7 @@ class Failures:
         quiet = self.on_failure == "ignore" or (self.once and what in self._warned)
         if quiet or bool(solution.converged.all()):
             return
-        total = len(solution.status)
+        total = solution.status.numel()
         counts = [(s, int((solution.status == s).sum())) for s in Status if s != Status.CONVERGED]
         parts = (f"{n} of {total} samples: {remedy or s.message}" for s, n in counts if n)
         text = f"{what} not reached by {'; '.join(parts)}"
