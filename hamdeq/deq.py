@@ -109,8 +109,7 @@ class DEQ(nn.Module):
         reduced = self.reduced(clamped)
         solution = solve(reduced, x0, self.solver) if x0 else _at_rest(some)
         solution = self._with_gradient(reduced, clamped, solution, valid)
-        # The warning names the line that called the module: two frames of nn.Module lie between.
-        self.failures(solution, "equilibrium", stacklevel=4)
+        self.failures(solution, "equilibrium")
         return solution
 
     def reduced(self, clamped: State) -> Reduced:

@@ -55,7 +55,7 @@ def fixed_point(
     """
     solver, adjoint, failures = solver or Broyden(), adjoint or Implicit(), Failures(on_failure)
     solution = solve(f, x0, solver)
-    failures(solution, "equilibrium", stacklevel=3)
+    failures(solution, "equilibrium")
     return attach(f, solution, solver=solver, adjoint=adjoint, failures=failures)
 
 
@@ -102,7 +102,7 @@ def attach(
     def report(backward: Solution) -> None:
         backward = replace(backward, value=None)
         solution.adjoint.append(backward)
-        failures(backward, "gradient", stacklevel=2, remedy=_REMEDY)
+        failures(backward, "gradient", remedy=_REMEDY)
 
     form = Form(solution.value)
     x = adjoint.attach(rows(f, form), form.flatten(solution.value), solver, report)

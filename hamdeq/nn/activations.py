@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,7 @@ def elementwise(name: str, given: str | Callable[[Tensor], Tensor]) -> Callable[
     if not isinstance(given, str):
         raise TypeError(f"{name}: expected a name or a function, got {type(given).__name__}")
     function: Any = getattr(torch, given, None) or getattr(F, given, None)
-    if function is None or not _keeps_shape(function):
+    if function is None or not _is_elementwise(function):
         raise ValueError(
             f"{name}: expected the name of an elementwise function of torch or "
             f"torch.nn.functional, such as {', '.join(_COMMON)}, got {given!r}"
@@ -34,11 +35,16 @@ def elementwise(name: str, given: str | Callable[[Tensor], Tensor]) -> Callable[
     return function
 
 
-def _keeps_shape(function: Callable[[Tensor], Any]) -> bool:
-    """Whether a tensor alone is turned into one of its shape."""
-    x = torch.zeros(2, 3, device="cpu")
-    try:
-        y = function(x)
-    except (TypeError, AttributeError, RuntimeError, ValueError, IndexError, NotImplementedError):
+def _is_elementwise(function: Callable[[Tensor], Any]) -> bool:
+    """Whether each number of a tensor is turned into one, by itself."""
+    x = torch.tensor([[0.5, 0.25, 0.75], [0.125, 0.625, 0.375]], device="cpu")
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        # What warns of a tensor alone wants more than that, an axis for instance.
+        warnings.simplefilter("error")
+        try:
+            y, one = function(x.clone()), function(x[:1, :1].clone())
+        except Exception:  # whatever the functions of torch raise
+            return False
+    if not isinstance(y, Tensor) or y.shape != x.shape or y.dtype != x.dtype:
         return False
-    return isinstance(y, Tensor) and y.shape == x.shape and y.dtype == x.dtype
+    return torch.allclose(y[:1, :1], one, equal_nan=True)

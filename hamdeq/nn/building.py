@@ -89,15 +89,24 @@ def layer_norm(
     return nn.LayerNorm(size, eps=eps, elementwise_affine=affine, **factory)
 
 
-def settling_solver(solver: Solver | None, eps: float | Tensor) -> Solver:
+def settling_solver(solver: Solver | None, eps: float | Tensor, heads: int) -> Solver:
     """The solver of the converged mode; eps is its tolerance.
 
     Raises:
         ValueError: a tolerance that is not finite and > 0, or given twice.
         TypeError: not a Solver.
     """
+    if isinstance(eps, Tensor) and tuple(eps.shape) not in ((), (heads,)):
+        raise ValueError(
+            f"update_steps_eps: expected one number, or one for each of {heads} heads, got shape "
+            f"{tuple(eps.shape)}"
+        )
     # One tolerance for all heads: the strictest of those given.
     tol = float(eps.min()) if isinstance(eps, Tensor) else eps
+    if not (isinstance(tol, int | float) and math.isfinite(tol) and tol > 0):
+        raise ValueError(
+            f"update_steps_eps: expected a finite relative residual > 0, such as 1e-4, got {eps!r}"
+        )
     default = Picard()
     if solver is None:
         return replace(default, tol=tol)

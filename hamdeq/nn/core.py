@@ -68,6 +68,16 @@ class HopfieldCore(nn.Module):
         self.sizes, self.memories = sizes, memories
         self.zero_pattern, self.normalize, self.eps = zero_pattern, normalize, eps
         space, read = sizes.own_space, sizes.own_pattern
+        if bias_pattern and not (space and read):
+            raise ValueError(
+                "concat_bias_pattern: expected the sizes of the patterns that it is added to, got "
+                f"hidden_size {sizes.hidden} and pattern_size {sizes.pattern}; give both"
+            )
+        if affine and not space:
+            raise ValueError(
+                "normalize_hopfield_space_affine: expected the size of the association space, got "
+                "None; give hidden_size"
+            )
         static = (sizes.state_static, sizes.stored_static, sizes.projection_static)
         # Rows of each projection; none of what is not projected.
         self.rows = [0 if s else n for s, n in zip(static, (space, space, read), strict=True)]
@@ -112,7 +122,8 @@ class HopfieldCore(nn.Module):
 
     def reset_beta(self, beta: float | list[float]) -> None:
         """Set β, for all heads or for each, where it is more than a number."""
-        values = torch.as_tensor(beta)
+        # As exact as the numbers given, whatever the default dtype.
+        values = torch.as_tensor(beta, dtype=torch.float64)
         memories = self.memories
         with torch.no_grad():
             for name, held in (*memories.named_parameters(), *memories.named_buffers()):
@@ -197,8 +208,8 @@ class HopfieldCore(nn.Module):
     def _appended(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         ks, vs = [k], [v]
         if self.bias_k is not None and self.bias_v is not None:
-            ks.append(self._heads(self.bias_k).expand(len(k), -1, -1, -1).to(k.dtype))
-            vs.append(self._heads(self.bias_v).expand(len(v), -1, -1, -1).to(v.dtype))
+            ks.append(self._heads(self.bias_k).expand(k.shape[0], -1, -1, -1).to(k.dtype))
+            vs.append(self._heads(self.bias_v).expand(v.shape[0], -1, -1, -1).to(v.dtype))
         if self.zero_pattern:
             ks.append(k.new_zeros(*k.shape[:2], 1, k.shape[3]))
             vs.append(v.new_zeros(*v.shape[:2], 1, v.shape[3]))

@@ -8,6 +8,7 @@ patterns to leave out, or is added to β ξ Xᵀ, and broadcasts with ``(…, L,
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -44,7 +45,9 @@ def retrieve(
         ``(…, L, d)``; zeros where all stored patterns are left out.
 
     Raises:
-        ValueError: shapes that do not fit, β not finite or not > 0, steps < 0.
+        ValueError: shapes that do not fit, a number β that is not finite and > 0, steps < 0, a
+            Lagrangian that brings its own β.
+        TypeError: a mask that is neither boolean nor of floating point.
 
     Source: Ramsauer et al. (ICLR 2021), equation 3.
 
@@ -88,13 +91,21 @@ def settle(
         ``status`` are ``(…, L)``.
     """
     memory, x = _memory(state, stored, beta, mask, lagrangian)
-    return _settle(
+    apart = False
+    if isinstance(beta, Tensor) and beta.dim() > 1 and beta.shape[-2] > 1:
+        apart, memory, x = True, _apart(memory, beta, mask, x), x[..., None, :]
+    solution = _settle(
         memory,
         x,
         solver=Picard() if solver is None else solver,
         adjoint=Implicit() if adjoint is None else adjoint,
         failures=Failures(on_failure),
     )
+    if not apart:
+        return solution
+    names = ("residual", "steps", "converged", "status", "trace")
+    each = {name: getattr(solution, name).squeeze(-1) for name in names}
+    return replace(solution, value=solution.value.squeeze(-2), **each)
 
 
 def energy(
@@ -175,6 +186,11 @@ def metastability(weights: Tensor, mass: float | None = None) -> Tensor:
 
     Source: Ramsauer et al. (ICLR 2021), section 3.
     """
+    if bool((weights < 0).any()):
+        raise ValueError(
+            f"weights: expected none that is negative, got {weights.min().item()}; give the "
+            "weights of the patterns, not their similarities"
+        )
     if mass is None:
         return torch.exp(-torch.xlogy(weights, weights).sum(-1))
     if not 0 < mass <= 1:
@@ -203,10 +219,51 @@ def _memory(
     if not isinstance(beta, Tensor) and not (math.isfinite(beta) and beta > 0):
         raise ValueError(f"beta: expected a finite inverse temperature > 0, got {beta!r}")
     lagrangian = Softmax() if lagrangian is None else lagrangian
-    lead = torch.broadcast_shapes(state.shape[:-2], stored.shape[:-2])
+    if not isinstance(lagrangian, Separation):
+        raise TypeError(
+            f"lagrangian: expected a hamdeq.Separation such as Sparsemax(), got {lagrangian!r}"
+        )
+    if isinstance(lagrangian.beta, Tensor) or lagrangian.beta != 1:
+        raise ValueError(
+            f"lagrangian: expected one at beta 1, got {lagrangian!r}; give the inverse temperature "
+            "as beta"
+        )
+    try:
+        lead = torch.broadcast_shapes(state.shape[:-2], stored.shape[:-2])
+    except RuntimeError:
+        raise ValueError(
+            "state: expected leading axes that broadcast with those of the stored patterns, "
+            f"{tuple(stored.shape[:-2])}, got {tuple(state.shape[:-2])}"
+        ) from None
     state = state.expand(*lead, *state.shape[-2:])
     stored = stored.expand(*lead, *stored.shape[-2:])
+    if isinstance(beta, Tensor):
+        _check_fits("beta", beta, (*state.shape[:-1], 1))
+    if mask is not None:
+        if mask.dtype != torch.bool and not mask.is_floating_point():
+            raise TypeError(
+                "mask: expected a boolean mask, True to leave a pattern out, or one of floating "
+                f"point, got {mask.dtype}; convert it by mask.bool()"
+            )
+        _check_fits("mask", mask, (*state.shape[:-1], stored.shape[-2]))
+        mask = mask[None] if mask.dim() == 1 else mask
     return Retrieval(stored, lagrangian, beta, mask), state
+
+
+def _apart(memory: Retrieval, beta: Tensor, mask: Tensor | None, x: Tensor) -> Retrieval:
+    """The memory with stored patterns for each state pattern, as each has a β of its own."""
+    stored = memory.stored[..., None, :, :].expand(*x.shape[:-1], *memory.stored.shape[-2:])
+    mask = mask[..., None, :] if mask is not None and mask.dim() > 1 else mask
+    mask = mask[None] if mask is not None and mask.dim() == 1 else mask
+    return Retrieval(stored, memory.lagrangian, beta[..., None], mask)
+
+
+def _check_fits(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    pairs = zip(reversed(x.shape), reversed(shape), strict=False)
+    if x.dim() > len(shape) or not all(n in (1, size) for n, size in pairs):
+        raise ValueError(
+            f"{name}: expected a shape that broadcasts to {shape}, got {tuple(x.shape)}"
+        )
 
 
 def _check_patterns(name: str, patterns: Tensor) -> None:

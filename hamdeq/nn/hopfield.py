@@ -149,8 +149,10 @@ class Hopfield(Associating, Getters):
         self._steps_max = update_steps_max
         self._steps_eps = update_steps_eps
         self._groups = groups(update_steps_max, num_heads)
-        self.solver = settling_solver(solver, update_steps_eps)
+        self.solver = settling_solver(solver, update_steps_eps, num_heads)
         self.adjoint = Implicit() if adjoint is None else adjoint
+        if not isinstance(self.adjoint, Adjoint):
+            raise TypeError(f"adjoint: expected a hamdeq.Adjoint, got {adjoint!r}")
         self.failures = Failures(on_failure, once=True)
         self.association_activation = (
             None
@@ -169,31 +171,33 @@ class Hopfield(Associating, Getters):
             bias_pattern=concat_bias_pattern,
             zero_pattern=add_zero_association,
             normalize=normalize_hopfield_space,
-            affine=normalize_hopfield_space_affine,
+            affine=normalize_hopfield_space and normalize_hopfield_space_affine,
             eps=normalize_hopfield_space_eps,
             factory=factory,
         )
+
+        stored_size, state_size, projection_size = sizes.inputs
 
         def norm(name: str, size: int | None, wanted: bool, affine: bool, eps: float) -> Any:
             return layer_norm(f"normalize_{name}", size, affine, eps, factory) if wanted else None
 
         self.norm_stored_pattern = norm(
             "stored_pattern",
-            sizes.stored,
+            stored_size or sizes.stored or sizes.state,
             normalize_stored_pattern,
             normalize_stored_pattern_affine,
             normalize_stored_pattern_eps,
         )
         self.norm_state_pattern = norm(
             "state_pattern",
-            sizes.state,
+            state_size or sizes.state,
             normalize_state_pattern,
             normalize_state_pattern_affine,
             normalize_state_pattern_eps,
         )
         self.norm_pattern_projection = norm(
             "pattern_projection",
-            sizes.projection,
+            projection_size or sizes.projection or sizes.state,
             normalize_pattern_projection,
             normalize_pattern_projection_affine,
             normalize_pattern_projection_eps,
@@ -217,6 +221,11 @@ class Hopfield(Associating, Getters):
         beta = state_dict.pop(f"{prefix}_Hopfield__scaling", None)
         if beta is not None and self.association_core.memories.learnable:
             log = beta.log().reshape(-1, 1, 1)
+            if not (log.is_meta or bool(log.isfinite().all())):  # nothing keeps it positive there
+                raise ValueError(
+                    f"state dict: expected {prefix}_Hopfield__scaling, the inverse temperature β, "
+                    f"finite and > 0, got {beta.tolist()}"
+                )
             state_dict[f"{prefix}association_core.memories.log_beta"] = log
         elif beta is not None:
             raise ValueError(

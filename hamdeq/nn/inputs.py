@@ -42,15 +42,18 @@ def batched(input: Input, *, batch_first: bool) -> tuple[Tensor, Tensor, Tensor]
             "input: expected tensors of three axes (batch, patterns, size), or all of them of two "
             f"without the batch, got shapes {shapes}"
         )
-    made: dict[int, Tensor] = {}
     for name, x in zip(_NAMES, three, strict=True):
         if not x.is_floating_point():
             raise TypeError(
                 f"{name}: expected a floating-point tensor, got {x.dtype}; convert it by x.float()"
             )
-        if id(x) not in made:
-            made[id(x)] = x[None] if x.dim() == 2 else x if batch_first else x.transpose(0, 1)
-    stored, state, projection = (made[id(x)] for x in three)
+
+    def moved(x: Tensor) -> Tensor:
+        return x[None] if x.dim() == 2 else x if batch_first else x.transpose(0, 1)
+
+    # Compared by ``is``: an id() would tie a compiled graph to these very tensors.
+    stored = moved(three[0])
+    state, projection = (stored if x is three[0] else moved(x) for x in three[1:])
     return stored, state, projection
 
 
@@ -60,7 +63,7 @@ def check_patterns(sizes: Sizes, stored: Tensor, state: Tensor, projection: Tens
     Raises:
         ValueError: naming the patterns, with the sizes expected.
     """
-    for name, x, size in zip(_NAMES, (stored, state, projection), _sizes(sizes), strict=True):
+    for name, x, size in zip(_NAMES, (stored, state, projection), sizes.inputs, strict=True):
         if size is not None and x.shape[-1] != size:
             raise ValueError(
                 f"{name}: expected size {size} on the last axis, got shape {tuple(x.shape)}"
@@ -70,24 +73,14 @@ def check_patterns(sizes: Sizes, stored: Tensor, state: Tensor, projection: Tens
             "static patterns: expected state and stored patterns of one size, got "
             f"{state.shape[-1]} and {stored.shape[-1]}"
         )
-    if not len(stored) == len(state) == len(projection):
+    batches = [x.shape[0] for x in (stored, state, projection)]  # len() is no symbol in an export
+    if not batches[0] == batches[1] == batches[2]:
         raise ValueError(
             "input: expected one batch size for all patterns, got "
-            f"{len(stored)}, {len(state)} and {len(projection)} for {', '.join(_NAMES)}"
+            f"{batches[0]}, {batches[1]} and {batches[2]} for {', '.join(_NAMES)}"
         )
     if stored.shape[1] != projection.shape[1]:
         raise ValueError(
             "pattern projections: expected one for each of the "
             f"{stored.shape[1]} stored patterns, got {projection.shape[1]}"
         )
-
-
-def _sizes(sizes: Sizes) -> tuple[int | None, int | None, int | None]:
-    """The sizes of stored patterns, state patterns and projections; None where any will do."""
-    free = sizes.state_static and sizes.stored_static
-    stored = sizes.hidden if sizes.stored_static else sizes.stored
-    state = sizes.hidden if sizes.state_static else sizes.state
-    projection = sizes.projection
-    if sizes.projection_static and not (sizes.connected and not sizes.stored_static):
-        projection = sizes.pattern if sizes.out_projection else None
-    return None if free else stored, None if free else state, projection

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +126,8 @@ class Associating(nn.Module):
         With softmax, L(Kq) = (1/β) ln Σ exp(β Kq).
         """
         patterns, mask = self._patterns(input, stored_pattern_padding_mask, association_mask)
+        if steps < 0:
+            raise ValueError(f"steps: expected an integer ≥ 0, got {steps!r}")
         memory, x = self._memory(patterns, mask), patterns.state
         for _ in range(steps):
             x = memory.update(x)
@@ -142,10 +145,11 @@ class Associating(nn.Module):
         Returns:
             a Solution whose ``value`` is the state patterns ``(N, H, L, d)``, and whose ``steps``,
             ``residual``, ``converged`` and ``status`` are ``(N, H, L)``: each state pattern of
-            each head is judged by itself.
+            each head is judged by itself. Without N if the input is.
         """
         patterns, mask = self._patterns(input, stored_pattern_padding_mask, association_mask)
-        return self._settled(self._memory(patterns, mask), patterns.state)
+        solution = self._settled(self._memory(patterns, mask), patterns.state)
+        return solution if is_batched(input) else _of_the_first(solution)
 
     def as_ham(self, stored: int, states: int = 1) -> HAM:
         """The memory whose even-odd update is this layer's update.
@@ -185,12 +189,12 @@ class Associating(nn.Module):
         core = self.association_core
         stored, state, projection = batched(input, batch_first=self._batch_first)
         check_patterns(core.sizes, stored, state, projection)
-        if padding is not None and not is_batched(input):
+        if isinstance(padding, Tensor) and not is_batched(input):
             padding = padding[None]
         mask = combined_mask(
             padding,
             association,
-            batch=len(stored),
+            batch=stored.shape[0],
             heads=core.sizes.heads,
             states=state.shape[1],
             stored=stored.shape[1],
@@ -254,3 +258,10 @@ class Associating(nn.Module):
 
     def _settled(self, memory: Retrieval, x: Tensor) -> Solution:
         return settle(memory, x, solver=self.solver, adjoint=self.adjoint, failures=self.failures)
+
+
+def _of_the_first(solution: Solution) -> Solution:
+    """The solution of the only sample, without a batch axis."""
+    names = ("value", "residual", "steps", "converged", "status")
+    first = {name: getattr(solution, name)[0] for name in names}
+    return replace(solution, **first, trace=solution.trace[:, 0])

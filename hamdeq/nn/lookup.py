@@ -64,6 +64,9 @@ class HopfieldLayer(Wrapping):
         **options: Unpack[Options],
     ) -> None:
         super().__init__()
+        if not lookup_weights_as_separated and options.get("pattern_projection_size") is None:
+            # The stored patterns are the pattern projections.
+            options["pattern_projection_size"] = options.get("stored_pattern_size")
         self.hopfield = Hopfield(
             input_size,
             hidden_size,
@@ -82,7 +85,9 @@ class HopfieldLayer(Wrapping):
         self.lookup_weights = self._learned(size, trainable, factory)
         self.target_weights = None
         if lookup_weights_as_separated:
-            size = options.get("pattern_projection_size") or size
+            static = self.pattern_projection_as_static
+            read = self.pattern_size if static else self.pattern_projection_dim
+            size = read or size
             self.target_weights = self._learned(size, lookup_targets_as_trainable, factory)
         self._reset_lookup()
 

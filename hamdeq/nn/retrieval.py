@@ -11,6 +11,8 @@ for each state pattern by itself: attention (Ramsauer et al. 2021, equations 2 a
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,7 +55,7 @@ class Retrieval:
         if isinstance(self.lagrangian, Softmax):
             found = self._attend(x, values, dropout)
         elif self.stored.shape[-2] == 0:
-            found = values.new_zeros(*x.shape[:-1], values.shape[-1])
+            found = self._similarity(x) @ values
         else:
             weights = self.lagrangian.distribution(self._similarity(x))
             found = F.dropout(weights, dropout) @ values
@@ -95,9 +97,10 @@ class Retrieval:
         stored = self.stored
         lead = x.shape[:-2]
         if len(lead) != 2:  # as the fused kernels want it
-            x, stored, values = (t.reshape(-1, 1, *t.shape[-2:]) for t in (x, stored, values))
+            n = math.prod(lead)
+            x, stored, values = (t.reshape(n, 1, *t.shape[-2:]) for t in (x, stored, values))
             if mask is not None:
-                mask = mask.expand(*lead, *mask.shape[-2:]).reshape(-1, 1, *mask.shape[-2:])
+                mask = mask.expand(*lead, *mask.shape[-2:]).reshape(n, 1, *mask.shape[-2:])
         found = F.scaled_dot_product_attention(
             x, stored, values, attn_mask=mask, dropout_p=dropout, scale=beta
         )
@@ -111,7 +114,8 @@ def _usable(mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     differ in what they make of them.
     """
     if mask.is_floating_point():
+        mask = mask.to(dtype)  # in which a number such as −1e9 may be −∞
         alive = (mask > -torch.inf).any(-1, keepdim=True)
-        return torch.where(alive, mask, 0.0).to(dtype), alive
+        return torch.where(alive, mask, 0.0), alive
     alive = ~mask.all(-1, keepdim=True)
     return ~(mask & alive), alive

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,6 +17,10 @@ from hamdeq.solvers import Failures, Solution, Solver, Status
 __all__ = ["settle"]
 
 
+# Traced by the compiler, a solver breaks up into a graph for each thing that it looks at, and these
+# are made anew for each number of rows that it is left with: here is one break. (The public
+# torch.compiler.disable imports the compiler, which takes a second.)
+@torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
 def settle(
     memory: Retrieval, x: Tensor, *, solver: Solver, adjoint: Adjoint, failures: Failures
 ) -> Solution:
@@ -44,20 +49,29 @@ def settle(
     valid = y.detach().isfinite().all(-1) & whole
     y = torch.where(valid[..., None], y, 0.0)
     stored = torch.where(whole[..., None], stored, 0.0)
-    rows = Rows(Retrieval(stored.reshape(-1, 1, *stored.shape[-2:]), memory.lagrangian), count)
+    stored = stored.reshape(math.prod(lead), 1, *stored.shape[-2:])
+    rows = Rows(Retrieval(stored, memory.lagrangian), count)
     rows.memory.mask, rows.memory.alive = (
         _flat(part, lead, dtype) for part in (memory.mask, memory.alive)
     )
     start = {"state": y.detach().reshape(-1, d)}
     solution = solve(rows, start, solver)
-    failures(solution, "retrieval", stacklevel=4)
     solution = attach(rows, solution, solver=solver, adjoint=adjoint, failures=failures)
     if y.requires_grad:
         # The equilibrium does not depend on where the update began: the gradient is zero, and
         # given as such to those who wait for one (DistributedDataParallel does).
         value = solution.value["state"] + 0.0 * y.reshape(-1, d)
         solution = replace(solution, value={"state": value})
-    return _shaped(solution, root, valid, x)
+    solution = _shaped(solution, root, valid, x)
+    failures(solution, "retrieval", remedy=_REMEDY)
+    return solution
+
+
+_REMEDY = (
+    "the relative residual stayed above tol for max_steps updates; allow more or a larger tol "
+    "(solver=Picard(max_steps=500, tol=1e-3)), use solver=Anderson(), or a larger β, at which "
+    "patterns are retrieved in fewer updates (docs/convergence.md)"
+)
 
 
 def _shaped(solution: Solution, root: Tensor, valid: Tensor, x: Tensor) -> Solution:
@@ -71,7 +85,7 @@ def _shaped(solution: Solution, root: Tensor, valid: Tensor, x: Tensor) -> Solut
         steps=solution.steps.reshape(each),
         converged=solution.converged.reshape(each) & valid,
         status=torch.where(valid, solution.status.reshape(each), Status.INVALID.value),
-        trace=solution.trace.reshape(-1, *each),
+        trace=solution.trace.reshape(len(solution.trace), *each),
     )
 
 
@@ -82,7 +96,7 @@ def _flat(part: Tensor | None, lead: torch.Size, dtype: torch.dtype) -> Tensor |
     part = part.to(dtype) if part.is_floating_point() else part
     if part.shape[:-2].numel() == 1:
         return part.reshape(1, 1, *part.shape[-2:])
-    return part.expand(*lead, *part.shape[-2:]).reshape(-1, 1, *part.shape[-2:])
+    return part.expand(*lead, *part.shape[-2:]).reshape(math.prod(lead), 1, *part.shape[-2:])
 
 
 class Rows:
@@ -135,7 +149,7 @@ class Rows:
                 return part if part is None or len(part) == 1 else part[kept]
             each = part.expand(len(self.memory.stored), *part.shape[1:]).flatten(0, 2)[slots]
             places = each.new_zeros(len(kept) * count, each.shape[-1])
-            return places.index_copy(0, moved, each).reshape(-1, 1, count, each.shape[-1])
+            return places.index_copy(0, moved, each).reshape(len(kept), 1, count, each.shape[-1])
 
         memory = Retrieval(self.memory.stored[kept], self.memory.lagrangian)
         memory.mask, memory.alive = carry(self.memory.mask), carry(self.memory.alive)
@@ -148,10 +162,10 @@ class Rows:
 
     def _places(self, x: Tensor) -> Tensor:
         """The rows where the stored patterns expect them: ``(rows, d) -> (B, 1, L, d)``."""
+        blocks = len(self.memory.stored)
         if self.slots is not None:
-            size = len(self.memory.stored) * self.count
-            x = x.new_zeros(size, x.shape[1]).index_copy(0, self.slots, x)
-        return x.reshape(-1, 1, self.count, x.shape[1])
+            x = x.new_zeros(blocks * self.count, x.shape[1]).index_copy(0, self.slots, x)
+        return x.reshape(blocks, 1, self.count, x.shape[1])
 
     def _rows(self, places: Tensor) -> Tensor:
         rows = places.flatten(0, 2)

@@ -92,6 +92,19 @@ class Sizes:
         return static and not self.out_projection and not self.connected
 
     @property
+    def inputs(self) -> tuple[int | None, int | None, int | None]:
+        """The sizes of stored patterns, state patterns and projections; None where any will do."""
+        if self.state_static and self.stored_static:
+            stored = state = None
+        else:
+            stored = self.hidden if self.stored_static else self.stored
+            state = self.hidden if self.state_static else self.state
+        projection = self.projection
+        if self.projection_static and not (self.connected and not self.stored_static):
+            projection = self.pattern if self.out_projection else None
+        return stored, state, projection
+
+    @property
     def own_space(self) -> int:
         """H · d."""
         return self.heads * (self.hidden or 0)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from typing import Literal
+
+import torch
 
 from hamdeq.solvers.solution import Solution, Status
 
@@ -37,16 +41,14 @@ class Failures:
         self.once = once
         self._warned: set[str] = set()
 
-    def __call__(
-        self, solution: Solution, what: str, *, stacklevel: int, remedy: str | None = None
-    ) -> None:
+    def __call__(self, solution: Solution, what: str, *, remedy: str | None = None) -> None:
         """Warn of, or raise for, the samples of a solve that did not converge.
 
         Args:
             solution: the result of the solve.
             what: what was looked for, the subject of the message.
-            stacklevel: whose line a warning names, as in :func:`warnings.warn`.
-            remedy: what to do, where it is not what the status says.
+            remedy: what to do, where it is not what the status says (of samples given as invalid
+                it is always that).
 
         Raises:
             ConvergenceError: there are some, and ``on_failure="raise"``.
@@ -56,9 +58,25 @@ class Failures:
             return
         total = solution.status.numel()
         counts = [(s, int((solution.status == s).sum())) for s in Status if s != Status.CONVERGED]
-        parts = (f"{n} of {total} samples: {remedy or s.message}" for s, n in counts if n)
+        texts = {s: s.message if s == Status.INVALID else remedy or s.message for s in Status}
+        parts = (f"{n} of {total} samples: {texts[s]}" for s, n in counts if n)
         text = f"{what} not reached by {'; '.join(parts)}"
         if self.on_failure == "raise":
             raise ConvergenceError(text)
         self._warned.add(what)
-        warnings.warn(text, ConvergenceWarning, stacklevel=stacklevel + 1)
+        warnings.warn(text, ConvergenceWarning, stacklevel=_frames_inside() + 1)
+
+
+# Folders of this package and of torch, whose modules call one another.
+_INSIDE = tuple(
+    os.path.join(os.path.dirname(os.path.abspath(path)), "")
+    for path in (os.path.dirname(os.path.abspath(__file__)), torch.__file__)
+)
+
+
+def _frames_inside() -> int:
+    """How many calls lie between a warning and the line of the user's that led to it."""
+    frame, count = sys._getframe(1), 0
+    while frame is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        frame, count = frame.f_back, count + 1
+    return count if frame is not None else 0
