@@ -27,7 +27,7 @@ def elementwise(name: str, given: str | Callable[[Tensor], Tensor]) -> Callable[
     if not isinstance(given, str):
         raise TypeError(f"{name}: expected a name or a function, got {type(given).__name__}")
     function: Any = getattr(torch, given, None) or getattr(F, given, None)
-    if function is None or not _is_elementwise(function):
+    if isinstance(function, type | None) or not _is_elementwise(function):
         raise ValueError(
             f"{name}: expected the name of an elementwise function of torch or "
             f"torch.nn.functional, such as {', '.join(_COMMON)}, got {given!r}"
