@@ -349,17 +349,3 @@ class TestInterface:
         layer = make(input_size=D, normalize_hopfield_space_affine=True, concat_bias_pattern=True)
         layer(patterns({"input_size": D})).square().sum().backward()
         assert all(p.grad is not None and (p.grad != 0).any() for p in layer.parameters())
-
-    def test_trained_beta_of_another_library_s_state(self) -> None:
-        layer = make(HopfieldPooling, input_size=D, num_heads=2, scaling_as_trainable=True)
-        state = layer.state_dict()
-        del state["hopfield.association_core.memories.log_beta"]
-        state["hopfield._Hopfield__scaling"] = torch.tensor([0.25, 4.0])
-        count = len(state)
-        layer.load_state_dict(state)
-        assert len(state) == count
-        # The logarithm was taken in the float32 that was loaded.
-        expected = torch.tensor([0.25, 4.0]).double()
-        torch.testing.assert_close(layer.scaling, expected, rtol=1e-7, atol=0)
-        with pytest.raises(ValueError, match="scaling_as_trainable=True"):
-            make(HopfieldPooling, input_size=D, num_heads=2).load_state_dict(state)

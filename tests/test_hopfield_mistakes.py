@@ -36,7 +36,7 @@ BAD_CALLS: dict[str, tuple[type[Exception], str, Any]] = {
         "pattern projections: expected size 8",
         lambda m: m((X, X, X[..., :5])),
     ),
-    "batches": (ValueError, "one batch size.*2, 1 and 2", lambda m: m((X, X[:1], X))),
+    "batches": (ValueError, "one batch size.*2, 3 and 2", lambda m: m((X, X[[0, 1, 0]], X))),
     "number": (
         ValueError,
         "one for each of the 4 stored patterns, got 3",
@@ -127,13 +127,13 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ),
     *(
         ({"scaling": torch.ones(shape)}, ValueError, r"2 heads, shape \(2,\), got")
-        for shape in ((), (1,), (3,), (2, 1))
+        for shape in ((1,), (3,), (2, 1))
     ),
     ({"scaling": "1"}, TypeError, "scaling: expected a number β > 0 or a tensor"),
     ({"scaling": True}, TypeError, "scaling: expected a number β > 0 or a tensor"),
     *(
         ({"update_steps_max": n}, TypeError, "update_steps_max: expected .*integer")
-        for n in (1.5, "3", True, [1.0, 2], [True, 1], [1, None], torch.tensor([1.0, 2.0]))
+        for n in (1.5, "3", True, [1.0, 2], [True, 1], [1, "2"], torch.tensor([1.0, 2.0]))
     ),
     *(
         ({"update_steps_max": n}, ValueError, f"one integer for each of 2 heads, got {len(n)}")

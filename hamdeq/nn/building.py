@@ -29,12 +29,14 @@ def initial_beta(scaling: float | Tensor | None, sizes: Sizes) -> float | list[f
         raise TypeError(
             f"scaling: expected a number β > 0 or a tensor of one for each head, got {scaling!r}"
         )
+    if isinstance(scaling, Tensor) and scaling.dim() == 0 and not scaling.is_meta:
+        scaling = scaling.expand(sizes.heads)
     if isinstance(scaling, Tensor) and (scaling.is_meta or tuple(scaling.shape) != (sizes.heads,)):
         raise ValueError(
             f"scaling: expected one β for each of {sizes.heads} heads, shape ({sizes.heads},), "
             f"got {tuple(scaling.shape)}" + " without values" * scaling.is_meta
         )
-    values = scaling.tolist() if isinstance(scaling, Tensor) else [float(scaling)]
+    values = [*map(float, scaling.tolist())] if isinstance(scaling, Tensor) else [float(scaling)]
     if not all(math.isfinite(beta) and beta > 0 for beta in values):
         raise ValueError(
             f"scaling: expected a finite inverse temperature β > 0, got {values}; a larger one "

@@ -122,8 +122,8 @@ class HopfieldCore(nn.Module):
 
     def reset_beta(self, beta: float | list[float]) -> None:
         """Set β, for all heads or for each, where it is more than a number."""
-        # As exact as the numbers given, whatever the default dtype.
-        values = torch.as_tensor(beta, dtype=torch.float64)
+        # As exact as the numbers given, whatever the default dtype and device.
+        values = torch.as_tensor(beta, dtype=torch.float64, device="cpu")
         memories = self.memories
         with torch.no_grad():
             for name, held in (*memories.named_parameters(), *memories.named_buffers()):
@@ -139,7 +139,7 @@ class HopfieldCore(nn.Module):
         """State patterns R, stored patterns Y and pattern projections Z in the association space.
 
         Shape:
-            R ``(N, L, ·)``, Y and Z ``(N, S, ·)``.
+            R ``(N, L, ·)``, Y and Z ``(N, S, ·)``; N may be 1 for what all samples share.
         """
         projected = self._projected(state, stored, projection)
         q, k, v = (

@@ -126,8 +126,8 @@ def energy(
     memory, x = _memory(state, stored, beta, mask, lagrangian)
     nothing = memory.potential(torch.zeros_like(x))
     norms = memory.stored.square().sum(-1)[..., None, :]
-    if memory.mask is not None:
-        taken = memory.mask > -torch.inf if memory.mask.is_floating_point() else memory.mask
+    if memory.keep is not None:
+        taken = memory.keep > -torch.inf if memory.keep.is_floating_point() else memory.keep
         norms = torch.where(taken, norms, 0.0)
     largest = norms.amax(-1) if norms.shape[-1] else norms.sum(-1)
     return memory.energy(x) + nothing + 0.5 * largest
@@ -159,11 +159,16 @@ def error_bound(
 
     Args:
         stored: xᵢ, ``(…, S, d)``.
-        beta: inverse temperature.
+        beta: inverse temperature, a number or a tensor that broadcasts with ``(…, S, 1)``.
         distance: ‖ξ − xᵢ‖, for all or for each pattern ``(…, S)``.
 
-    Source: Ramsauer et al. (ICLR 2021), theorem 5.
+    Source: Ramsauer et al. (ICLR 2021), theorem 5, without the distance of the fixed point, which
+    its proof does not need.
     """
+    _check_beta(beta)
+    if isinstance(beta, Tensor) and beta.dim():
+        _check_fits("beta", beta, (*stored.shape[:-1], 1))
+        beta = beta.squeeze(-1)
     largest = stored.norm(dim=-1).amax(-1, keepdim=True)
     gap = separation(stored) - 2.0 * distance * largest
     return 2.0 * (stored.shape[-2] - 1) * torch.exp(-beta * gap) * largest
@@ -173,8 +178,8 @@ def metastability(weights: Tensor, mass: float | None = None) -> Tensor:
     """Effective number of patterns that are read: ``(…, S) -> (…)``.
 
     exp of the entropy −Σ pᵢ ln pᵢ: 1 where one pattern is retrieved, N where all are averaged, k
-    in a metastable state between k patterns. With ``mass``, the least number of patterns that hold
-    this share of the weight, as in figure 2 of the paper with 0.9.
+    in a metastable state between k patterns, 0 where all are masked. With ``mass``, the least
+    number of patterns that hold this share of the weight, as in figure 2 of the paper with 0.9.
 
     Args:
         weights: distributions along the last axis, such as ``get_association_matrix`` returns: per
@@ -191,14 +196,15 @@ def metastability(weights: Tensor, mass: float | None = None) -> Tensor:
             f"weights: expected none that is negative, got {weights.min().item()}; give the "
             "weights of the patterns, not their similarities"
         )
+    something = weights.sum(-1) > 0
     if mass is None:
-        return torch.exp(-torch.xlogy(weights, weights).sum(-1))
+        return torch.exp(-torch.xlogy(weights, weights).sum(-1)) * something
     if not 0 < mass <= 1:
         raise ValueError(f"mass: expected a share, 0 < mass ≤ 1, got {mass!r}")
     gathered = weights.sort(-1, descending=True).values.cumsum(-1)
     # The share is of what there is: rounding, dropout or an empty row change the sum.
     wanted = mass * gathered[..., -1:]
-    return 1 + (gathered < wanted).sum(-1)
+    return (1 + (gathered < wanted).sum(-1)) * something
 
 
 def _memory(
@@ -216,8 +222,7 @@ def _memory(
             "state: expected patterns of the size and dtype of the stored ones, "
             f"({stored.shape[-1]}, {stored.dtype}), got ({state.shape[-1]}, {state.dtype})"
         )
-    if not isinstance(beta, Tensor) and not (math.isfinite(beta) and beta > 0):
-        raise ValueError(f"beta: expected a finite inverse temperature > 0, got {beta!r}")
+    _check_beta(beta)
     lagrangian = Softmax() if lagrangian is None else lagrangian
     if not isinstance(lagrangian, Separation):
         raise TypeError(
@@ -256,6 +261,11 @@ def _apart(memory: Retrieval, beta: Tensor, mask: Tensor | None, x: Tensor) -> R
     mask = mask[..., None, :] if mask is not None and mask.dim() > 1 else mask
     mask = mask[None] if mask is not None and mask.dim() == 1 else mask
     return Retrieval(stored, memory.lagrangian, beta[..., None], mask)
+
+
+def _check_beta(beta: float | Tensor) -> None:
+    if not isinstance(beta, Tensor) and not (math.isfinite(beta) and beta > 0):
+        raise ValueError(f"beta: expected a finite inverse temperature > 0, got {beta!r}")
 
 
 def _check_fits(name: str, x: Tensor, shape: tuple[int, ...]) -> None:

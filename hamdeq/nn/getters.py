@@ -82,9 +82,9 @@ class Getters:
         return self._layer._steps_max
 
     @property
-    def update_steps_eps(self) -> float | Tensor:
-        """The relative residual that converged state patterns reach."""
-        return self._layer._steps_eps
+    def update_steps_eps(self) -> float:
+        """The relative residual that converged state patterns reach: the solver's ``tol``."""
+        return self._layer.solver.tol
 
     @property
     def stored_pattern_as_static(self) -> bool:

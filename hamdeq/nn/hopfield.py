@@ -147,7 +147,6 @@ class Hopfield(Associating, Getters):
             raise ValueError(f"dropout: expected a probability, 0 to 1, got {dropout!r}")
         self._batch_first, self.dropout = batch_first, float(dropout)
         self._steps_max = update_steps_max
-        self._steps_eps = update_steps_eps
         self._groups = groups(update_steps_max, num_heads)
         self.solver = settling_solver(solver, update_steps_eps, num_heads)
         self.adjoint = Implicit() if adjoint is None else adjoint
@@ -213,26 +212,6 @@ class Hopfield(Associating, Getters):
         for norm in norms:
             if norm is not None:
                 norm.reset_parameters()
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        # The name that hflayers gives a trained β; here it is stored as its logarithm.
-        beta = state_dict.pop(f"{prefix}_Hopfield__scaling", None)
-        if beta is not None and self.association_core.memories.learnable:
-            log = beta.log().reshape(-1, 1, 1)
-            if not (log.is_meta or bool(log.isfinite().all())):  # nothing keeps it positive there
-                raise ValueError(
-                    f"state dict: expected {prefix}_Hopfield__scaling, the inverse temperature β, "
-                    f"finite and > 0, got {beta.tolist()}"
-                )
-            state_dict[f"{prefix}association_core.memories.log_beta"] = log
-        elif beta is not None:
-            raise ValueError(
-                f"state dict: expected no trained β, got {prefix}_Hopfield__scaling; make the "
-                "layer with scaling_as_trainable=True"
-            )
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
         sizes = self.association_core.sizes

@@ -57,16 +57,19 @@ def batched(input: Input, *, batch_first: bool) -> tuple[Tensor, Tensor, Tensor]
     return stored, state, projection
 
 
-def check_patterns(sizes: Sizes, stored: Tensor, state: Tensor, projection: Tensor) -> None:
-    """Refuse patterns ``(N, …, size)`` whose numbers or sizes do not fit the layer.
+def check_patterns(sizes: Sizes, stored: Tensor, state: Tensor, projection: Tensor) -> int:
+    """The number of samples N of patterns ``(N, …, size)``, of which some may have one for all.
 
     Raises:
-        ValueError: naming the patterns, with the sizes expected.
+        ValueError: patterns whose numbers or sizes do not fit, with what was expected.
     """
-    for name, x, size in zip(_NAMES, (stored, state, projection), sizes.inputs, strict=True):
+    statics = (sizes.stored_static, sizes.state_static, sizes.projection_static)
+    three = (stored, state, projection)
+    for name, x, size, static in zip(_NAMES, three, sizes.inputs, statics, strict=True):
         if size is not None and x.shape[-1] != size:
             raise ValueError(
                 f"{name}: expected size {size} on the last axis, got shape {tuple(x.shape)}"
+                f"{_STATIC if static else ''}"
             )
     if sizes.state_static and sizes.stored_static and stored.shape[-1] != state.shape[-1]:
         raise ValueError(
@@ -74,7 +77,8 @@ def check_patterns(sizes: Sizes, stored: Tensor, state: Tensor, projection: Tens
             f"{state.shape[-1]} and {stored.shape[-1]}"
         )
     batches = [x.shape[0] for x in (stored, state, projection)]  # len() is no symbol in an export
-    if not batches[0] == batches[1] == batches[2]:
+    several = [n for n in batches if n != 1]
+    if any(n != several[0] for n in several):
         raise ValueError(
             "input: expected one batch size for all patterns, got "
             f"{batches[0]}, {batches[1]} and {batches[2]} for {', '.join(_NAMES)}"
@@ -84,3 +88,10 @@ def check_patterns(sizes: Sizes, stored: Tensor, state: Tensor, projection: Tens
             "pattern projections: expected one for each of the "
             f"{stored.shape[1]} stored patterns, got {projection.shape[1]}"
         )
+    return several[0] if several else 1
+
+
+_STATIC = (
+    "; static patterns enter every head as they are, in its association space: give hidden_size "
+    "(of pattern projections, pattern_size), or let them be projected"
+)

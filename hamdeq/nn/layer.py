@@ -103,7 +103,8 @@ class Associating(nn.Module):
     ) -> Tensor:
         """What each head reads out of, V, without gradient: ``(N, H, S, p)``."""
         patterns, _ = self._patterns(input, stored_pattern_padding_mask, association_mask)
-        return patterns.values if is_batched(input) else patterns.values[0]
+        values = patterns.values.expand(len(patterns.state), -1, -1, -1)
+        return values if is_batched(input) else values[0]
 
     def project(self, input: Input) -> Patterns:
         """The patterns in the association space: Q ``(N, H, L, d)``, K and V ``(N, H, S, ·)``.
@@ -111,6 +112,7 @@ class Associating(nn.Module):
         Patterns that the layer appends follow at the end of S.
         """
         patterns, _ = self._patterns(input, None, None)
+        patterns = Patterns(*(x.expand(len(patterns.state), -1, -1, -1) for x in patterns))
         return patterns if is_batched(input) else Patterns(*(x[0] for x in patterns))
 
     def energy(
@@ -188,24 +190,22 @@ class Associating(nn.Module):
         """The patterns in the association space, and what leaves them out there."""
         core = self.association_core
         stored, state, projection = batched(input, batch_first=self._batch_first)
-        check_patterns(core.sizes, stored, state, projection)
+        batch = check_patterns(core.sizes, stored, state, projection)
         if isinstance(padding, Tensor) and not is_batched(input):
             padding = padding[None]
         mask = combined_mask(
             padding,
             association,
-            batch=stored.shape[0],
+            batch=batch,
             heads=core.sizes.heads,
             states=state.shape[1],
             stored=stored.shape[1],
             extra=core.extra,
         )
-        if padding is not None and padding.dtype == torch.bool:
-            # Zero times what lies there would be NaN where that is not finite.
-            together = stored is projection
-            stored = stored.masked_fill(padding[..., None], 0.0)
-            projection = stored if together else projection.masked_fill(padding[..., None], 0.0)
-        return core.project(*self._normalised(state, stored, projection)), mask
+        if padding is not None:
+            stored, projection, state = _without_padding(padding, stored, projection, state)
+        q, k, v = core.project(*self._normalised(state, stored, projection))
+        return Patterns(q.expand(batch, -1, -1, -1), k, v), mask
 
     def _normalised(
         self, state: Tensor, stored: Tensor, projection: Tensor
@@ -265,3 +265,24 @@ def _of_the_first(solution: Solution) -> Solution:
     names = ("value", "residual", "steps", "converged", "status")
     first = {name: getattr(solution, name)[0] for name in names}
     return replace(solution, **first, trace=solution.trace[:, 0])
+
+
+def _without_padding(
+    padding: Tensor, stored: Tensor, projection: Tensor, state: Tensor
+) -> list[Tensor]:
+    """The patterns, with zeros for padding that is not finite: zero times that would be NaN.
+
+    State patterns are left as they are, unless they are the stored ones; one tensor stays one.
+    """
+    patterns = (stored, projection, state)
+    left_out = padding if padding.dtype == torch.bool else padding == -torch.inf
+    filled: list[Tensor] = []
+    for place, x in enumerate(patterns):
+        same = next((i for i in range(place) if patterns[i] is x), None)
+        if same is not None:
+            filled.append(filled[same])
+        elif x.shape[:2] == padding.shape and place < 2:
+            filled.append(x.masked_fill(left_out[..., None] & ~x.isfinite(), 0.0))
+        else:
+            filled.append(x)
+    return filled

@@ -126,7 +126,7 @@ class HopfieldLayer(Wrapping):
             raise TypeError(
                 f"input: expected a tensor of state patterns, got {type(input).__name__}"
             )
-        stored = self._for_each(self.lookup_weights, input)
+        stored = self._for_all(self.lookup_weights, input)
         if self.target_weights is None:
             return stored, input, stored
-        return stored, input, self._for_each(self.target_weights, input)
+        return stored, input, self._for_all(self.target_weights, input)

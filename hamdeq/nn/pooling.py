@@ -111,4 +111,4 @@ class HopfieldPooling(Wrapping):
                 "input: expected a tensor, or two: (stored patterns, pattern projections), got "
                 f"{[type(x).__name__ for x in pair]}"
             )
-        return pair[0], self._for_each(self.pooling_weights, pair[0]), pair[1]
+        return pair[0], self._for_all(self.pooling_weights, pair[0]), pair[1]

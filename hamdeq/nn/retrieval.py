@@ -19,14 +19,14 @@ from torch import Tensor
 
 from hamdeq.lagrangians import Separation, Softmax
 
-__all__ = ["Retrieval"]
+__all__ = ["Retrieval", "folded", "shared", "unfolded"]
 
 
 class Retrieval:
     """The energy of state patterns among stored patterns, and the update that lets it fall.
 
     Args:
-        stored: K, ``(…, S, d)``.
+        stored: K, ``(…, S, d)``; its first axis may be one that all samples share.
         lagrangian: of the memory layer, used at the β given here.
         beta: inverse temperature β, a number or a tensor that broadcasts with ``(…, L, 1)``.
         mask: which stored patterns are left out, True, or what is added to β K x; broadcasts with
@@ -44,7 +44,8 @@ class Retrieval:
         mask: Tensor | None = None,
     ) -> None:
         self.stored, self.lagrangian, self.beta = stored, lagrangian, beta
-        self.mask, self.alive = (None, None) if mask is None else _usable(mask, stored.dtype)
+        # ``keep`` is the mask as the kernels want it: True, or 0, for what takes part.
+        self.keep, self.alive = (None, None) if mask is None else _usable(mask, stored.dtype)
 
     def update(self, x: Tensor) -> Tensor:
         """x <- Kᵀ ∇L(Kx): ``(…, L, d)``."""
@@ -70,9 +71,9 @@ class Retrieval:
 
     def energy(self, x: Tensor) -> Tensor:
         """½‖x‖² − L(Kx): ``(…, L)``."""
-        return self.kinetic(x) - self.potential(x)
+        return self.quadratic(x) - self.potential(x)
 
-    def kinetic(self, x: Tensor) -> Tensor:
+    def quadratic(self, x: Tensor) -> Tensor:
         """½‖x‖²: ``(…, L)``."""
         return 0.5 * (x * x).sum(-1)
 
@@ -86,25 +87,47 @@ class Retrieval:
     def _similarity(self, x: Tensor) -> Tensor:
         """βKx, and the mask: ``(…, L, S)``."""
         z = (self.beta * x).to(x.dtype) @ self.stored.mT
-        if self.mask is None:
+        if self.keep is None:
             return z
-        return z + self.mask if self.mask.is_floating_point() else z.where(self.mask, -torch.inf)
+        return z + self.keep if self.keep.is_floating_point() else z.where(self.keep, -torch.inf)
 
     def _attend(self, x: Tensor, values: Tensor, dropout: float) -> Tensor:
-        beta, mask = self.beta, self.mask
+        beta = self.beta
         if isinstance(beta, Tensor):
             x, beta = (beta * x).to(x.dtype), 1.0
-        stored = self.stored
-        lead = x.shape[:-2]
+        stored, keep, lead = self.stored, self.keep, x.shape[:-2]
+
+        def attend(x: Tensor, stored: Tensor, values: Tensor, keep: Tensor | None) -> Tensor:
+            return F.scaled_dot_product_attention(
+                x, stored, values, attn_mask=keep, dropout_p=dropout, scale=beta
+            )
+
         if len(lead) != 2:  # as the fused kernels want it
             n = math.prod(lead)
             x, stored, values = (t.reshape(n, 1, *t.shape[-2:]) for t in (x, stored, values))
-            if mask is not None:
-                mask = mask.expand(*lead, *mask.shape[-2:]).reshape(n, 1, *mask.shape[-2:])
-        found = F.scaled_dot_product_attention(
-            x, stored, values, attn_mask=mask, dropout_p=dropout, scale=beta
-        )
-        return found if len(lead) == 2 else found.reshape(*lead, *found.shape[-2:])
+            if keep is not None:
+                keep = keep.expand(*lead, *keep.shape[-2:]).reshape(n, 1, *keep.shape[-2:])
+            found = attend(x, stored, values, keep)
+            return found.reshape(*lead, *found.shape[-2:])
+        if keep is None and shared(stored, x) and shared(values, x):
+            return unfolded(attend(folded(x), stored, values, None), lead[0])
+        stored, values = (t.expand(lead[0], -1, -1, -1) for t in (stored, values))
+        return attend(x, stored, values, keep)
+
+
+def shared(stored: Tensor, x: Tensor) -> bool:
+    """Whether all of several samples have the same stored patterns."""
+    return stored.shape[0] == 1 < x.shape[0]
+
+
+def folded(x: Tensor) -> Tensor:
+    """The state patterns of all samples as those of one: ``(N, H, L, d) -> (1, H, N · L, d)``."""
+    return x.transpose(0, 1).flatten(1, 2)[None]
+
+
+def unfolded(x: Tensor, samples: int) -> Tensor:
+    """The inverse of :func:`folded`, for any last axes: ``(1, H, N · L, …) -> (N, H, L, …)``."""
+    return x[0].unflatten(1, (samples, -1)).transpose(0, 1)
 
 
 def _usable(mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

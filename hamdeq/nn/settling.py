@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hamdeq.implicit import Adjoint, attach, solve
 from hamdeq.layers import State
-from hamdeq.nn.retrieval import Retrieval
+from hamdeq.nn.retrieval import Retrieval, folded, shared, unfolded
 from hamdeq.solvers import Failures, Solution, Solver, Status
 
 __all__ = ["settle"]
@@ -39,6 +39,9 @@ def settle(
         is not finite, or one of whose stored patterns is not, comes back as NaN, with the status
         ``INVALID``.
     """
+    if x.dim() == 4 and memory.keep is None and shared(memory.stored, x):
+        one = settle(memory, folded(x), solver=solver, adjoint=adjoint, failures=failures)
+        return _unfolded(one, len(x))
     lead, (count, d) = x.shape[:-2], x.shape[-2:]
     # ½‖x‖² − ℓ(βKx)/β is, but for a factor β, ½‖y‖² − ℓ(K′y) of y = √β x and K′ = √β K: the heads
     # then differ in their patterns alone. Half precision cannot resolve a residual of 1e-4.
@@ -49,10 +52,10 @@ def settle(
     valid = y.detach().isfinite().all(-1) & whole
     y = torch.where(valid[..., None], y, 0.0)
     stored = torch.where(whole[..., None], stored, 0.0)
-    stored = stored.reshape(math.prod(lead), 1, *stored.shape[-2:])
+    stored = stored.expand(*lead, -1, -1).reshape(math.prod(lead), 1, *stored.shape[-2:])
     rows = Rows(Retrieval(stored, memory.lagrangian), count)
-    rows.memory.mask, rows.memory.alive = (
-        _flat(part, lead, dtype) for part in (memory.mask, memory.alive)
+    rows.memory.keep, rows.memory.alive = (
+        _flat(part, lead, dtype) for part in (memory.keep, memory.alive)
     )
     start = {"state": y.detach().reshape(-1, d)}
     solution = solve(rows, start, solver)
@@ -87,6 +90,13 @@ def _shaped(solution: Solution, root: Tensor, valid: Tensor, x: Tensor) -> Solut
         status=torch.where(valid, solution.status.reshape(each), Status.INVALID.value),
         trace=solution.trace.reshape(len(solution.trace), *each),
     )
+
+
+def _unfolded(solution: Solution, samples: int) -> Solution:
+    names = ("value", "residual", "steps", "converged", "status")
+    parts = {name: unfolded(getattr(solution, name), samples) for name in names}
+    trace = solution.trace[:, 0].unflatten(2, (samples, -1)).transpose(1, 2)
+    return replace(solution, **parts, trace=trace)
 
 
 def _flat(part: Tensor | None, lead: torch.Size, dtype: torch.dtype) -> Tensor | None:
@@ -152,12 +162,12 @@ class Rows:
             return places.index_copy(0, moved, each).reshape(len(kept), 1, count, each.shape[-1])
 
         memory = Retrieval(self.memory.stored[kept], self.memory.lagrangian)
-        memory.mask, memory.alive = carry(self.memory.mask), carry(self.memory.alive)
+        memory.keep, memory.alive = carry(self.memory.keep), carry(self.memory.alive)
         return Rows(memory, count, moved)
 
     def _terms(self, x: State) -> Tensor:
         places = self._places(x["state"])
-        terms = (self.memory.kinetic(places), -self.memory.potential(places))
+        terms = (self.memory.quadratic(places), -self.memory.potential(places))
         return torch.stack([self._rows(term[..., None])[:, 0] for term in terms])
 
     def _places(self, x: Tensor) -> Tensor:

@@ -20,13 +20,15 @@ def groups(steps: int | Sequence[int] | Tensor | None, heads: int) -> list[Group
         TypeError: not integers.
         ValueError: not one number for each head.
     """
+    if isinstance(steps, Tensor) and steps.dim() == 0:
+        steps = steps[None].expand(heads)
     if steps is None or (isinstance(steps, int) and not isinstance(steps, bool)):
         return [(tuple(range(heads)), _count(steps))]
     if isinstance(steps, Tensor):
         if steps.is_floating_point() or steps.dtype == torch.bool:
             raise TypeError(f"update_steps_max: expected integers, got {steps.dtype}")
         steps = steps.tolist()
-    if not isinstance(steps, Sequence) or not all(type(n) is int for n in steps):
+    if not isinstance(steps, Sequence) or not all(n is None or type(n) is int for n in steps):
         raise TypeError(
             "update_steps_max: expected an integer, None to update until convergence, or one "
             f"integer for each head, got {steps!r}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,7 +24,8 @@ class HopfieldEncoderLayer(nn.Module):
     It stacks in :class:`torch.nn.TransformerEncoder` (with ``enable_nested_tensor=False``).
 
     Args:
-        hopfield_association: the association, of one input and output size; it is copied.
+        hopfield_association: the association, of one input and output size; it is copied, and its
+            parameters' device and dtype are those of the layer.
         dim_feedforward: width of the feed-forward network.
         dropout: probability, on the association, inside the feed-forward network and after it.
         activation: a, an elementwise function or its name in torch.
@@ -43,11 +45,12 @@ class HopfieldEncoderLayer(nn.Module):
         super().__init__()
         size = _size("hopfield_association", hopfield_association)
         self.hopfield_association = deepcopy(hopfield_association)
-        self.linear_residual = nn.Linear(size, dim_feedforward)
+        like = _factory(hopfield_association)
+        self.linear_residual = nn.Linear(size, dim_feedforward, **like)
         self.dropout_residual = nn.Dropout(dropout)
-        self.linear_output = nn.Linear(dim_feedforward, size)
-        self.norm_residual = nn.LayerNorm(size)
-        self.norm_output = nn.LayerNorm(size)
+        self.linear_output = nn.Linear(dim_feedforward, size, **like)
+        self.norm_residual = nn.LayerNorm(size, **like)
+        self.norm_output = nn.LayerNorm(size, **like)
         self.dropout_hopfield_association = nn.Dropout(dropout)
         self.dropout_output = nn.Dropout(dropout)
         self.activation_residual = elementwise("activation", activation)
@@ -76,9 +79,16 @@ class HopfieldEncoderLayer(nn.Module):
         src = self.norm_residual(src + self.dropout_hopfield_association(found))
         return self.norm_output(src + self.dropout_output(self._feed_forward(src)))
 
-    def get_association_matrix(self, input: Tensor) -> Tensor:
-        """See :meth:`Hopfield.get_association_matrix`."""
-        return self.hopfield_association.get_association_matrix(input)
+    def get_association_matrix(
+        self,
+        input: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """The association's weights in a forward pass with these arguments: ``(N, H, S, S)``."""
+        mask = _mask(self.self_attn, input, src_mask, is_causal)
+        return self.self_attn.get_association_matrix(input, src_key_padding_mask, mask)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.linear_output(
@@ -136,12 +146,13 @@ class HopfieldDecoderLayer(nn.Module):
             )
         self.hopfield_association_self = deepcopy(hopfield_association_self)
         self.hopfield_association_cross = deepcopy(hopfield_association_cross)
-        self.linear_residual = nn.Linear(size, dim_feedforward)
+        like = _factory(hopfield_association_self)
+        self.linear_residual = nn.Linear(size, dim_feedforward, **like)
         self.dropout_residual = nn.Dropout(dropout)
-        self.linear_output = nn.Linear(dim_feedforward, size)
-        self.norm_residual_self = nn.LayerNorm(size)
-        self.norm_residual_cross = nn.LayerNorm(size)
-        self.norm_output = nn.LayerNorm(size)
+        self.linear_output = nn.Linear(dim_feedforward, size, **like)
+        self.norm_residual_self = nn.LayerNorm(size, **like)
+        self.norm_residual_cross = nn.LayerNorm(size, **like)
+        self.norm_output = nn.LayerNorm(size, **like)
         self.dropout_hopfield_association_self = nn.Dropout(dropout)
         self.dropout_hopfield_association_cross = nn.Dropout(dropout)
         self.dropout_output = nn.Dropout(dropout)
@@ -186,11 +197,11 @@ class HopfieldDecoderLayer(nn.Module):
         return self.norm_output(tgt + self.dropout_output(self.linear_output(inner)))
 
     def get_association_matrix_self(self, input: Tensor) -> Tensor:
-        """See :meth:`Hopfield.get_association_matrix`."""
+        """The weights of ``hopfield_association_self``, without masks: ``(N, H, L, L)``."""
         return self.hopfield_association_self.get_association_matrix(input)
 
     def get_association_matrix_cross(self, input: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """See :meth:`Hopfield.get_association_matrix`."""
+        """The weights of ``hopfield_association_cross``, without masks: ``(N, H, L, S)``."""
         return self.hopfield_association_cross.get_association_matrix(input)
 
     @property
@@ -225,6 +236,12 @@ def _size(name: str, association: Hopfield) -> int:
             f"output_size {association.output_size} and input_size {size}"
         )
     return size
+
+
+def _factory(association: Hopfield) -> dict[str, Any]:
+    """Device and dtype of an association's parameters."""
+    some = next(association.parameters(), None)
+    return {} if some is None else {"device": some.device, "dtype": some.dtype}
 
 
 def _mask(

@@ -90,11 +90,6 @@ class Wrapping(Getters, nn.Module):
         lead = (1, self.quantity) if self.batch_first else (self.quantity, 1)
         return nn.Parameter(torch.empty(*lead, size, **factory), requires_grad=trainable)
 
-    def _for_each(self, weights: Tensor, like: Tensor) -> Tensor:
-        """Learned patterns for each sample of a tensor ``like``, or without a batch if that is."""
-        axis = 0 if self.batch_first else 1
-        if like.dim() != 3:
-            return weights.squeeze(axis)
-        shape = [-1, -1, -1]
-        shape[axis] = like.shape[axis]
-        return weights.expand(shape)
+    def _for_all(self, weights: Tensor, like: Tensor) -> Tensor:
+        """Learned patterns as an input beside ``like``: one for all samples, or without a batch."""
+        return weights if like.dim() == 3 else weights.squeeze(0 if self.batch_first else 1)
