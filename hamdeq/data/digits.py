@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hamdeq.data.batches import TensorDataModule, expect
+from hamdeq.data.batches import expect
+from hamdeq.data.modules import TensorDataModule
 
 __all__ = ["DigitsDataModule"]
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from torch import Tensor
 
 from hamdeq._torchvision import mnist_dataset
-from hamdeq.data.batches import TensorDataModule, expect
+from hamdeq.data.batches import expect
+from hamdeq.data.modules import TensorDataModule
 
 __all__ = ["MNIST_FILES", "MNISTDataModule"]
 

@@ -52,7 +52,9 @@ def retrieval_error(
 
 def main(args: Sequence[str] | None = None) -> None:
     """Measure errors over N and d, and write ``errors.csv`` and ``capacity.png``."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="Capacity of a modern Hopfield network: retrieval errors over N and d."
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[8, 16, 24, 32, 40, 48, 56, 64])
     parser.add_argument("--largest", type=int, default=18, help="N goes up to 2 to this power")
     parser.add_argument("--repeats", type=int, default=3, help="draws of the patterns")

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
-import lightning as L
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hamdeq.deq import DEQ
 from hamdeq.optim import Madam
 from hamdeq.solvers import Solution
+from hamdeq.training.module import Classifier, OptimizerCallable, SchedulerCallable
 
-__all__ = ["HAMClassifier", "OtherArchitectureError"]
+__all__ = ["HAMClassifier"]
 
 # States of 0 and 1 then are confident answers. With the bare state as logits the loss asks for ever
 # larger states, and so for weights at which the memory has many equilibria and settles slowly.
 _SHARPNESS = 10.0
 
-OptimizerCallable = Callable[[Iterable], torch.optim.Optimizer]
-SchedulerCallable = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
-
-class OtherArchitectureError(ValueError):
-    """A checkpoint does not fit the module that is to load it."""
-
-
-class HAMClassifier(L.LightningModule):
+class HAMClassifier(Classifier):
     """Classify by settling: clamp the image, read the class from the output layer's state.
 
     Args:
@@ -57,7 +48,7 @@ class HAMClassifier(L.LightningModule):
         scheduler: SchedulerCallable | None = None,
         output: str = "output",
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, scheduler)
         if loss not in ("mse", "cross-entropy"):
             raise ValueError(f"loss: expected 'mse' or 'cross-entropy', got {loss!r}")
         if len(deq.clamped) != 1:
@@ -65,8 +56,6 @@ class HAMClassifier(L.LightningModule):
         deq.ham.check_names([output])
         self.deq = deq
         self.loss = loss
-        self.optimizer = optimizer
-        self.scheduler = scheduler
         self.input, self.output = deq.clamped[0], output
         self.solution: Solution | None = None
 
@@ -91,13 +80,7 @@ class HAMClassifier(L.LightningModule):
                     f"training batch {batch_idx}: expected finite images, got NaN or infinity in "
                     f"samples {bad[:8]} of the batch; remove them from the data"
                 )
-        return self._step(batch, "train")
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._step(batch, "val")
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._step(batch, "test")
+        return super().training_step(batch, batch_idx)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Predicted classes ``(batch,)``."""
@@ -114,31 +97,10 @@ class HAMClassifier(L.LightningModule):
         scores = solution.value[self.output]
         loss = self._loss(scores, labels)
         accuracy = (scores.argmax(1) == labels).float().mean()
-        # Over all processes, each of which has its share of the samples.
-        options = {"on_epoch": True, "batch_size": len(labels), "sync_dist": True}
-        self.log(f"{stage}/loss", loss, on_step=False, **options)
-        self.log(f"{stage}/accuracy", accuracy, on_step=False, prog_bar=stage == "val", **options)
+        self._log_epoch(stage, loss, accuracy, len(labels))
         return loss
 
     def _loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         if self.loss == "cross-entropy":
             return F.cross_entropy(_SHARPNESS * scores, labels)
         return F.mse_loss(scores, F.one_hot(labels, scores.shape[1]).to(scores.dtype))
-
-    def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
-        if self.scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the weights of another architecture in one sentence."""
-        ours, theirs = self.state_dict(), checkpoint["state_dict"]
-        for name in ours | theirs:
-            mine = tuple(ours[name].shape) if name in ours else "no such weight"
-            stored = tuple(theirs[name].shape) if name in theirs else "no such weight"
-            if mine != stored:
-                raise OtherArchitectureError(
-                    f"checkpoint of another architecture: {name} expected {mine}, got {stored}; "
-                    "use the config.yaml that lies in the checkpoint's run folder"
-                )

@@ -18,10 +18,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerStatus
 
-from hamdeq.data import TensorDataModule
+from hamdeq.data import InMemoryDataModule, TensorDataModule
 from hamdeq.training.callbacks import ConvergenceMonitor, ProgressBar, ResidualPicture
-from hamdeq.training.classifier import HAMClassifier, OtherArchitectureError
+from hamdeq.training.classifier import HAMClassifier
 from hamdeq.training.hints import Parser, innermost
+from hamdeq.training.module import OtherArchitectureError
 from hamdeq.training.results import add_results, table, where
 from hamdeq.training.run import (
     MetricsFile,
@@ -73,6 +74,9 @@ class _SaveConfig(SaveConfigCallback):
 class HAMCLI(LightningCLI):
     """LightningCLI with a run folder, resume by ``--ckpt_path last``, and a test after fit.
 
+    It trains any Lightning module that logs ``val/accuracy``, named by ``model.class_path``;
+    :class:`HAMClassifier` where none is.
+
     Attributes:
         folder: the run folder; None with ``--trainer.fast_dev_run``, which leaves nothing behind.
     """
@@ -82,8 +86,9 @@ class HAMCLI(LightningCLI):
     def __init__(self, args: list[str] | None = None) -> None:
         self._timer = Timer()
         super().__init__(
-            HAMClassifier,
-            TensorDataModule,
+            L.LightningModule,
+            InMemoryDataModule,
+            subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
@@ -102,6 +107,8 @@ class HAMCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(Run, "run")
+        # Of a configuration that names no class, ``model`` holds this one's arguments.
+        parser.set_defaults({"model": {"class_path": "hamdeq.training.HAMClassifier"}})
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand != "fit" and self._get_config().ckpt_path is None:
@@ -116,7 +123,8 @@ class HAMCLI(LightningCLI):
             self.parser.error(innermost(error))
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        _check_sizes(self.model, self.datamodule)
+        if isinstance(self.model, HAMClassifier) and isinstance(self.datamodule, TensorDataModule):
+            _check_sizes(self.model, self.datamodule)
         config = self._get_config()
         resume_step = self._choose_folder(config)
         self.trainer_defaults["callbacks"] = self._callbacks(config.trainer)
@@ -138,11 +146,13 @@ class HAMCLI(LightningCLI):
         return loggers
 
     def _callbacks(self, trainer: Any) -> list[Callback]:
-        callbacks: list[Callback] = [ConvergenceMonitor(), self._timer]
+        callbacks: list[Callback] = [self._timer]
+        if isinstance(self.model, HAMClassifier):
+            callbacks.append(ConvergenceMonitor())
+            if self.folder is not None:
+                callbacks.append(ResidualPicture(self.folder))
         if trainer.enable_progress_bar is not False:
             callbacks.append(ProgressBar(refresh_rate=20))
-        if self.folder is not None:
-            callbacks.append(ResidualPicture(self.folder))
         if self.folder is not None and trainer.enable_checkpointing is not False:
             validates = getattr(self.datamodule, "val_size", 0) and trainer.limit_val_batches != 0
             checkpoint = ModelCheckpoint(
@@ -202,8 +212,10 @@ class HAMCLI(LightningCLI):
         if self.folder is None:
             return
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "") or None
+        # Asked before the test: a checkpoint brings the timer's own time along, and adds it.
+        seconds = self._timer.time_elapsed("train")
         self.test(model=self.model, datamodule=self.datamodule, ckpt_path=best)
-        self.after_test()
+        self._report(self._results("test/") | {"fit_seconds": seconds})
 
     def test(self, **kwargs: Any) -> None:
         self.trainer.test(**kwargs, verbose=False)
@@ -213,9 +225,9 @@ class HAMCLI(LightningCLI):
 
     def after_test(self) -> None:
         """Print and write the result."""
-        results = self._results("test/")
-        if self.subcommand == "fit":
-            results["fit_seconds"] = self._timer.time_elapsed("train")
+        self._report(self._results("test/"))
+
+    def _report(self, results: dict[str, float]) -> None:
         if self.trainer.is_global_zero:
             if self.folder is not None:
                 add_results(self.folder, results)

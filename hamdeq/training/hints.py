@@ -8,13 +8,12 @@ import re
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
+from torch import nn
 from torch.optim import Optimizer
 
-from hamdeq.data import TensorDataModule
-from hamdeq.deq import DEQ
+from hamdeq.data import InMemoryDataModule
 from hamdeq.ham import HAM
 from hamdeq.implicit import Adjoint
-from hamdeq.lagrangians import Lagrangian
 from hamdeq.solvers import Solver
 
 __all__ = ["Parser", "innermost"]
@@ -63,8 +62,9 @@ def _known_keys(parser: LightningArgumentParser) -> set[str]:
 
 
 def _known_classes() -> set[type]:
-    bases = (HAM, DEQ, Solver, Adjoint, Lagrangian, Optimizer, TensorDataModule)
-    return {kind for base in bases for kind in _subclasses(base) if kind.__name__[0] != "_"}
+    bases = (Solver, Adjoint, Optimizer, InMemoryDataModule, nn.Module)
+    kinds = {kind for base in bases for kind in _subclasses(base) if kind.__name__[0] != "_"}
+    return {kind for kind in kinds if kind.__module__.startswith(("hamdeq.", "torch.optim."))}
 
 
 def _subclasses(base: type) -> set[type]:

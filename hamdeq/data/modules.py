@@ -1,0 +1,154 @@
+"""Data modules whose samples are in memory as a whole."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+
+from hamdeq.data.batches import TensorBatches, expect
+
+__all__ = ["InMemoryDataModule", "Split", "TensorDataModule"]
+
+Split = tuple[Any, Tensor]
+"""Inputs, a tensor or a tuple of tensors, and as many labels."""
+
+
+class InMemoryDataModule(LightningDataModule, ABC):
+    """Base of data modules whose samples fit in memory, whatever they are.
+
+    A subclass implements `make_splits`.
+
+    Args:
+        batch_size: Samples per training batch.
+        eval_batch_size: Samples per batch of validation, test and prediction.
+        val_size: Samples of the validation split; 0 for no validation.
+        seed: Seed of the splits and of the order of the training batches.
+
+    Raises:
+        ValueError: a batch size is below 1, or `val_size` is negative.
+    """
+
+    def __init__(
+        self, batch_size: int = 64, eval_batch_size: int = 1000, val_size: int = 0, seed: int = 0
+    ) -> None:
+        super().__init__()
+        for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            expect(size >= 1, f"{name} >= 1", size, "give a number of samples")
+        expect(val_size >= 0, "val_size >= 0", val_size, "give a number of samples, or 0 for none")
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.val_size, self.seed = val_size, seed
+        self._splits: dict[str, Split] = {}
+
+    @abstractmethod
+    def make_splits(self) -> dict[str, Split]:
+        """Read or draw the splits "train", "val" and "test", as a function of `seed` alone.
+
+        Shape:
+            inputs `(n, ...)`, a tensor or a tuple of tensors; labels `(n,)`, int64. "val" has
+            `val_size` samples.
+        """
+
+    def setup(self, stage: str | None = None) -> None:
+        """Make the splits, once; raises as `make_splits` does."""
+        if not self._splits:
+            self._splits = self.make_splits()
+
+    def split(self, name: str) -> Split:
+        """Inputs `(n, ...)` and labels `(n,)` of "train", "val" or "test"; sets up if needed.
+
+        Raises:
+            ValueError: there is no split of this name.
+        """
+        self.setup()
+        expect(name in self._splits, f"one of {', '.join(self._splits)}", name, "name a split")
+        return self._splits[name]
+
+    def train_dataloader(self) -> TensorBatches:
+        # Under `overfit_batches` Lightning turns shuffling off, but only in a DataLoader.
+        shuffle = not getattr(self.trainer, "overfit_batches", 0)
+        return TensorBatches(*self.split("train"), self.batch_size, shuffle=shuffle, seed=self.seed)
+
+    def val_dataloader(self) -> TensorBatches | list[TensorBatches]:
+        if self.val_size:
+            return TensorBatches(*self.split("val"), self.eval_batch_size)
+        # For an empty list Lightning skips validation, but asks whether it is meant: it is.
+        warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
+        return []
+
+    def test_dataloader(self) -> TensorBatches:
+        return TensorBatches(*self.split("test"), self.eval_batch_size)
+
+    predict_dataloader = test_dataloader
+
+
+class TensorDataModule(InMemoryDataModule):
+    """Base of data modules of images and their classes.
+
+    A subclass sets `image_shape` and `n_classes` and implements `load`.
+
+    Args:
+        batch_size: Samples per training batch.
+        eval_batch_size: Samples per batch of validation, test and prediction.
+        val_size: Training images to hold out; 0 trains on all of them, without validation.
+        seed: Seed of the validation split and of the order of the training batches.
+
+    Raises:
+        ValueError: a batch size is below 1, or `val_size` is negative.
+    """
+
+    image_shape: tuple[int, ...]
+    n_classes: int
+
+    @abstractmethod
+    def load(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Read `train_images, train_labels, test_images, test_labels`.
+
+        Shape:
+            images `(n, pixels)`, floating, in [0, 1]; labels `(n,)`, int64.
+        """
+
+    def make_splits(self) -> dict[str, Split]:
+        """Load, check and split the data.
+
+        Raises:
+            TypeError: images are not floating, or labels not int64.
+            ValueError: shapes, lengths, labels or `val_size` do not fit, or a pixel is not finite.
+        """
+        images, labels, *test = self.load()
+        self._check("train", images, labels)
+        self._check("test", *test)
+        n, n_val = len(images), self.val_size
+        expect(n_val < n, f"val_size < {n}, the number of train images", n_val, "lower val_size")
+        val, train = (images[:0], labels[:0]), (images, labels)
+        if n_val:
+            order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))
+            val, train = ((images[i], labels[i]) for i in (order[:n_val], order[n_val:]))
+        return {"train": train, "val": val, "test": (test[0], test[1])}
+
+    def _check(self, split: str, images: Tensor, labels: Tensor) -> None:
+        n, pixels, remedy = len(images), math.prod(self.image_shape), "e.g. images.float() / 255"
+        floating = images.is_floating_point()
+        expect(floating, f"floating {split} images", images.dtype, remedy, TypeError)
+        integer, remedy = labels.dtype == torch.int64, "e.g. labels.long()"
+        expect(integer, f"int64 {split} labels", labels.dtype, remedy, TypeError)
+        shape, remedy = tuple(images.shape), "flatten each, e.g. images.flatten(1)"
+        expect(shape == (n, pixels), f"{split} images of shape {(n, pixels)}", shape, remedy)
+        shape, remedy = tuple(labels.shape), "give one class index per image"
+        expect(shape == (n,), f"{split} labels of shape {(n,)}", shape, remedy)
+        # A finite sum proves every pixel finite at a hundredth of the time of testing each.
+        if not images.sum().isfinite():
+            bad = (~images.isfinite().all(dim=1)).nonzero().flatten().tolist()
+            got = f"NaN or infinite pixels in {len(bad)} of {n}, first in sample {bad[:1]}"
+            expect(not bad, f"finite {split} images", got, "repair or remove them")
+        bad = ((labels < 0) | (labels >= self.n_classes)).nonzero().flatten().tolist()[:1]
+        wanted, got = (
+            f"labels in 0..{self.n_classes - 1}",
+            f"{labels[bad].tolist()} in sample {bad}",
+        )
+        expect(not bad, f"{split} {wanted}", got, "number the classes from 0")
