@@ -33,7 +33,7 @@ from hamdeq.lagrangians import (
     Tanh,
 )
 from hamdeq.layers import EnergyModel, Layered, Neurons, State
-from hamdeq.optim import Madam
+from hamdeq.optim import Madam, NormalisedSGD
 from hamdeq.solvers import (
     Anderson,
     Broyden,
@@ -76,6 +76,7 @@ __all__ = [
     "Madam",
     "Neurons",
     "Newton",
+    "NormalisedSGD",
     "Phantom",
     "Picard",
     "ReLU",

@@ -16,6 +16,10 @@ __all__ = ["ConvergenceError", "ConvergenceWarning", "Failures", "OnFailure"]
 OnFailure = Literal["warn", "raise", "ignore"]
 
 
+# What the solver has to do with, and not what it was given.
+_OF_THE_SOLVE = (Status.MAX_STEPS, Status.DIVERGED)
+
+
 class ConvergenceWarning(UserWarning):
     """Some samples did not reach their equilibrium."""
 
@@ -47,8 +51,8 @@ class Failures:
         Args:
             solution: the result of the solve.
             what: what was looked for, the subject of the message.
-            remedy: what to do, where it is not what the status says (of samples given as invalid
-                it is always that).
+            remedy: what to do about samples that ran out of steps or diverged, where it is not
+                what the status says.
 
         Raises:
             ConvergenceError: there are some, and ``on_failure="raise"``.
@@ -58,7 +62,7 @@ class Failures:
             return
         total = solution.status.numel()
         counts = [(s, int((solution.status == s).sum())) for s in Status if s != Status.CONVERGED]
-        texts = {s: s.message if s == Status.INVALID else remedy or s.message for s in Status}
+        texts = {s: remedy if remedy and s in _OF_THE_SOLVE else s.message for s in Status}
         parts = (f"{n} of {total} samples: {texts[s]}" for s, n in counts if n)
         text = f"{what} not reached by {'; '.join(parts)}"
         if self.on_failure == "raise":

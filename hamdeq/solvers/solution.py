@@ -18,6 +18,8 @@ class Status(IntEnum):
     MAX_STEPS = 1
     DIVERGED = 2
     INVALID = 3
+    CYCLE = 4
+    OVERFLOW = 5
 
     @property
     def message(self) -> str:
@@ -41,6 +43,14 @@ _MESSAGES = {
     Status.INVALID: (
         "the given state holds an infinity or a NaN; its result is NaN and its gradient zero; "
         "clean the data (torch.isfinite finds it; docs/convergence.md)"
+    ),
+    Status.CYCLE: (
+        "the state came back to an earlier one, as neurons that are updated at once may; use "
+        "updates=Asynchronous(), which always comes to rest (docs/convergence.md)"
+    ),
+    Status.OVERFLOW: (
+        "the interaction function overflows at such similarities, and the state before was kept; "
+        "use scaling=Normalised(), or float64 (docs/convergence.md)"
     ),
 }
 

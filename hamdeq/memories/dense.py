@@ -1,0 +1,310 @@
+"""The dense associative memory: binary neurons, and memories that few states resemble."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from hamdeq.memories import flips
+from hamdeq.memories.continuous import Interacting, two_layers
+from hamdeq.memories.interactions import Interaction, Polynomial
+from hamdeq.memories.learning import Learning
+from hamdeq.memories.recall import BinaryMemory, Walk
+from hamdeq.memories.scaling import Factors, Normalised, Scaling
+from hamdeq.memories.states import check_states
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+
+    from hamdeq.ham import HAM
+
+__all__ = ["DenseAssociativeMemory"]
+
+
+class DenseAssociativeMemory(BinaryMemory):
+    """E(ξ) = −Σ_μ F(ζ_μ·ξ), of states ξ of ±1 and memories ζ.
+
+    A neuron takes the sign of Σ_μ [F(ON) − F(OFF)], where ON and OFF are ζ_μ·ξ with the neuron at
+    +1 and at −1. Memories are given (:meth:`store`) or learned (:meth:`fit`). With
+    ``Polynomial(2)`` it is the classical network with Hebb's rule.
+
+    Args:
+        size: N, neurons of a state, without those of classes.
+        interaction: F, default ``Polynomial(3)``.
+        scaling: temperature, and where it acts: :class:`~hamdeq.memories.Normalised` (default) or
+            :class:`~hamdeq.memories.Original`. It has a part in what is learned; in recall it has
+            one only if F is not homogeneous.
+        memories: K, random memories to begin with, which :meth:`fit` will learn.
+        classes: neurons of classes, which follow those of the state.
+        mean, std: of the random memories' entries.
+
+    Attributes:
+        memories: ζ, ``(K, N + classes)``, a parameter.
+        size: all neurons, N + classes.
+
+    Source: Krotov & Hopfield (NIPS 2016), equations 1 to 3; McAlister et al. (2024).
+
+    Example:
+        >>> patterns = torch.ones(1, 8)
+        >>> memory = DenseAssociativeMemory(8).store(patterns)
+        >>> probe = patterns.clone()
+        >>> probe[0, :3] = -1.0
+        >>> bool((memory.recall(probe).value == patterns).all())
+        True
+    """
+
+    def __init__(
+        self,
+        size: int,
+        interaction: Interaction | None = None,
+        *,
+        scaling: Scaling | None = None,
+        memories: int = 0,
+        classes: int = 0,
+        mean: float = 0.0,
+        std: float = 0.1,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("size", size, 1),
+            ("memories", memories, 0),
+            ("classes", classes, 0),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+        interaction = Polynomial(3) if interaction is None else interaction
+        scaling = Normalised() if scaling is None else scaling
+        if not isinstance(interaction, Interaction):
+            raise TypeError(
+                "interaction: expected an interaction function such as RectifiedPolynomial(3), "
+                f"got {interaction!r}"
+            )
+        if not isinstance(scaling, Scaling):
+            raise TypeError(f"scaling: expected Normalised() or Original(), got {scaling!r}")
+        if not std >= 0:
+            raise ValueError(f"std: expected a number ≥ 0, got {std!r}")
+        self.inputs, self.classes, self.size = size, classes, size + classes
+        self.interaction, self.scaling = interaction, scaling
+        self.memories = nn.Parameter(torch.randn(memories, self.size) * std + mean)
+
+    _stored = "memories"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.memories.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.memories.device
+
+    @property
+    def factors(self) -> Factors:
+        """Factors of similarities inside F, and of differences outside."""
+        return self.scaling.factors(self.size, self.interaction)
+
+    def store(self, states: Tensor) -> DenseAssociativeMemory:
+        """Append states, ``(count, N + classes)`` of ±1, to the memories; returns itself.
+
+        Raises:
+            ValueError: states that do not fit, or are not ±1.
+        """
+        check_states("states", states, self.size, self)
+        self.memories = nn.Parameter(torch.cat([self.memories.detach(), states]))
+        return self
+
+    def energy(self, states: Tensor) -> Tensor:
+        """E = −Σ_μ F(inner · ζ_μ·ξ), inner being 1 or, normalised, 1/(N T): ``(batch,)``.
+
+        Raises:
+            ValueError: states that do not fit, or are not ±1.
+            OverflowError: F overflows.
+        """
+        self._check(states)
+        energy = -self.interaction(self.factors.inner * (states @ self.memories.mT)).sum(-1)
+        return self._finite("energy", energy)
+
+    def fields(self, states: Tensor) -> Tensor:
+        """Σ_μ [F(ON) − F(OFF)] of every neuron, right in sign, ``(batch, N)``; NaN if it overflows.
+
+        Normalised, it is float64, and up to a positive factor for each state.
+        """
+        self._check(states)
+        with torch.no_grad():
+            return flips.fields(self.memories, states, self.interaction, self.scaling, self.size)
+
+    def predict(self, states: Tensor) -> Tensor:
+        """C = tanh(outer · Σ_μ [F(ON) − F(OFF)]) of every neuron: ``(batch, N)``, differentiable.
+
+        Raises:
+            ValueError: states that do not fit, or are not ±1.
+            OverflowError: F overflows.
+        """
+        self._check(states)
+        return self._predicted(states, slice(None))
+
+    def classify(self, inputs: Tensor) -> Tensor:
+        """C of the class neurons, updated once from −1, with the inputs held: ``(batch, classes)``.
+
+        Args:
+            inputs: ``(batch, N)``, finite numbers, in [−1, 1] where the memories are.
+
+        Raises:
+            ValueError: there are no classes, or inputs do not fit.
+            OverflowError: F overflows.
+        """
+        return self._predicted(self._with_classes(inputs), slice(self.inputs, None))
+
+    def loss(self, states: Tensor, exponent: int = 1) -> Tensor:
+        """The mean over states and neurons of (ξ − C)^2m: 1 where nothing is predicted, 0 at best.
+
+        Its gradient by the memories is closed-form, without a graph.
+
+        Raises:
+            ValueError: states that do not fit, or are not ±1.
+            OverflowError: F overflows.
+        """
+        self._check(states)
+        return self._error(states, states, slice(None), exponent)[0]
+
+    def class_loss(
+        self, inputs: Tensor, labels: Tensor, exponent: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """The mean of (t − C)^2m over the class neurons, t = ±1, and C itself without a graph.
+
+        Args:
+            inputs: as of :meth:`classify`.
+            labels: ``(batch,)`` of int64.
+            exponent: m.
+        """
+        states = self._with_classes(inputs)
+        targets = 2 * nn.functional.one_hot(labels, self.classes).to(states.dtype) - 1
+        return self._error(states, targets, slice(self.inputs, None), exponent)
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Bring the memories back to [−1, 1], but for those of class neurons."""
+        self.memories[:, : self.inputs].clamp_(-1.0, 1.0)
+
+    def fit(
+        self,
+        states: Tensor,
+        learning: Learning | None = None,
+        *,
+        epochs: int = 500,
+        trainer: Trainer | None = None,
+    ) -> Tensor:
+        """Learn the memories from states, ``(count, N)``: the paper's descent of :meth:`loss`.
+
+        It is computed in float64, as powers of small similarities are lost in float32, and needs
+        the extra ``train``.
+
+        Args:
+            states: what is to be at rest, ±1.
+            learning: rate, decay, momentum, error exponent, temperatures.
+            epochs: each over all states at once.
+            trainer: a Lightning Trainer of your own, for loggers and callbacks; its ``max_epochs``
+                counts then.
+
+        Returns:
+            the loss before each epoch's step, ``(epochs,)``.
+
+        Raises:
+            ValueError: states that do not fit, or no memories to learn.
+            OverflowError: F overflows.
+        """
+        from hamdeq.training.memory import learn
+
+        self._check(states)
+        return learn(self, states, learning or Learning(), epochs=epochs, trainer=trainer)
+
+    def as_ham(self, beta: float = 1.0) -> HAM:
+        """The same memory with graded neurons: layers ``state`` and ``memories``.
+
+        The state's neurons are ``Tanh(beta)``, and F, with its scale, is the Lagrangian of the
+        memory layer. With that eliminated the energy is L*(g) − Σ_μ F(inner · ζ_μ·g), of which
+        the first part vanishes at g = ±1 as β grows.
+
+        Raises:
+            ValueError: F is not convex.
+        """
+        self._check_stored()
+        lagrangian = Interacting(self.interaction, self.factors.inner)
+        return two_layers(self.memories, lagrangian, beta)
+
+    def _error(
+        self, states: Tensor, targets: Tensor, neurons: slice, exponent: int
+    ) -> tuple[Tensor, Tensor]:
+        if not isinstance(exponent, int) or isinstance(exponent, bool) or exponent < 1:
+            raise ValueError(f"exponent: expected a positive integer m, got {exponent!r}")
+        loss, predicted = flips.PredictionError.apply(  # type: ignore[misc]
+            self.memories, states, targets, self.interaction, self.factors, exponent, neurons
+        )
+        return self._finite("loss", loss / max(targets.numel(), 1)), predicted
+
+    def _predicted(self, states: Tensor, neurons: slice) -> Tensor:
+        inner, outer = self.factors
+        found = flips.margins(self.memories, states, self.interaction, inner, neurons)
+        return torch.tanh(outer * self._finite("prediction", found))
+
+    def _with_classes(self, inputs: Tensor) -> Tensor:
+        if not self.classes:
+            raise ValueError("classes: expected a memory with class neurons; give classes=10")
+        self._check_stored()
+        check_states("inputs", inputs, self.inputs, self, binary=False)
+        off = inputs.new_full((len(inputs), self.classes), -1.0)
+        return torch.cat([inputs, off], 1)
+
+    def _check(self, states: Tensor) -> None:
+        self._check_stored()
+        check_states("states", states, self.size, self)
+
+    def _check_stored(self) -> None:
+        if not len(self.memories):
+            raise ValueError(
+                "memories: expected at least one, got none; store(states), or create the memory "
+                "with memories=K and fit(states)"
+            )
+
+    def _finite(self, what: str, x: Tensor) -> Tensor:
+        if not bool(x.isfinite().all()):
+            raise OverflowError(
+                f"{what}: {self.interaction} of similarities up to "
+                f"{self.factors.inner * self.size:.3g} overflows {x.dtype}; use "
+                "scaling=Normalised(), a higher temperature, or float64"
+            )
+        return x
+
+    def _walk(self, states: Tensor) -> Walk:
+        return _Walk(self, states)
+
+    def extra_repr(self) -> str:
+        classes = f", classes={self.classes}" * bool(self.classes)
+        return (
+            f"{self.inputs}, {self.interaction}, scaling={self.scaling}, "
+            f"memories={len(self.memories)}{classes}"
+        )
+
+
+class _Walk(Walk):
+    """Similarities that are carried along while single neurons turn over."""
+
+    def __init__(self, memory: DenseAssociativeMemory, states: Tensor) -> None:
+        self.interaction, self.scaling = memory.interaction, memory.scaling
+        self.states, self.memories, self.inner = flips.prepared(
+            states.clone(), memory.memories.detach(), self.interaction, self.scaling, memory.size
+        )
+        self.own = self.states @ self.memories.mT
+
+    def field(self, neuron: int) -> Tensor:
+        x = self.states[:, neuron, None]
+        turned = self.own - 2 * x * self.memories[:, neuron]
+        own, flipped = self.inner * self.own[..., None], self.inner * turned[..., None]
+        difference = flips.certain_difference(self.interaction, self.scaling, own, flipped)
+        return (x * difference)[:, 0]
+
+    def turn(self, neuron: int, change: Tensor) -> None:
+        change = change.to(self.own.dtype)
+        self.own.addr_(change, self.memories[:, neuron])
+        self.states[:, neuron] += change

@@ -1,0 +1,270 @@
+"""Recall: binary neurons that turn over until none wants to.
+
+A neuron takes the sign of its field, the energy with it at −1 less that with it at +1, and +1 where
+both are equal. One at a time, each turn lets the energy fall, or raises a neuron at equal energy:
+the state comes to rest. All at once, they may go round in a cycle.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hamdeq.memories.states import check_states, signs
+from hamdeq.solvers import Failures, OnFailure, Solution, Status
+
+__all__ = ["Asynchronous", "BinaryMemory", "Synchronous", "Updates", "Walk"]
+
+
+class Walk(Protocol):
+    """A batch of states of which one neuron at a time is looked at."""
+
+    def field(self, neuron: int) -> Tensor:
+        """The field on a neuron, up to a positive factor for each sample: ``(batch,)``."""
+        ...
+
+    def turn(self, neuron: int, change: Tensor) -> None:
+        """Add a change, 0 or ±2 for each sample, to a neuron: ``(batch,)``."""
+        ...
+
+
+class BinaryMemory(nn.Module, ABC):
+    """A memory with binary neurons: an energy of ±1, and the field on each neuron."""
+
+    size: int
+    # The parameter or buffer with a row for each pattern that has been stored.
+    _stored: str
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The dtype of the memory, and of its states."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """The device of the memory, and of its states."""
+
+    @abstractmethod
+    def energy(self, states: Tensor) -> Tensor:
+        """Energy of each state: ``(batch, N) -> (batch,)``."""
+
+    @abstractmethod
+    def fields(self, states: Tensor) -> Tensor:
+        """½[E(ξᵢ = −1) − E(ξᵢ = +1)] up to a positive factor for each sample: ``(batch, N)``."""
+
+    @abstractmethod
+    def _walk(self, states: Tensor) -> Walk:
+        """The states, for updates of one neuron at a time."""
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # As many patterns as there are in the file, whatever there are here.
+        given, held = state_dict.get(prefix + self._stored), getattr(self, self._stored)
+        if isinstance(given, Tensor) and given.shape[1:] == held.shape[1:]:
+            empty = held.new_empty(given.shape)
+            setattr(self, self._stored, nn.Parameter(empty) if held.requires_grad else empty)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def recall(
+        self,
+        probes: Tensor,
+        *,
+        clamped: Tensor | None = None,
+        updates: Updates | None = None,
+        max_steps: int = 100,
+        on_failure: OnFailure = "warn",
+    ) -> Solution:
+        """Let the neurons turn over until no one wants to.
+
+        Args:
+            probes: states to begin with, ``(batch, N)`` of ±1.
+            clamped: True for neurons that keep their state, ``(N,)`` or ``(batch, N)``.
+            updates: :class:`Asynchronous` (default) or :class:`Synchronous`.
+            max_steps: updates of all neurons, at most.
+            on_failure: for samples that do not come to rest: warn, raise or ignore.
+
+        Returns:
+            a Solution: ``value`` is ``(batch, N)``, ``steps`` the updates of all neurons until
+            nothing changed, the last of which found that; ``residual`` 2√(n/N) for n neurons that
+            want to turn, and ``trace`` the same of those that turned. A sample that came back to
+            an earlier state has the status ``CYCLE`` and a state of the cycle; one whose energy
+            overflows has ``OVERFLOW`` and the state before.
+
+        Raises:
+            ValueError: probes that do not fit the memory, or are not ±1.
+            ConvergenceError: with ``on_failure="raise"``.
+        """
+        check_states("probes", probes, self.size, self)
+        held = _held(clamped, probes)
+        if not isinstance(max_steps, int) or max_steps < 1:
+            raise ValueError(f"max_steps: expected a positive integer, got {max_steps!r}")
+        updates = Asynchronous() if updates is None else updates
+        if not isinstance(updates, Updates):
+            raise TypeError(f"updates: expected Asynchronous() or Synchronous(), got {updates!r}")
+        failures = Failures(on_failure)
+        with torch.no_grad():
+            solution = updates.run(self, probes, held, max_steps)
+        failures(solution, "recall", remedy=_REMEDY)
+        return solution
+
+
+_REMEDY = "neurons were still turning over after max_steps updates of all of them; allow more"
+
+
+class Updates(ABC):
+    """In which order neurons are updated."""
+
+    @abstractmethod
+    def run(self, memory: BinaryMemory, x: Tensor, held: Tensor, max_steps: int) -> Solution:
+        """Update until nothing changes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Asynchronous(Updates):
+    """One neuron after the other: the energy never rises, and the state comes to rest.
+
+    Args:
+        order: the neurons in the order of their updates, each at least once; None for a new random
+            order in every step, the same for all samples.
+        seed: of the random orders.
+    """
+
+    order: Tensor | None = None
+    seed: int = 0
+
+    def run(self, memory: BinaryMemory, x: Tensor, held: Tensor, max_steps: int) -> Solution:
+        log = _Log(memory, x, held)
+        given = None if self.order is None else _neurons(self.order, memory.size)
+        generator = torch.Generator().manual_seed(self.seed)
+        while log.running(max_steps):
+            if given is None:
+                order = torch.randperm(memory.size, generator=generator).tolist()
+            else:
+                order = given
+            state = log.state
+            walk, new, free = memory._walk(state), state.clone(), ~log.held
+            lost = torch.zeros(len(state), dtype=torch.bool, device=state.device)
+            for i in order:
+                field = walk.field(i)
+                lost |= field.isnan()
+                wanted = torch.where(free[:, i], signs(field, new.dtype), new[:, i])
+                change = wanted - new[:, i]
+                if bool(change.any()):
+                    walk.turn(i, change)
+                    new[:, i] = wanted
+            log.add(new, lost)
+        return log.solution()
+
+
+@dataclass(frozen=True)
+class Synchronous(Updates):
+    """All neurons at once: fast, but the state may go round in a cycle, which is reported."""
+
+    def run(self, memory: BinaryMemory, x: Tensor, held: Tensor, max_steps: int) -> Solution:
+        log = _Log(memory, x, held)
+        while log.running(max_steps):
+            fields = memory.fields(log.state)
+            new = torch.where(log.held, log.state, signs(fields, x.dtype))
+            log.add(new, fields.isnan().any(1), follows=True)
+        return log.solution()
+
+
+@dataclass(eq=False)
+class _Log:
+    """The samples of a recall: those that still move, and how the others ended."""
+
+    memory: BinaryMemory
+    x: Tensor
+    all_held: Tensor
+    count: int = 0
+    trace: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        n = len(self.x)
+        self.value = self.x.clone()
+        self.steps = torch.zeros(n, dtype=torch.int64, device=self.x.device)
+        self.status = torch.full_like(self.steps, Status.MAX_STEPS.value)
+        self.rows = torch.arange(n, device=self.x.device)
+        self.state, self.held = self.x, self.all_held
+        # Brent's search for a cycle: a state of the past, renewed at powers of two.
+        self.past, self.renewal = self.x, 1
+
+    def running(self, max_steps: int) -> bool:
+        """Whether samples still move, and may."""
+        return len(self.rows) > 0 and self.count < max_steps
+
+    def add(self, new: Tensor, lost: Tensor, *, follows: bool = False) -> None:
+        """A further step; with ``follows`` each state follows from the one before alone."""
+        self.count += 1
+        new = torch.where(lost[:, None], self.state, new)
+        turned = (new != self.state).sum(1)
+        row = self.x.new_zeros(len(self.x))
+        row[self.rows] = _residual(turned, self.x)
+        self.trace.append(row)
+        self.value[self.rows] = new
+        self.steps[self.rows] = self.count
+        rests = (turned == 0) & ~lost
+        cycles = (new == self.past).all(1) & ~rests if follows else torch.zeros_like(rests)
+        self.status[self.rows[rests]] = Status.CONVERGED.value
+        self.status[self.rows[cycles]] = Status.CYCLE.value
+        self.status[self.rows[lost]] = Status.OVERFLOW.value
+        if self.count == self.renewal:
+            self.past, self.renewal = new, 2 * self.renewal
+        left = ~(rests | cycles | lost)
+        self.rows, self.state, self.held = self.rows[left], new[left], self.held[left]
+        self.past = self.past[left]
+
+    def solution(self) -> Solution:
+        residual = self.x.new_zeros(len(self.x))
+        rows = (self.status != Status.CONVERGED.value).nonzero()[:, 0]
+        if len(rows):
+            x = self.value[rows]
+            fields = self.memory.fields(x)
+            wanted = torch.where(self.all_held[rows], x, signs(fields, x.dtype))
+            residual[rows] = _residual((wanted != x).sum(1), x)
+            still = rows[(residual[rows] == 0) & (self.status[rows] == Status.MAX_STEPS.value)]
+            self.status[still] = Status.CONVERGED.value  # at rest since the last of max_steps
+            residual[rows[fields.isnan().any(1)]] = torch.nan
+        empty = self.x.new_zeros(0, len(self.x))
+        return Solution(
+            value=self.value,
+            residual=residual,
+            steps=self.steps,
+            converged=self.status == Status.CONVERGED.value,
+            status=self.status,
+            n_evals=self.count,
+            trace=torch.stack(self.trace) if self.trace else empty,
+        )
+
+
+def _residual(turned: Tensor, x: Tensor) -> Tensor:
+    """‖f(x) − x‖/‖f(x)‖ where n of N signs differ: 2√(n/N)."""
+    return 2.0 * (turned.to(x.dtype) / max(x.shape[1], 1)).sqrt()
+
+
+def _held(clamped: Tensor | None, x: Tensor) -> Tensor:
+    if clamped is None:
+        return torch.zeros_like(x, dtype=torch.bool)
+    if not isinstance(clamped, Tensor) or clamped.dtype != torch.bool:
+        kind = clamped.dtype if isinstance(clamped, Tensor) else type(clamped).__name__
+        raise TypeError(f"clamped: expected a boolean tensor, got {kind}; use mask.bool()")
+    if tuple(clamped.shape) not in (tuple(x.shape), (x.shape[1],)):
+        raise ValueError(
+            f"clamped: expected shape ({x.shape[1]},) or {tuple(x.shape)}, got "
+            f"{tuple(clamped.shape)}"
+        )
+    return clamped.to(x.device).expand_as(x)
+
+
+def _neurons(order: Tensor, size: int) -> list[int]:
+    neurons = [int(i) for i in order]
+    if set(neurons) != set(range(size)):
+        raise ValueError(
+            f"order: expected each of the neurons 0 to {size - 1} at least once, got "
+            f"{len(set(neurons))} of them in {len(neurons)} places"
+        )
+    return neurons

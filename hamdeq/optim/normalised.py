@@ -1,0 +1,87 @@
+"""Gradient descent in which the rate is how far a row moves, however large its gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["NormalisedSGD"]
+
+
+class NormalisedSGD(Optimizer):
+    """Momentum, and for each row a step whose largest entry is the learning rate.
+
+        V <- momentum · V + ∇,    w <- clamp(w − lr · V / max|V|)
+
+    with the maximum over all but the first axis: over the entries of one memory. Gradients of
+    dense associative memories span hundreds of decades, and their direction alone is of use. A row
+    of zeros stays where it is.
+
+    Args:
+        params: parameters; a row is ``w[i]``, or a single number where w has one axis.
+        lr: how far the entry with the largest gradient moves.
+        momentum: 0 for none, less than 1.
+        bound: entries are kept in [−bound, bound]; None for no bounds.
+        free: the last so many entries of each row are not bound (class neurons).
+
+    Source: Krotov & Hopfield, "Dense Associative Memory for Pattern Recognition" (NIPS 2016),
+    appendix A.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.01,
+        momentum: float = 0.0,
+        bound: float | None = 1.0,
+        free: int = 0,
+    ) -> None:
+        if not (math.isfinite(lr) and lr >= 0):
+            raise ValueError(f"lr: expected a finite number ≥ 0, got {lr!r}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum: expected 0 ≤ momentum < 1, got {momentum!r}")
+        if bound is not None and not bound > 0:
+            raise ValueError(f"bound: expected a number > 0 or None, got {bound!r}")
+        if not isinstance(free, int) or free < 0:
+            raise ValueError(f"free: expected an integer ≥ 0, got {free!r}")
+        super().__init__(params, {"lr": lr, "momentum": momentum, "bound": bound, "free": free})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step; of closure, if given, the loss is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for w in group["params"]:
+                if w.grad is not None:
+                    self._move(w, w.grad, group)
+        return loss
+
+    def _move(self, w: Tensor, v: Tensor, group: dict[str, Any]) -> None:
+        if v.is_sparse:
+            raise TypeError("expected a dense gradient, got a sparse one; use sparse=False")
+        if group["momentum"]:
+            state = self.state[w]
+            if "velocity" not in state:
+                state["velocity"] = torch.zeros_like(w)
+            v = state["velocity"].mul_(group["momentum"]).add_(v)
+        w.sub_(group["lr"] * _normalised(v))
+        if group["bound"] is not None:
+            bounded = w[..., : w.shape[-1] - group["free"]] if w.dim() > 1 else w
+            bounded.clamp_(-group["bound"], group["bound"])
+
+
+def _normalised(v: Tensor) -> Tensor:
+    """Each row divided by its largest entry; zeros stay zero."""
+    if v.numel() == 0:
+        return v
+    largest = v.abs().flatten(1).amax(1) if v.dim() > 1 else v.abs()
+    largest = largest.reshape(-1, *[1] * (v.dim() - 1))
+    return torch.where(largest > 0, v / largest, 0.0)
