@@ -36,15 +36,24 @@ def elementwise(name: str, given: str | Callable[[Tensor], Tensor]) -> Callable[
 
 
 def _is_elementwise(function: Callable[[Tensor], Any]) -> bool:
-    """Whether each number of a tensor is turned into one, by itself."""
-    x = torch.tensor([[0.5, 0.25, 0.75], [0.125, 0.625, 0.375]], device="cpu")
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+    """Whether each number of a tensor is turned into one, by itself, and not all into the same."""
+    with (
+        warnings.catch_warnings(),
+        torch.random.fork_rng(devices=[]),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        x = torch.tensor([[0.5, 0.25, 0.75], [0.125, 0.625, 0.375]], device="cpu")
+        x.requires_grad_()
         # What warns of a tensor alone wants more than that, an axis for instance.
         warnings.simplefilter("error")
         try:
-            y, one = function(x.clone()), function(x[:1, :1].clone())
-        except Exception:  # whatever the functions of torch raise
+            y = function(x)
+            alone = torch.cat([function(each[None, None]) for each in x.flatten()])
+        except Exception:  # whatever the functions of torch raise, those in place for one
             return False
     if not isinstance(y, Tensor) or y.shape != x.shape or y.dtype != x.dtype:
         return False
-    return torch.allclose(y[:1, :1], one, equal_nan=True)
+    # y lacks a gradient where a function cuts the graph.
+    distinct = y.requires_grad and len(y.unique()) > 1
+    return distinct and torch.allclose(y, alone.reshape(y.shape), equal_nan=True)

@@ -130,6 +130,15 @@ class HopfieldCore(nn.Module):
                 given = values.log() if name == "log_beta" else values
                 held.copy_(given.expand(self.sizes.heads).reshape_as(held))
 
+    def restore_beta(self, beta: float | list[float], device: torch.device | None) -> None:
+        """Set a β that is not trained; one on the meta device goes to the device given."""
+        if self.memories.learnable or not isinstance(self.memories.beta, Tensor):
+            return
+        if self.memories.beta.is_meta and device is not None:
+            self.memories.to_empty(device=device)
+        if not self.memories.beta.is_meta:
+            self.reset_beta(beta)
+
     @property
     def extra(self) -> int:
         """How many patterns are appended to the stored ones."""

@@ -7,7 +7,6 @@ patterns to leave out, or is added to β ξ Xᵀ, and broadcasts with ``(…, L,
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from hamdeq.implicit import Adjoint, Implicit
 from hamdeq.lagrangians import Separation, Softmax
+from hamdeq.nn.checks import check_beta, check_fits, check_patterns, readable
 from hamdeq.nn.retrieval import Retrieval
 from hamdeq.nn.settling import settle as _settle
 from hamdeq.solvers import Failures, OnFailure, Picard, Solution, Solver
@@ -140,7 +140,7 @@ def separation(stored: Tensor) -> Tensor:
 
     Source: Ramsauer et al. (ICLR 2021), equation 4.
     """
-    _check_patterns("stored", stored)
+    check_patterns("stored", stored)
     products = stored @ stored.mT
     own = products.diagonal(dim1=-2, dim2=-1)
     if stored.shape[-2] < 2:
@@ -165,9 +165,12 @@ def error_bound(
     Source: Ramsauer et al. (ICLR 2021), theorem 5, without the distance of the fixed point, which
     its proof does not need.
     """
-    _check_beta(beta)
+    check_beta(beta)
+    check_patterns("stored", stored)
+    if not stored.shape[-2]:
+        raise ValueError(f"stored: expected at least one pattern, got {tuple(stored.shape)}")
     if isinstance(beta, Tensor) and beta.dim():
-        _check_fits("beta", beta, (*stored.shape[:-1], 1))
+        check_fits("beta", beta, (*stored.shape[:-1], 1))
         beta = beta.squeeze(-1)
     largest = stored.norm(dim=-1).amax(-1, keepdim=True)
     gap = separation(stored) - 2.0 * distance * largest
@@ -191,18 +194,20 @@ def metastability(weights: Tensor, mass: float | None = None) -> Tensor:
 
     Source: Ramsauer et al. (ICLR 2021), section 3.
     """
-    if bool((weights < 0).any()):
+    if readable(weights) and bool((weights < 0).any()):
         raise ValueError(
             f"weights: expected none that is negative, got {weights.min().item()}; give the "
             "weights of the patterns, not their similarities"
         )
-    something = weights.sum(-1) > 0
+    sums = weights.sum(-1, keepdim=True)
+    something = sums.squeeze(-1) > 0
     if mass is None:
-        return torch.exp(-torch.xlogy(weights, weights).sum(-1)) * something
+        p = weights / torch.where(sums > 0, sums, 1.0)  # dropout and rounding change the sum
+        return torch.exp(-torch.xlogy(p, p).sum(-1)) * something
     if not 0 < mass <= 1:
         raise ValueError(f"mass: expected a share, 0 < mass ≤ 1, got {mass!r}")
     gathered = weights.sort(-1, descending=True).values.cumsum(-1)
-    # The share is of what there is: rounding, dropout or an empty row change the sum.
+    # The share is of what there is.
     wanted = mass * gathered[..., -1:]
     return (1 + (gathered < wanted).sum(-1)) * something
 
@@ -215,14 +220,14 @@ def _memory(
     lagrangian: Separation | None,
 ) -> tuple[Retrieval, Tensor]:
     """The stored patterns as a memory, and the state with the same leading axes."""
-    _check_patterns("state", state)
-    _check_patterns("stored", stored)
+    check_patterns("state", state)
+    check_patterns("stored", stored)
     if state.shape[-1] != stored.shape[-1] or state.dtype != stored.dtype:
         raise ValueError(
             "state: expected patterns of the size and dtype of the stored ones, "
             f"({stored.shape[-1]}, {stored.dtype}), got ({state.shape[-1]}, {state.dtype})"
         )
-    _check_beta(beta)
+    check_beta(beta)
     lagrangian = Softmax() if lagrangian is None else lagrangian
     if not isinstance(lagrangian, Separation):
         raise TypeError(
@@ -243,14 +248,15 @@ def _memory(
     state = state.expand(*lead, *state.shape[-2:])
     stored = stored.expand(*lead, *stored.shape[-2:])
     if isinstance(beta, Tensor):
-        _check_fits("beta", beta, (*state.shape[:-1], 1))
+        check_fits("beta", beta, (*state.shape[:-1], 1))
     if mask is not None:
-        if mask.dtype != torch.bool and not mask.is_floating_point():
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        if kind != torch.bool and not (isinstance(mask, Tensor) and mask.is_floating_point()):
             raise TypeError(
                 "mask: expected a boolean mask, True to leave a pattern out, or one of floating "
-                f"point, got {mask.dtype}; convert it by mask.bool()"
+                f"point, got {kind}; convert it by mask.bool()"
             )
-        _check_fits("mask", mask, (*state.shape[:-1], stored.shape[-2]))
+        check_fits("mask", mask, (*state.shape[:-1], stored.shape[-2]))
         mask = mask[None] if mask.dim() == 1 else mask
     return Retrieval(stored, lagrangian, beta, mask), state
 
@@ -261,29 +267,3 @@ def _apart(memory: Retrieval, beta: Tensor, mask: Tensor | None, x: Tensor) -> R
     mask = mask[..., None, :] if mask is not None and mask.dim() > 1 else mask
     mask = mask[None] if mask is not None and mask.dim() == 1 else mask
     return Retrieval(stored, memory.lagrangian, beta[..., None], mask)
-
-
-def _check_beta(beta: float | Tensor) -> None:
-    if not isinstance(beta, Tensor) and not (math.isfinite(beta) and beta > 0):
-        raise ValueError(f"beta: expected a finite inverse temperature > 0, got {beta!r}")
-
-
-def _check_fits(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    pairs = zip(reversed(x.shape), reversed(shape), strict=False)
-    if x.dim() > len(shape) or not all(n in (1, size) for n, size in pairs):
-        raise ValueError(
-            f"{name}: expected a shape that broadcasts to {shape}, got {tuple(x.shape)}"
-        )
-
-
-def _check_patterns(name: str, patterns: Tensor) -> None:
-    if not isinstance(patterns, Tensor) or not patterns.is_floating_point() or patterns.dim() < 2:
-        got = (
-            f"{patterns.dtype} of shape {tuple(patterns.shape)}"
-            if isinstance(patterns, Tensor)
-            else type(patterns).__name__
-        )
-        raise ValueError(
-            f"{name}: expected a floating-point tensor (…, patterns, size), got {got}; give one "
-            "pattern as pattern[None]"
-        )

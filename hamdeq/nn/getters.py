@@ -74,7 +74,7 @@ class Getters:
     def scaling(self) -> float | Tensor:
         """β, one number or one for each head ``(H,)``."""
         beta = self._layer.association_core.memories.beta
-        return beta.flatten() if isinstance(beta, Tensor) else beta
+        return beta.flatten().clone() if isinstance(beta, Tensor) else beta
 
     @property
     def update_steps_max(self) -> int | Sequence[int] | Tensor | None:

@@ -213,6 +213,13 @@ class Hopfield(Associating, Getters):
             if norm is not None:
                 norm.reset_parameters()
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        # A fixed β is in no file, and a layer that was built on the meta device has none either.
+        core = self.association_core
+        some = next((x for name, x in state_dict.items() if name.startswith(prefix)), None)
+        core.restore_beta(self._initial_beta, None if some is None else some.device)
+
     def extra_repr(self) -> str:
         sizes = self.association_core.sizes
         text = f"{sizes.state}, hidden_size={sizes.hidden}, num_heads={sizes.heads}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from hamdeq.nn.sizes import Sizes
 
-__all__ = ["Input", "batched", "check_patterns", "is_batched"]
+__all__ = ["Input", "batched", "check_dtype", "check_patterns", "is_batched"]
 
 Input = Tensor | tuple[Tensor, Tensor, Tensor]
 """Stored patterns, state patterns and pattern projections, or one tensor for all three."""
@@ -89,6 +90,16 @@ def check_patterns(sizes: Sizes, stored: Tensor, state: Tensor, projection: Tens
             f"{stored.shape[1]} stored patterns, got {projection.shape[1]}"
         )
     return several[0] if several else 1
+
+
+def check_dtype(x: Tensor, weight: Tensor | None) -> None:
+    """Refuse patterns of another dtype than the weights, but for what autocast makes one."""
+    if weight is None or x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type):
+        return
+    raise TypeError(
+        f"input: expected {weight.dtype} as of the weights, got {x.dtype}; convert it by "
+        f".to({weight.dtype}), or the layer"
+    )
 
 
 _STATIC = (

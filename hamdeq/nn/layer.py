@@ -13,8 +13,8 @@ from hamdeq.implicit import Adjoint
 from hamdeq.lagrangians import Identity
 from hamdeq.layers import Neurons
 from hamdeq.nn.core import HopfieldCore, Patterns
-from hamdeq.nn.inputs import Input, batched, check_patterns, is_batched
-from hamdeq.nn.masks import combined_mask
+from hamdeq.nn.inputs import Input, batched, check_dtype, check_patterns, is_batched
+from hamdeq.nn.masks import combined_mask, without_padding
 from hamdeq.nn.retrieval import Retrieval
 from hamdeq.nn.settling import settle
 from hamdeq.nn.steps import Group
@@ -128,7 +128,7 @@ class Associating(nn.Module):
         With softmax, L(Kq) = (1/β) ln Σ exp(β Kq).
         """
         patterns, mask = self._patterns(input, stored_pattern_padding_mask, association_mask)
-        if steps < 0:
+        if not isinstance(steps, int) or steps < 0:
             raise ValueError(f"steps: expected an integer ≥ 0, got {steps!r}")
         memory, x = self._memory(patterns, mask), patterns.state
         for _ in range(steps):
@@ -150,7 +150,7 @@ class Associating(nn.Module):
             each head is judged by itself. Without N if the input is.
         """
         patterns, mask = self._patterns(input, stored_pattern_padding_mask, association_mask)
-        solution = self._settled(self._memory(patterns, mask), patterns.state)
+        solution = self._settled(self._memory(patterns, mask), patterns.state, self.solver)
         return solution if is_batched(input) else _of_the_first(solution)
 
     def as_ham(self, stored: int, states: int = 1) -> HAM:
@@ -191,6 +191,7 @@ class Associating(nn.Module):
         core = self.association_core
         stored, state, projection = batched(input, batch_first=self._batch_first)
         batch = check_patterns(core.sizes, stored, state, projection)
+        check_dtype(state, next(core.parameters(), None))
         if isinstance(padding, Tensor) and not is_batched(input):
             padding = padding[None]
         mask = combined_mask(
@@ -203,7 +204,7 @@ class Associating(nn.Module):
             extra=core.extra,
         )
         if padding is not None:
-            stored, projection, state = _without_padding(padding, stored, projection, state)
+            stored, projection, state = without_padding(padding, stored, projection, state)
         q, k, v = core.project(*self._normalised(state, stored, projection))
         return Patterns(q.expand(batch, -1, -1, -1), k, v), mask
 
@@ -251,13 +252,14 @@ class Associating(nn.Module):
     def _updated(self, memory: Retrieval, x: Tensor, group: int) -> Tensor:
         steps = self._groups[group][1]
         if steps is None:
-            return self._settled(memory, x).value
+            # The residuals of every update would grow with their number, and nobody sees them.
+            return self._settled(memory, x, replace(self.solver, trace=False)).value
         for _ in range(steps):
             x = memory.update(x)
         return x
 
-    def _settled(self, memory: Retrieval, x: Tensor) -> Solution:
-        return settle(memory, x, solver=self.solver, adjoint=self.adjoint, failures=self.failures)
+    def _settled(self, memory: Retrieval, x: Tensor, solver: Solver) -> Solution:
+        return settle(memory, x, solver=solver, adjoint=self.adjoint, failures=self.failures)
 
 
 def _of_the_first(solution: Solution) -> Solution:
@@ -265,24 +267,3 @@ def _of_the_first(solution: Solution) -> Solution:
     names = ("value", "residual", "steps", "converged", "status")
     first = {name: getattr(solution, name)[0] for name in names}
     return replace(solution, **first, trace=solution.trace[:, 0])
-
-
-def _without_padding(
-    padding: Tensor, stored: Tensor, projection: Tensor, state: Tensor
-) -> list[Tensor]:
-    """The patterns, with zeros for padding that is not finite: zero times that would be NaN.
-
-    State patterns are left as they are, unless they are the stored ones; one tensor stays one.
-    """
-    patterns = (stored, projection, state)
-    left_out = padding if padding.dtype == torch.bool else padding == -torch.inf
-    filled: list[Tensor] = []
-    for place, x in enumerate(patterns):
-        same = next((i for i in range(place) if patterns[i] is x), None)
-        if same is not None:
-            filled.append(filled[same])
-        elif x.shape[:2] == padding.shape and place < 2:
-            filled.append(x.masked_fill(left_out[..., None] & ~x.isfinite(), 0.0))
-        else:
-            filled.append(x)
-    return filled

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["causal_mask", "combined_mask"]
+__all__ = ["causal_mask", "combined_mask", "without_padding"]
 
 
 def combined_mask(
@@ -53,6 +53,35 @@ def combined_mask(
 def causal_mask(size: int, device: torch.device) -> Tensor:
     """True where a stored pattern comes after the state pattern: ``(size, size)``."""
     return torch.ones(size, size, dtype=torch.bool, device=device).triu(1)
+
+
+def without_padding(
+    padding: Tensor, stored: Tensor, projection: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The patterns, with zeros for padding that is not finite: zero times that would be NaN.
+
+    State patterns are left as they are, unless they are the stored ones; one tensor stays one.
+    """
+    left_out = padding if padding.dtype == torch.bool else padding == -torch.inf
+    clean, lost = _filled(stored, left_out)
+    read, lost_too = (clean, None) if projection is stored else _filled(projection, left_out)
+    state = clean if state is stored else state
+    for rows in (lost, lost_too):
+        if rows is not None:
+            state = torch.where(rows[:, None, None], torch.nan, state)
+    return clean, read, state
+
+
+def _filled(x: Tensor, left_out: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Zeros for padding that is not finite; and the samples for which it is no padding.
+
+    That can be of patterns that all samples share, where the mask differs.
+    """
+    finite = x.isfinite()
+    if x.shape[0] == left_out.shape[0]:
+        return x.masked_fill(left_out[..., None] & ~finite, 0.0), None
+    lost = (~finite.all(-1) & ~left_out).any(1)
+    return x.masked_fill(left_out.any(0)[:, None] & ~finite, 0.0), lost
 
 
 def _both(a: Tensor, b: Tensor) -> Tensor:

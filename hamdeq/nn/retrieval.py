@@ -44,7 +44,8 @@ class Retrieval:
         mask: Tensor | None = None,
     ) -> None:
         self.stored, self.lagrangian, self.beta = stored, lagrangian, beta
-        # ``keep`` is the mask as the kernels want it: True, or 0, for what takes part.
+        # ``keep`` is the mask as the kernels want it: True, or 0, for what takes part. ``alive``
+        # says in which rows there is such.
         self.keep, self.alive = (None, None) if mask is None else _usable(mask, stored.dtype)
 
     def update(self, x: Tensor) -> Tensor:
@@ -98,9 +99,10 @@ class Retrieval:
         stored, keep, lead = self.stored, self.keep, x.shape[:-2]
 
         def attend(x: Tensor, stored: Tensor, values: Tensor, keep: Tensor | None) -> Tensor:
-            return F.scaled_dot_product_attention(
+            found = F.scaled_dot_product_attention(
                 x, stored, values, attn_mask=keep, dropout_p=dropout, scale=beta
             )
+            return found if x.device.type != "cpu" else _with_nan(found, x, stored, keep)
 
         if len(lead) != 2:  # as the fused kernels want it
             n = math.prod(lead)
@@ -113,6 +115,20 @@ class Retrieval:
             return unfolded(attend(folded(x), stored, values, None), lead[0])
         stored, values = (t.expand(lead[0], -1, -1, -1) for t in (stored, values))
         return attend(x, stored, values, keep)
+
+
+def _with_nan(found: Tensor, x: Tensor, stored: Tensor, keep: Tensor | None) -> Tensor:
+    """NaN where similarities are: of a few patterns, the kernel for CPUs makes zeros of it."""
+    if keep is not None and keep.is_floating_point():
+        found = found.masked_fill(keep.isnan().any(-1, keepdim=True), torch.nan)
+    if 0 in x.shape or 0 in stored.shape:
+        return found
+    return found + _nothing(x) + _nothing(stored).sum(-2, keepdim=True)
+
+
+def _nothing(x: Tensor) -> Tensor:
+    """Zero for each row ``(…, 1)``, and NaN for those that hold a number that is not finite."""
+    return 0.0 * torch.linalg.vector_norm(x.detach(), torch.inf, dim=-1, keepdim=True)
 
 
 def shared(stored: Tensor, x: Tensor) -> bool:
@@ -138,7 +154,7 @@ def _usable(mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """
     if mask.is_floating_point():
         mask = mask.to(dtype)  # in which a number such as −1e9 may be −∞
-        alive = (mask > -torch.inf).any(-1, keepdim=True)
+        alive = (mask != -torch.inf).any(-1, keepdim=True)  # NaN too, which must be seen
         return torch.where(alive, mask, 0.0), alive
     alive = ~mask.all(-1, keepdim=True)
     return ~(mask & alive), alive

@@ -144,6 +144,12 @@ class HopfieldDecoderLayer(nn.Module):
                 "hopfield_association_cross: expected the input size of "
                 f"hopfield_association_self, {size}, got {hopfield_association_cross.input_size}"
             )
+        first = [a.batch_first for a in (hopfield_association_self, hopfield_association_cross)]
+        if first[0] != first[1]:
+            raise ValueError(
+                "hopfield_association_cross: expected batch_first as of "
+                f"hopfield_association_self, {first[0]}, got {first[1]}"
+            )
         self.hopfield_association_self = deepcopy(hopfield_association_self)
         self.hopfield_association_cross = deepcopy(hopfield_association_cross)
         like = _factory(hopfield_association_self)

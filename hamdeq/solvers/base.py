@@ -101,7 +101,10 @@ class Solver(Stopping, ABC):
     Args:
         tol: relative residual to reach, > 0.
         max_steps: evaluations of f at most, ≥ 0.
+        trace: whether ``Solution.trace`` is kept, a number for each sample and evaluation.
     """
+
+    trace: bool = True
 
     @abstractmethod
     def start(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> Method:
@@ -120,7 +123,7 @@ class Solver(Stopping, ABC):
         if isinstance(f, Descent) and torch.is_autocast_enabled(x0.device.type):
             with full_precision(x0):
                 return self.solve(f, x0)
-        method, run = self.start(f, x0), Run(x0)
+        method, run = self.start(f, x0), Run(x0, traced=self.trace)
         x = x0
         for count in range(1, self.max_steps + 1):
             fx, energetic = f.step(x) if isinstance(f, Descent) else (f(x), None)
@@ -150,7 +153,7 @@ class Solver(Stopping, ABC):
 class Run(Memory):
     """What is known of each sample, and which of them are still running."""
 
-    def __init__(self, x0: Tensor) -> None:
+    def __init__(self, x0: Tensor, *, traced: bool = True) -> None:
         self.best = x0
         self.lowest = x0.new_full((len(x0),), math.inf)
         self.steps = torch.zeros(len(x0), dtype=torch.long, device=x0.device)
@@ -160,7 +163,8 @@ class Run(Memory):
         self.left = len(x0)
         # Of the whole batch, as of the last time that samples were dropped.
         self.whole: dict[str, Tensor] | None = None
-        self.trace: list[Tensor] = []
+        self.count = 0
+        self.trace: list[Tensor] | None = [] if traced else None
 
     def record(
         self,
@@ -182,12 +186,15 @@ class Run(Memory):
         all_running = self.left == len(self.lowest)
         self.best = choose(better if all_running else better | ~self.running, x, self.best)
         self.lowest = choose(better, residual, self.lowest)
-        self._trace(residual if all_running else torch.where(self.running, residual, self.lowest))
+        self.count += 1
+        if self.trace is not None:
+            kept = residual if all_running else torch.where(self.running, residual, self.lowest)
+            self.trace.append(self._of_all(kept))
         running = self.running & sound & (self.lowest >= tol)
         left = int(running.sum())
         if left < self.left:
             stopped = self.running & ~running
-            self.steps = torch.where(stopped, len(self.trace), self.steps)
+            self.steps = torch.where(stopped, self.count, self.steps)
             self.diverged = self.diverged | (stopped & ~sound)
             self.running, self.left = running, left
         return left
@@ -208,21 +215,22 @@ class Run(Memory):
             steps=merged["steps"],
             converged=converged,
             status=torch.where(merged["diverged"], Status.DIVERGED.value, status),
-            n_evals=len(self.trace),
+            n_evals=self.count,
             trace=torch.stack(self.trace) if self.trace else lowest.new_empty(0, len(lowest)),
         )
 
     def _merged(self) -> dict[str, Tensor]:
         present = {name: getattr(self, name) for name in ("best", "lowest", "steps", "diverged")}
-        present["steps"] = torch.where(self.running, len(self.trace), self.steps)
+        present["steps"] = torch.where(self.running, self.count, self.steps)
         if self.whole is None:
             return present
         return {name: x.index_copy(0, self.rows, present[name]) for name, x in self.whole.items()}
 
-    def _trace(self, residual: Tensor) -> None:
-        if self.whole is not None:
-            residual = self.whole["lowest"].index_copy(0, self.rows, residual)
-        self.trace.append(residual)
+    def _of_all(self, residual: Tensor) -> Tensor:
+        """The residuals of the whole batch, of which some samples may have been dropped."""
+        if self.whole is None:
+            return residual
+        return self.whole["lowest"].index_copy(0, self.rows, residual)
 
 
 def choose(mask: Tensor, one: Tensor, other: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class Solution:
         status: a :class:`Status` a sample: ``(batch,)``.
         n_evals: evaluations of f for the batch as a whole.
         trace: relative residual in every evaluation, after the sample stopped that of its value:
-            ``(n_evals, batch)``.
+            ``(n_evals, batch)``; ``(0, batch)`` of a solver with ``trace=False``.
         adjoint: solutions of the gradient's linear system, one for each backward pass that has
             run through ``value``; empty before.
     """
