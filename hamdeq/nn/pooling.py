@@ -22,7 +22,8 @@ class HopfieldPooling(Wrapping):
     may have any size, its order does not matter, and a mask leaves out padding.
 
     Args:
-        input_size: size of a pattern of the set.
+        input_size: size of a learned state pattern, and of a pattern of the set unless
+            ``stored_pattern_size`` and ``pattern_projection_size`` are given.
         hidden_size, output_size, pattern_size, num_heads, scaling, update_steps_max,
             update_steps_eps: as of :class:`Hopfield`.
         quantity: learned state patterns, whose results are concatenated.
