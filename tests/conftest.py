@@ -1,6 +1,19 @@
 """Set-up shared by all tests."""
 
+import os
+
 import pytest
+import torch
 
 # The shared checks are plain modules: without this their failures would show no values.
 pytest.register_assert_rewrite("contracts")
+
+# Processes that share the cores take one each; several threads for each of them get in the way.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the programs that tests start
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Benchmarks are not to share the machine with one another."""
+    return 0 if config.getoption("benchmark_only", False) else None

@@ -7,8 +7,15 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from hamdeq.experiments.binary_capacity import Load, capacity, main, measure, turning
-from hamdeq.plots import Theory, binary_capacity
+from hamdeq.experiments.binary_capacity import (
+    Load,
+    capacity,
+    main,
+    measure,
+    stored,
+    turning,
+)
+from hamdeq.plots import binary_capacity
 
 
 def test_classical_networks_hold_few_patterns_and_not_many():
@@ -28,26 +35,26 @@ def test_more_neurons_hold_more_with_the_exponential():
     assert measure(Load("exp", 10, 512), probes=20).wrong > 0.1
 
 
-@pytest.mark.parametrize(("n", "count"), [(2, 20), (2, 40), (3, 1000)])
-def test_as_many_neurons_want_to_turn_as_in_theory(n, count):
+@pytest.mark.parametrize(("n", "load"), [(2, 0.2), (2, 0.4), (3, 0.3)])
+def test_as_many_neurons_want_to_turn_as_in_theory(n, load):
+    count = stored(n, 100, load)
     draws = [measure(Load(str(n), 100, count), probes=20, seed=seed).turning for seed in range(6)]
     # 12,000 neurons, of which some hundred turn: three standard deviations, and a fifth for the
     # law of large numbers that the theory takes for granted.
-    expected = turning(n, 100, count)
-    assert sum(draws) / len(draws) == pytest.approx(
-        expected, rel=0.2 + 3 / math.sqrt(12000 * expected)
-    )
+    expected = turning(load)
+    relative = 0.2 + 3 / math.sqrt(12000 * expected)
+    assert sum(draws) / len(draws) == pytest.approx(expected, rel=relative)
 
 
-def test_capacities_are_those_of_the_paper():
-    # N/(2 ln N), and N²/(6 ln N), as the issue of one error among all neurons of a pattern.
-    assert capacity(2, 100) == pytest.approx(100 / (2 * math.log(100)))
-    assert capacity(3, 100) == pytest.approx(1e4 / (6 * math.log(100)))
-    assert capacity(4, 100) == pytest.approx(1e6 / (30 * math.log(100)))
+def test_loads_are_those_of_the_paper():
+    # N/(2 ln N), N²/(6 ln N) and N³/(30 ln N) patterns.
+    for n, divisor in ((2, 2), (3, 6), (4, 30)):
+        expected = round(100 ** (n - 1) / (divisor * math.log(100)))
+        assert stored(n, 100, capacity(100)) == expected
 
 
 def test_writes_every_draw_and_a_picture(tmp_path):
-    sizes = ["--sizes", "20", "--dense-size", "12", "--small-sizes", "6"]
+    sizes = ["--sizes", "20", "--dense-sizes", "6", "12", "--small-sizes", "6"]
     main([*sizes, "--repeats", "2", "--probes", "3", "--out", str(tmp_path)])
     with (tmp_path / "errors.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -59,8 +66,14 @@ def test_writes_every_draw_and_a_picture(tmp_path):
 
 
 def test_the_picture_shows_what_it_is_given():
-    errors = {("classical", 50, 5): (0.0, 0.25), ("classical", 50, 10): (0.1, 0.5)}
-    figure = binary_capacity(errors, {2: Theory(lambda count: 0.0, 3.0)})
-    line = figure.axes[0].lines[0]
-    assert list(line.get_xdata()) == [0.1, 0.2]
-    assert list(line.get_ydata()) == [0.25, 0.5]
+    errors = {
+        ("classical", 50, 5): (0.0, 0.25),
+        ("classical", 50, 10): (0.1, 0.5),
+        ("3", 10, 10): (0.1, 0.5),
+    }
+    figure = binary_capacity(errors, turning=turning, capacity=capacity, patterns=stored)
+    classical, turn, wrong, _ = figure.axes
+    assert list(classical.lines[0].get_xdata()) == [0.1, 0.2]
+    assert list(classical.lines[0].get_ydata()) == [0.25, 0.5]
+    assert list(turn.lines[0].get_xdata()) == pytest.approx([10 * 3 / 100])
+    assert [list(axes.lines[0].get_ydata()) for axes in (turn, wrong)] == [[0.1], [0.5]]

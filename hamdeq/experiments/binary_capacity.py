@@ -4,12 +4,13 @@ K random patterns of N neurons are stored, and some of them recalled from themse
 a time. Two things are measured: the share of neurons that want to turn over in a stored pattern,
 and the share that is wrong where recall has ended.
 
-With n the interaction vertex, a neuron wants to turn with the probability
+With n the interaction vertex and the load α = K (2n − 3)!! / N^(n−1), a neuron wants to turn with
+the probability
 
-    P(K) = Q(√(N^(n−1) / ((2n − 3)!! K))),    Q(z) = ½ erfc(z/√2),
+    P = Q(1/√α),    Q(z) = ½ erfc(z/√2),
 
-and none does, in one of the patterns, up to K ≈ N^(n−1) / (2 (2n − 3)!! ln N) (Krotov & Hopfield
-2016, equations 5 and 6). With F = exp it is about 2^(N/2) (Demircigil et al. 2017).
+and in most patterns none does up to α = 1/(2 ln N) (Krotov & Hopfield 2016, equations 5 and 6).
+With F = exp about 2^(N/2) patterns are stored (Demircigil et al. 2017).
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import argparse
 import csv
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,15 +34,13 @@ from hamdeq.memories import (
     Normalised,
     Polynomial,
 )
-from hamdeq.plots import Theory, binary_capacity
+from hamdeq.plots import binary_capacity
 
-__all__ = ["Load", "Measured", "capacity", "main", "measure", "turning"]
+__all__ = ["Load", "Measured", "capacity", "main", "measure", "stored", "turning"]
 
-_LOADS = {
-    2: [2, 4, 6, 8, 11, 14, 17, 20, 25, 30, 40],
-    3: [50, 100, 200, 300, 400, 500, 700, 1000, 1500],
-    4: [1000, 2000, 4000, 5500, 7240, 10000, 14000],
-}
+# Loads α of the interaction vertices.
+_LOADS = (0.02, 0.05, 0.09, 0.11, 0.15, 0.2, 0.3, 0.4)
+_VERTICES = (2, 3, 4)
 
 
 class Load(NamedTuple):
@@ -50,7 +48,7 @@ class Load(NamedTuple):
 
     memory: str
     size: int
-    count: int
+    patterns: int
 
     def build(self) -> BinaryMemory:
         """The memory, empty: "classical", "exp" or the interaction vertex."""
@@ -73,7 +71,7 @@ class Measured(NamedTuple):
 def measure(load: Load, *, probes: int = 50, seed: int = 0) -> Measured:
     """Store random patterns, and recall some of them from themselves."""
     generator = torch.Generator().manual_seed(seed)
-    bits = torch.randint(0, 2, (load.count, load.size), generator=generator)
+    bits = torch.randint(0, 2, (load.patterns, load.size), generator=generator)
     patterns = 2.0 * bits - 1.0
     memory = load.build()
     memory.store(patterns)
@@ -83,15 +81,19 @@ def measure(load: Load, *, probes: int = 50, seed: int = 0) -> Measured:
     return Measured(_share(memory.fields(probed) * probed < 0), _share(ended != probed))
 
 
-def turning(n: int, size: int, count: float) -> float:
-    """P(K), the share of neurons that want to turn in a stored pattern, from theory."""
-    z = math.sqrt(size ** (n - 1) / (_odd_factorial(2 * n - 3) * count))
-    return 0.5 * math.erfc(z / math.sqrt(2))
+def turning(load: float) -> float:
+    """P, the share of neurons that want to turn in a stored pattern, from theory."""
+    return 0.5 * math.erfc(1 / math.sqrt(2 * load))
 
 
-def capacity(n: int, size: int) -> float:
-    """Number of patterns of which one has no error, N^(n−1) / (2 (2n − 3)!! ln N), from theory."""
-    return size ** (n - 1) / (2 * _odd_factorial(2 * n - 3) * math.log(size))
+def stored(n: int, size: int, load: float) -> int:
+    """K = α N^(n−1) / (2n − 3)!!, the number of patterns of a load, at least 1."""
+    return max(1, round(load * size ** (n - 1) / _odd_factorial(2 * n - 3)))
+
+
+def capacity(size: int) -> float:
+    """The load 1/(2 ln N) up to which most patterns have no error, from theory."""
+    return 1 / (2 * math.log(size))
 
 
 def _odd_factorial(k: int) -> int:
@@ -102,15 +104,16 @@ def _share(x: Tensor) -> float:
     return float(x.double().mean())
 
 
-def _loads(sizes: Sequence[int], dense: int, small: Sequence[int]) -> Iterator[Load]:
+def _loads(
+    sizes: Sequence[int], dense: Sequence[int], small: Sequence[int], most: int
+) -> Iterator[Load]:
     for size in sizes:
         for load in (0.05, 0.08, 0.1, 0.12, 0.13, 0.14, 0.15, 0.16, 0.18, 0.2):
             yield Load("classical", size, max(1, round(load * size)))
-    for n, counts in _LOADS.items():
-        for count in counts:
-            # The list is for N = 100; elsewhere as far from the capacity of that N.
-            scaled = round(count * (dense / 100) ** (n - 1))
-            yield Load(str(n), dense, max(1, scaled))
+    for n in _VERTICES:
+        for size in dense:
+            counts = [stored(n, size, load) for load in _LOADS]
+            yield from (Load(str(n), size, k) for k in dict.fromkeys(counts) if k <= most)
     for size in small:
         for power in range(-3, 4):
             yield Load("exp", size, max(1, round(2.0 ** (size / 2 + power))))
@@ -121,20 +124,18 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Capacity of binary memories: errors over the number of stored patterns."
     )
-    parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[200, 500, 1000], help="classical N"
-    )
-    parser.add_argument("--dense-size", type=int, default=100, help="N of n = 2, 3, 4")
-    parser.add_argument(
-        "--small-sizes", type=int, nargs="+", default=[10, 14, 18, 22], help="of exp"
-    )
-    parser.add_argument("--probes", type=int, default=20, help="patterns recalled of each draw")
-    parser.add_argument("--repeats", type=int, default=3, help="draws of the patterns")
-    parser.add_argument("--out", type=Path, default=Path("runs/binary_capacity"), help="folder")
+    add = parser.add_argument
+    add("--sizes", type=int, nargs="+", default=[200, 500, 1000], help="N, classical")
+    add("--dense-sizes", type=int, nargs="+", default=[50, 100], help="N, n = 2, 3, 4")
+    add("--small-sizes", type=int, nargs="+", default=[10, 14, 18, 22], help="N, exponential")
+    add("--most", type=int, default=14000, help="patterns stored at most with n = 2, 3, 4")
+    add("--probes", type=int, default=20, help="patterns recalled of each draw")
+    add("--repeats", type=int, default=3, help="draws of the patterns")
+    add("--out", type=Path, default=Path("runs/binary_capacity"), help="folder to write")
     options = parser.parse_args(args)
-    loads = list(_loads(options.sizes, options.dense_size, options.small_sizes))
+    loads = [*_loads(options.sizes, options.dense_sizes, options.small_sizes, options.most)]
     options.out.mkdir(parents=True, exist_ok=True)
-    means: dict[Load, Measured] = {}
+    means: dict[tuple[str, int, int], tuple[float, float]] = {}
     with (options.out / "errors.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["memory", "N", "K", "seed", "turning", "wrong"])
@@ -146,9 +147,8 @@ def main(args: Sequence[str] | None = None) -> None:
                     rows.writerow([*load, seed, *draws[-1]])
                     bar.update()
                 means[load] = Measured(*(sum(x) / len(x) for x in zip(*draws, strict=True)))
-    size = options.dense_size
-    theory = {n: Theory(partial(turning, n, size), capacity(n, size)) for n in _LOADS}
-    binary_capacity(means, theory).savefig(options.out / "binary_capacity.png")
+    figure = binary_capacity(means, turning=turning, capacity=capacity, patterns=stored)
+    figure.savefig(options.out / "binary_capacity.png")
     print(f"{options.out}: errors.csv, binary_capacity.png")
 
 

@@ -7,6 +7,7 @@ speak at a time.
 
 from hamdeq.memories.continuous import Interacting
 from hamdeq.memories.dense import DenseAssociativeMemory
+from hamdeq.memories.feed_forward import FeedForward
 from hamdeq.memories.interactions import (
     Exponential,
     Interaction,
@@ -25,6 +26,7 @@ __all__ = [
     "BinaryMemory",
     "DenseAssociativeMemory",
     "Exponential",
+    "FeedForward",
     "Hebbian",
     "HopfieldNetwork",
     "Interacting",

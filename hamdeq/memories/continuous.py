@@ -50,7 +50,8 @@ class Interacting(Lagrangian):
 def two_layers(memories: Tensor, lagrangian: Lagrangian, beta: float) -> HAM:
     """Layers ``state`` (N, Tanh(β)) and ``memories`` (K), with a copy of ζ ``(K, N)`` between."""
     count, size = memories.shape
-    synapse = Dense(size, count)
+    with torch.random.fork_rng(devices=[]):  # its initial weights are of no use
+        synapse = Dense(size, count)
     synapse.weight = torch.nn.Parameter(memories.detach().mT.clone())
     return HAM(
         {"state": Neurons(size, Tanh(beta)), "memories": Neurons(count, lagrangian)},

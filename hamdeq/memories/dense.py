@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from hamdeq.memories import flips
 from hamdeq.memories.continuous import Interacting, two_layers
+from hamdeq.memories.fields import Single, fields
 from hamdeq.memories.interactions import Interaction, Polynomial
 from hamdeq.memories.learning import Learning
 from hamdeq.memories.recall import BinaryMemory, Walk
 from hamdeq.memories.scaling import Factors, Normalised, Scaling
-from hamdeq.memories.states import check_states
+from hamdeq.memories.states import check_labels, check_states
 
 if TYPE_CHECKING:
     from lightning import Trainer
+    from typing_extensions import Self
 
     from hamdeq.ham import HAM
 
@@ -67,11 +69,8 @@ class DenseAssociativeMemory(BinaryMemory):
         std: float = 0.1,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("size", size, 1),
-            ("memories", memories, 0),
-            ("classes", classes, 0),
-        ):
+        counts = {"size": (size, 1), "memories": (memories, 0), "classes": (classes, 0)}
+        for name, (value, least) in counts.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
         interaction = Polynomial(3) if interaction is None else interaction
@@ -104,14 +103,17 @@ class DenseAssociativeMemory(BinaryMemory):
         """Factors of similarities inside F, and of differences outside."""
         return self.scaling.factors(self.size, self.interaction)
 
-    def store(self, states: Tensor) -> DenseAssociativeMemory:
+    def store(self, states: Tensor) -> Self:
         """Append states, ``(count, N + classes)`` of ±1, to the memories; returns itself.
+
+        ``memories`` is a new parameter then: make optimisers afterwards.
 
         Raises:
             ValueError: states that do not fit, or are not ±1.
         """
         check_states("states", states, self.size, self)
-        self.memories = nn.Parameter(torch.cat([self.memories.detach(), states]))
+        both = torch.cat([self.memories.detach(), states.detach()])
+        self.memories = nn.Parameter(both, requires_grad=self.memories.requires_grad)
         return self
 
     def energy(self, states: Tensor) -> Tensor:
@@ -132,7 +134,7 @@ class DenseAssociativeMemory(BinaryMemory):
         """
         self._check(states)
         with torch.no_grad():
-            return flips.fields(self.memories, states, self.interaction, self.scaling, self.size)
+            return fields(self.memories, states, self.interaction, **self._scale)
 
     def predict(self, states: Tensor) -> Tensor:
         """C = tanh(outer · Σ_μ [F(ON) − F(OFF)]) of every neuron: ``(batch, N)``, differentiable.
@@ -177,8 +179,13 @@ class DenseAssociativeMemory(BinaryMemory):
             inputs: as of :meth:`classify`.
             labels: ``(batch,)`` of int64.
             exponent: m.
+
+        Raises:
+            ValueError: there are no classes, or inputs or labels do not fit.
+            OverflowError: F overflows.
         """
         states = self._with_classes(inputs)
+        check_labels(labels, len(states), self.classes)
         targets = 2 * nn.functional.one_hot(labels, self.classes).to(states.dtype) - 1
         return self._error(states, targets, slice(self.inputs, None), exponent)
 
@@ -277,7 +284,12 @@ class DenseAssociativeMemory(BinaryMemory):
         return x
 
     def _walk(self, states: Tensor) -> Walk:
-        return _Walk(self, states)
+        self._check_stored()
+        return Single(self.memories.detach(), states, self.interaction, **self._scale)
+
+    @property
+    def _scale(self) -> dict[str, Any]:
+        return {"inner": self.factors.inner, "gauged": self.scaling.is_gauged}
 
     def extra_repr(self) -> str:
         classes = f", classes={self.classes}" * bool(self.classes)
@@ -285,26 +297,3 @@ class DenseAssociativeMemory(BinaryMemory):
             f"{self.inputs}, {self.interaction}, scaling={self.scaling}, "
             f"memories={len(self.memories)}{classes}"
         )
-
-
-class _Walk(Walk):
-    """Similarities that are carried along while single neurons turn over."""
-
-    def __init__(self, memory: DenseAssociativeMemory, states: Tensor) -> None:
-        self.interaction, self.scaling = memory.interaction, memory.scaling
-        self.states, self.memories, self.inner = flips.prepared(
-            states.clone(), memory.memories.detach(), self.interaction, self.scaling, memory.size
-        )
-        self.own = self.states @ self.memories.mT
-
-    def field(self, neuron: int) -> Tensor:
-        x = self.states[:, neuron, None]
-        turned = self.own - 2 * x * self.memories[:, neuron]
-        own, flipped = self.inner * self.own[..., None], self.inner * turned[..., None]
-        difference = flips.certain_difference(self.interaction, self.scaling, own, flipped)
-        return (x * difference)[:, 0]
-
-    def turn(self, neuron: int, change: Tensor) -> None:
-        change = change.to(self.own.dtype)
-        self.own.addr_(change, self.memories[:, neuron])
-        self.states[:, neuron] += change

@@ -14,23 +14,18 @@ independent networks.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from hamdeq.memories.few import are_few as _few
+from hamdeq.memories.few import error_of_few, states_at_once
 from hamdeq.memories.interactions import Interaction
-from hamdeq.memories.scaling import Factors, Scaling
+from hamdeq.memories.scaling import Factors
 
-__all__ = [
-    "PredictionError",
-    "certain_difference",
-    "fields",
-    "loss_and_gradient",
-    "margins",
-    "prepared",
-]
+__all__ = ["PredictionError", "blockwise", "loss_and_gradient", "margins", "similarities"]
 
 # Numbers in a block: it should stay in a core's cache from the first operation to the last.
 _BLOCK = 2**18
@@ -56,61 +51,10 @@ def margins(
     """
 
     def block(x: Tensor) -> Tensor:
-        own, flipped = _similarities(memories, x, inner, neurons)
+        own, flipped = similarities(memories, x, inner, neurons)
         return x[..., neurons] * (interaction(own[..., None]) - interaction(flipped)).sum(-2)
 
-    return _blockwise(block, memories, states, neurons)
-
-
-def fields(
-    memories: Tensor, states: Tensor, interaction: Interaction, scaling: Scaling, size: int
-) -> Tensor:
-    """Margins whose signs are right: ``(…, M, N)``; NaN where they overflow."""
-    states, memories, inner = prepared(states, memories, interaction, scaling, size)
-
-    def block(x: Tensor) -> Tensor:
-        own, flipped = _similarities(memories, x, inner, slice(None))
-        return x * certain_difference(interaction, scaling, own[..., None], flipped)
-
-    return _blockwise(block, memories, states, slice(None))
-
-
-def prepared(
-    states: Tensor, memories: Tensor, interaction: Interaction, scaling: Scaling, size: int
-) -> tuple[Tensor, Tensor, float]:
-    """States and memories in the precision that the sign of a difference needs, and ``inner``.
-
-    Where the scale is free, it is float64, without a scale: similarities of ±1 are integers.
-    """
-    inner = scaling.factors(size, interaction).inner
-    if not scaling.is_gauged:
-        return states, memories, inner
-    return states.double(), memories.double(), inner if interaction.degree is None else 1.0
-
-
-def certain_difference(
-    interaction: Interaction, scaling: Scaling, own: Tensor, flipped: Tensor
-) -> Tensor:
-    """Σ_μ [F(own) − F(flipped)], right in sign: ``(…, K, 1), (…, K, n) -> (…, n)``.
-
-    Normalised it is given up to a positive factor for each state. Memories of ±1 often cancel
-    exactly, so that what is left is far smaller than what is summed: where a sum could be all
-    rounding, it is taken anew from the largest term to the smallest, which cancels equal terms
-    before smaller ones are lost beside them.
-    """
-    if scaling.is_gauged:
-        own, flipped = interaction.gauge(own, flipped)
-    before, after = interaction(own), interaction(flipped)
-    terms = before - after
-    total = terms.sum(-2)
-    size = (before.abs() + after.abs()).sum(-2)
-    # Each term is good to some roundings of its powers, the sum to one for each term.
-    doubtful = total.abs() <= torch.finfo(own.dtype).eps * (terms.shape[-2] + 64) * size
-    if bool(doubtful.any()):
-        rows = terms.mT[doubtful]
-        order = rows.abs().argsort(-1, descending=True)
-        total[doubtful] = rows.gather(-1, order).cumsum(-1)[..., -1]
-    return torch.where(size.isfinite(), total, torch.nan)
+    return blockwise(block, memories, states, neurons)
 
 
 def loss_and_gradient(
@@ -135,8 +79,11 @@ def loss_and_gradient(
         exponent: m, a positive integer.
         kernel: :func:`error_of_block`, or what the compiler made of it.
     """
-    kernel = error_of_block if kernel is None else kernel
     rows = _rows(memories, neurons)
+    if kernel is None:
+        kernel = error_of_block
+        if _few(memories, neurons):
+            kernel, rows = partial(error_of_few, rows=rows), states_at_once(memories)
     total: Parts | None = None
     predictions = []
     for x, t in zip(states.split(rows, -2), targets.split(rows, -2), strict=True):
@@ -163,7 +110,7 @@ def error_of_block(
 ) -> Parts:
     """:func:`loss_and_gradient` of as many states as fit in a block."""
     inner, outer = factors
-    own, flipped = _similarities(memories, states, inner, neurons)
+    own, flipped = similarities(memories, states, inner, neurons)
     x = states[..., neurons]
     f_own, slope_own = interaction.both(own)
     f, slope = interaction.both(flipped)
@@ -187,21 +134,39 @@ class PredictionError(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, memories: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         loss, gradient, predicted = loss_and_gradient(memories, *rest)
-        ctx.save_for_backward(gradient)
+        ctx.save_for_backward(gradient, memories)
         ctx.others = len(rest)
         ctx.mark_non_differentiable(predicted)
         return loss, predicted
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         of_loss = grad_outputs[0]
-        (gradient,) = ctx.saved_tensors
-        return (of_loss[..., None, None] * gradient, *[None] * ctx.others)
+        gradient, memories = ctx.saved_tensors
+        gradient = of_loss[..., None, None] * gradient
+        return (_Once.apply(gradient, memories), *[None] * ctx.others)
 
 
-def _similarities(
-    memories: Tensor, states: Tensor, inner: float | Tensor, neurons: slice
+class _Once(torch.autograd.Function):
+    """A gradient that refuses to be differentiated. (Autograd would take it for a constant.)"""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, memories: Tensor) -> Tensor:
+        return gradient
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        raise RuntimeError(
+            "loss: its gradient is closed-form and has no derivative; make the loss from "
+            "predict(states), which can be differentiated twice"
+        )
+
+
+def similarities(
+    memories: Tensor,
+    states: Tensor,
+    inner: float | Tensor = 1.0,
+    neurons: slice = slice(None),
 ) -> tuple[Tensor, Tensor]:
     """inner · s ``(…, M, K)``, and the same with each neuron turned over ``(…, M, K, n)``."""
     own = inner * (states @ memories.mT)
@@ -218,9 +183,13 @@ def _rows(memories: Tensor, neurons: slice) -> int:
     return max(1, _BLOCK // max(each, 1))
 
 
-def _blockwise(
-    block: Callable[[Tensor], Tensor], memories: Tensor, states: Tensor, neurons: slice
+def blockwise(
+    block: Callable[[Tensor], Tensor],
+    memories: Tensor,
+    states: Tensor,
+    neurons: slice = slice(None),
 ) -> Tensor:
+    """A function of states, of as many at once as stay in a core's cache."""
     parts = [block(x) for x in states.split(_rows(memories, neurons), -2)]
     if len(parts) == 1:
         return parts[0]

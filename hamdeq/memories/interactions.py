@@ -27,6 +27,10 @@ __all__ = [
 ]
 
 
+# The power of ½ that is still far from the smallest number of float64.
+_STEEPEST = 500
+
+
 class Interaction(ABC):
     """A function F of one similarity, applied elementwise."""
 
@@ -74,10 +78,10 @@ class _Power(Interaction):
     n: int = 2
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n, int) or isinstance(self.n, bool) or self.n < 1:
+        if not isinstance(self.n, int) or isinstance(self.n, bool) or not 1 <= self.n <= _STEEPEST:
             raise ValueError(
-                f"n: expected a positive integer, the interaction vertex, got {self.n!r}; "
-                "2 is the classical network, more are steeper"
+                f"n: expected a positive integer up to {_STEEPEST}, the interaction vertex, got "
+                f"{self.n!r}; 2 is the classical network, more are steeper"
             )
 
     @property
@@ -130,10 +134,7 @@ class RectifiedPolynomial(_Homogeneous):
     """
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        up = torch.relu(x)
-        # The power of zero that is one has no place here: below zero F is flat.
-        p = _power(up, self.n - 1) if self.n > 1 else (x > 0).to(x.dtype)
-        return up * p, self.n * p
+        return _rectified(x, self.n)
 
 
 @dataclass(frozen=True)
@@ -158,10 +159,9 @@ class LeakyRectifiedPolynomial(_Power):
             )
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        up = torch.relu(x)
-        p = _power(up, self.n - 1)
+        f, slope = _rectified(x, self.n)
         below = x < 0
-        return torch.where(below, -self.eps * x, up * p), torch.where(below, -self.eps, self.n * p)
+        return torch.where(below, -self.eps * x, f), torch.where(below, -self.eps, slope)
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,14 @@ class Exponential(Interaction):
         # A common summand inside is a common positive factor outside.
         largest = torch.maximum(own.amax(-1), flipped.amax(-1)).amax(-1)[..., None, None]
         return own - largest, flipped - largest
+
+
+def _rectified(x: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """max(x, 0)ⁿ and its derivative, 0 at 0."""
+    up = torch.relu(x)
+    # The power of zero that is one has no place here: below zero F is flat.
+    p = _power(up, n - 1) if n > 1 else (x > 0).to(x.dtype)
+    return up * p, n * p
 
 
 def _power(x: Tensor, k: int) -> Tensor:

@@ -41,7 +41,10 @@ class Learning:
         m = self.exponent
         if not isinstance(m, int) or isinstance(m, bool) or m < 1:
             raise ValueError(f"exponent: expected a positive integer m, got {m!r}")
-        for t in self.temperatures or ():
+        given = self.temperatures
+        if given is not None and not (isinstance(given, tuple | list) and len(given) == 2):
+            raise ValueError(f"temperatures: expected the first and the last, got {given!r}")
+        for t in given or ():
             if not (math.isfinite(t) and t > 0):
                 raise ValueError(f"temperatures: expected finite numbers > 0, got {t!r}")
 

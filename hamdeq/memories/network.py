@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,9 @@ from hamdeq.memories.continuous import two_layers
 from hamdeq.memories.recall import BinaryMemory, Walk
 from hamdeq.memories.rules import Hebbian, Rule
 from hamdeq.memories.states import check_states
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["HopfieldNetwork"]
 
@@ -63,7 +68,7 @@ class HopfieldNetwork(BinaryMemory):
     def device(self) -> torch.device:
         return self.weights.device
 
-    def store(self, states: Tensor) -> HopfieldNetwork:
+    def store(self, states: Tensor) -> Self:
         """Learn further states, ``(count, N)`` of ±1, by the rule; returns itself.
 
         Raises:
@@ -80,12 +85,12 @@ class HopfieldNetwork(BinaryMemory):
         Raises:
             ValueError: states that do not fit, or are not ±1.
         """
-        check_states("states", states, self.size, self)
+        self._check(states)
         return -0.5 * ((states @ self.weights) * states).sum(-1)
 
     def fields(self, states: Tensor) -> Tensor:
         """Σⱼ Wᵢⱼ ξⱼ of every neuron: ``(batch, N)``."""
-        check_states("states", states, self.size, self)
+        self._check(states)
         return states @ self.weights
 
     def as_ham(self, beta: float = 1.0) -> HAM:
@@ -97,17 +102,23 @@ class HopfieldNetwork(BinaryMemory):
         L*(g) − ½ gᵀBᵀBg.
 
         Raises:
-            ValueError: nothing is stored.
+            ValueError: the weights are all zero.
         """
         values, vectors = torch.linalg.eigh(self.weights.double())
         values = values - values[0]
         kept = values > 1e-9 * values[-1]
         if not bool(kept.any()):
-            raise ValueError("weights: expected a stored pattern, got none; store(states) first")
+            raise ValueError("weights: expected some that are not zero; store(states) first")
         rows = values[kept].sqrt()[:, None] * vectors[:, kept].T
         return two_layers(rows.to(self.dtype), Identity(), beta)
 
+    def _check(self, states: Tensor) -> None:
+        if not len(self.patterns) and not bool(self.weights.any()):
+            raise ValueError("weights: expected a stored pattern, got none; store(states) first")
+        check_states("states", states, self.size, self)
+
     def _walk(self, states: Tensor) -> Walk:
+        self._check(states)
         return _Walk(self, states)
 
     def extra_repr(self) -> str:

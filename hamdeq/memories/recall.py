@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hamdeq.memories.states import check_states, signs
 from hamdeq.solvers import Failures, OnFailure, Solution, Status
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Asynchronous", "BinaryMemory", "Synchronous", "Updates", "Walk"]
 
@@ -50,6 +53,10 @@ class BinaryMemory(nn.Module, ABC):
         """The device of the memory, and of its states."""
 
     @abstractmethod
+    def store(self, states: Tensor) -> Self:
+        """Keep further states, ``(count, N)`` of ±1; returns itself."""
+
+    @abstractmethod
     def energy(self, states: Tensor) -> Tensor:
         """Energy of each state: ``(batch, N) -> (batch,)``."""
 
@@ -64,9 +71,16 @@ class BinaryMemory(nn.Module, ABC):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         # As many patterns as there are in the file, whatever there are here.
         given, held = state_dict.get(prefix + self._stored), getattr(self, self._stored)
-        if isinstance(given, Tensor) and given.shape[1:] == held.shape[1:]:
-            empty = held.new_empty(given.shape)
-            setattr(self, self._stored, nn.Parameter(empty) if held.requires_grad else empty)
+        # (A parameter of the right shape is kept: optimisers know it.)
+        if (
+            isinstance(given, Tensor)
+            and given.shape[1:] == held.shape[1:]
+            and given.shape != held.shape
+        ):
+            empty = held.detach().new_empty(given.shape)
+            if isinstance(held, nn.Parameter):
+                empty = nn.Parameter(empty, requires_grad=held.requires_grad)
+            setattr(self, self._stored, empty)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def recall(
@@ -229,7 +243,8 @@ class _Log:
             still = rows[(residual[rows] == 0) & (self.status[rows] == Status.MAX_STEPS.value)]
             self.status[still] = Status.CONVERGED.value  # at rest since the last of max_steps
             residual[rows[fields.isnan().any(1)]] = torch.nan
-        empty = self.x.new_zeros(0, len(self.x))
+        trace = torch.stack(self.trace) if self.trace else self.x.new_zeros(0, len(self.x))
+        stopped = torch.arange(len(trace), device=self.x.device)[:, None] >= self.steps
         return Solution(
             value=self.value,
             residual=residual,
@@ -237,7 +252,7 @@ class _Log:
             converged=self.status == Status.CONVERGED.value,
             status=self.status,
             n_evals=self.count,
-            trace=torch.stack(self.trace) if self.trace else empty,
+            trace=torch.where(stopped, residual, trace),
         )
 
 

@@ -42,7 +42,8 @@ class Hebbian(Rule):
 class PseudoInverse(Rule):
     """W = Ξ⁺Ξ, the projection onto the patterns Ξ, without its diagonal.
 
-    Up to N linearly independent patterns, however alike, are at rest; basins shrink from N/2 on.
+    Fewer than N linearly independent patterns, however alike, are at rest; basins shrink from N/2
+    on. With N of them the projection is the identity, and without its diagonal nothing.
 
     Source: Personnaz, Guyon & Dreyfus (1985); without the diagonal: Kanter & Sompolinsky (1987).
     """
@@ -50,7 +51,9 @@ class PseudoInverse(Rule):
     def learn(self, weights: Tensor, patterns: Tensor, new: Tensor) -> Tensor:
         # In float64: patterns that are nearly dependent have a projection that is not.
         given = patterns.double()
-        return _without_diagonal((torch.linalg.pinv(given) @ given).to(weights.dtype))
+        projection = torch.linalg.pinv(given) @ given
+        # Symmetric to the last bit, without which states need not come to rest.
+        return _without_diagonal(((projection + projection.T) / 2).to(weights.dtype))
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Storkey(Rule):
             # h_ij, the local field at i without what i and j contribute.
             local = (weights @ x)[:, None] - weights * x
             through = local * x  # h_ij ξ_j
-            weights = weights + (torch.outer(x, x) - through - through.T) / len(x)
+            weights = weights + (torch.outer(x, x) - (through + through.T)) / len(x)
             weights = _without_diagonal(weights)
         return weights
 

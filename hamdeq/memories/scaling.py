@@ -77,13 +77,14 @@ class Original(Scaling):
     """
 
     def factors(self, size: int, interaction: Interaction) -> Factors:
-        try:
-            return Factors(1.0, self.temperature**-interaction.steepness)
-        except OverflowError:
+        n = interaction.steepness
+        # In logarithms, since T⁻ⁿ may be neither 0 nor ∞.
+        if abs(n * math.log10(self.temperature)) > 300:
             raise OverflowError(
-                f"temperature: T⁻ⁿ overflows at T = {self.temperature:g} and n = "
-                f"{interaction.steepness}; use Normalised()"
-            ) from None
+                f"temperature: T⁻ⁿ is out of range at T = {self.temperature:g} and n = {n}; use "
+                "Normalised()"
+            )
+        return Factors(1.0, self.temperature**-n)
 
     @property
     def is_gauged(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["check_states", "signs"]
+__all__ = ["check_labels", "check_states", "signs"]
 
 
 class _Placed(Protocol):
@@ -53,7 +53,7 @@ def check_states(name: str, x: Any, size: int, like: _Placed, *, binary: bool = 
         wrong.append(
             f"expected the memory's device {like.device}, got {x.device}; use .to(memory.device)"
         )
-    if not x.is_meta:
+    if not x.is_meta and x.dtype != torch.bool:
         fine = x.abs() == 1 if binary else x.isfinite()
         if not bool(fine.all()):
             some = x[~fine].flatten()[0].item()
@@ -62,3 +62,20 @@ def check_states(name: str, x: Any, size: int, like: _Placed, *, binary: bool = 
             wrong.append(f"expected {kind}, got {some:g} among them{remedy}")
     if wrong:
         raise ValueError(f"{name}: " + "; ".join(wrong))
+
+
+def check_labels(labels: Any, batch: int, classes: int) -> None:
+    """Refuse what is not ``(batch,)`` of int64, each the number of a class."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels: expected a tensor ({batch},), got {type(labels).__name__}")
+    wrong = []
+    if tuple(labels.shape) != (batch,):
+        wrong.append(f"expected shape ({batch},), got {tuple(labels.shape)}")
+    if labels.dtype != torch.int64:
+        wrong.append(f"expected torch.int64, got {labels.dtype}; use .long()")
+    elif not labels.is_meta:
+        other = labels[(labels < 0) | (labels >= classes)]
+        if other.numel():
+            wrong.append(f"expected classes 0 to {classes - 1}, got {int(other[0])} among them")
+    if wrong:
+        raise ValueError("labels: " + "; ".join(wrong))

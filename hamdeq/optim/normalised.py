@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hamdeq.memories.steps import normalised
+
 __all__ = ["NormalisedSGD"]
 
 
@@ -72,16 +74,7 @@ class NormalisedSGD(Optimizer):
             if "velocity" not in state:
                 state["velocity"] = torch.zeros_like(w)
             v = state["velocity"].mul_(group["momentum"]).add_(v)
-        w.sub_(group["lr"] * _normalised(v))
+        w.sub_(group["lr"] * normalised(v))
         if group["bound"] is not None:
-            bounded = w[..., : w.shape[-1] - group["free"]] if w.dim() > 1 else w
+            bounded = w[..., : max(w.shape[-1] - group["free"], 0)] if w.dim() > 1 else w
             bounded.clamp_(-group["bound"], group["bound"])
-
-
-def _normalised(v: Tensor) -> Tensor:
-    """Each row divided by its largest entry; zeros stay zero."""
-    if v.numel() == 0:
-        return v
-    largest = v.abs().flatten(1).amax(1) if v.dim() > 1 else v.abs()
-    largest = largest.reshape(-1, *[1] * (v.dim() - 1))
-    return torch.where(largest > 0, v / largest, 0.0)

@@ -1,6 +1,6 @@
 """Pictures of memories: how they settle, what they hold (extra ``train``: matplotlib)."""
 
-from hamdeq.plots.binary import Theory, binary_capacity
+from hamdeq.plots.binary import binary_capacity
 from hamdeq.plots.capacity import capacity_curves
 from hamdeq.plots.gallery import retrieval_gallery
 from hamdeq.plots.heat import HeatMap, heat_maps
@@ -8,7 +8,6 @@ from hamdeq.plots.settling import residual_histogram
 
 __all__ = [
     "HeatMap",
-    "Theory",
     "binary_capacity",
     "capacity_curves",
     "heat_maps",

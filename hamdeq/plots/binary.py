@@ -3,61 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["Theory", "binary_capacity"]
+__all__ = ["binary_capacity"]
 
 # Where a classical network collapses (Amit, Gutfreund & Sompolinsky 1985).
 _COLLAPSE = 0.138
 
-Errors = Mapping[tuple[str, int, int], tuple[float, float]]
-"""(memory, N, K) -> shares of neurons that want to turn over, and that are wrong after recall."""
+Key = tuple[str, int, int]
+"""A memory, N neurons, K patterns."""
+
+Errors = Mapping[Key, tuple[float, float]]
+"""The shares of neurons that want to turn over at first, and that are wrong after recall."""
 
 
-class Theory(NamedTuple):
-    """What theory says of one interaction vertex.
-
-    Args:
-        turning: from a number of patterns to the share of neurons that want to turn over.
-        capacity: number of patterns of which one has no error.
-    """
-
-    turning: Callable[[float], float]
-    capacity: float
-
-
-def binary_capacity(errors: Errors, theory: Mapping[int, Theory]) -> Figure:
+def binary_capacity(
+    errors: Errors,
+    *,
+    turning: Callable[[float], float],
+    capacity: Callable[[int], float],
+    patterns: Callable[[int, int, float], float],
+) -> Figure:
     """Errors against the number of stored patterns: classical networks, xⁿ, and eˣ.
 
     Args:
         errors: of a memory, "classical", "exp" or an interaction vertex such as "3", with N neurons
             and K patterns, the shares of neurons that want to turn over in a stored pattern, and
             that are wrong after recall.
-        theory: for each interaction vertex, drawn as lines.
+        turning: from a load of xⁿ to the first of these shares in theory.
+        capacity: from N to the load at which errors begin in theory.
+        patterns: from n, N and a load to K; linear in the load.
     """
-    figure = Figure(figsize=(13.0, 4.2), dpi=150, layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    _by_size(left, errors, "classical", lambda size, count: count / size)
-    left.axvline(_COLLAPSE, color="0.35", linestyle="--", linewidth=1, label=f"K = {_COLLAPSE} N")
-    left.set(xlabel="patterns stored for each neuron, K / N", title="classical, Hebb's rule")
+    figure = Figure(figsize=(10.0, 8.0), dpi=150, layout="constrained")
+    (classical, turn), (wrong, exponential) = figure.subplots(2, 2)
+    line: dict[str, Any] = {"color": "0.35", "linestyle": "--", "linewidth": 1}
+    _by_size(classical, errors, "classical", lambda size, count: count / size)
+    classical.axvline(_COLLAPSE, **line, label=f"K = {_COLLAPSE} N")
+    classical.set(xlabel="patterns stored for each neuron, K / N", title="classical, Hebb's rule")
 
-    _by_vertex(middle, errors, theory)
-    middle.set_xscale("log")
-    middle.set(xlabel="patterns stored, K", title="xⁿ: measured, and in theory (lines)")
+    # Of a million loads: so many patterns that rounding does not matter.
+    unit = {key: patterns(int(key[0]), key[1], 1e6) / 1e6 for key in errors if key[0].isdigit()}
+    for axes, which in ((turn, 0), (wrong, 1)):
+        _by_vertex(axes, errors, unit, which)
+        axes.set(xlabel="load, K (2n − 3)!! / N^(n − 1)", title="xⁿ")
+    if unit:
+        loads = np.linspace(0.005, max(key[2] / unit[key] for key in unit), 100)
+        turn.plot(loads, [turning(load) for load in loads], color="0.35", label="theory")
+        for size in sorted({key[1] for key in unit}):
+            wrong.axvline(capacity(size), **line, label=f"capacity of N = {size} in theory")
+        wrong.axhline(0.01, color="0.35", linestyle=":", linewidth=1, label="1 %")
 
-    _by_size(right, errors, "exp", lambda size, count: count / 2 ** (size / 2))
-    right.axvline(1.0, color="0.35", linestyle="--", linewidth=1, label="K = 2^(N/2)")
-    right.set_xscale("log", base=2)
-    right.set(xlabel="patterns stored, K / 2^(N/2)", title="eˣ")
-    for axes in (left, middle, right):
-        axes.set_ylabel("share of neurons" if axes is middle else "wrong after recall")
+    _by_size(exponential, errors, "exp", lambda size, count: count / 2 ** (size / 2))
+    exponential.axvline(1.0, **line, label="K = 2^(N/2)")
+    exponential.set_xscale("log", base=2)
+    exponential.set(xlabel="patterns stored, K / 2^(N/2)", title="eˣ")
+    for axes in (classical, turn, wrong, exponential):
+        axes.set_ylabel("want to turn over at first" if axes is turn else "wrong after recall")
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize="small")
+            axes.legend(fontsize="small", loc="upper left")
     return figure
 
 
@@ -66,28 +74,29 @@ def _by_size(axes: Axes, errors: Errors, memory: str, load: Callable[[int, int],
     sizes = sorted({size for name, size, _ in errors if name == memory})
     for size, colour in zip(sizes, _colours(len(sizes)), strict=True):
         counts = sorted(k for name, n, k in errors if (name, n) == (memory, size))
-        wrong = [errors[memory, size, count][1] for count in counts]
+        shares = [errors[memory, size, count][1] for count in counts]
         loads = [load(size, count) for count in counts]
-        axes.plot(loads, wrong, marker=".", color=colour, label=f"N = {size}")
+        axes.plot(loads, shares, marker=".", color=colour, label=f"N = {size}")
 
 
-def _by_vertex(axes: Axes, errors: Errors, theory: Mapping[int, Theory]) -> None:
-    for (n, line), colour in zip(theory.items(), _colours(len(theory)), strict=True):
-        found = sorted((k, both) for (name, _, k), both in errors.items() if name == str(n))
-        if not found:
-            continue
-        counts = [count for count, _ in found]
-        fine = np.geomspace(counts[0], counts[-1], 100)
-        axes.plot(fine, [line.turning(count) for count in fine], color=colour, linewidth=1)
-        turning, wrong = zip(*(both for _, both in found), strict=True)
-        axes.plot(counts, turning, ".", color=colour, label=f"n = {n}")
-        axes.plot(counts, wrong, "x", color=colour)
-        axes.axvline(line.capacity, color=colour, linestyle=":", linewidth=1)
-    axes.plot([], [], ".", color="0.35", label="want to turn over")
-    axes.plot([], [], "x", color="0.35", label="wrong after recall")
-    axes.plot([], [], ":", color="0.35", linewidth=1, label="capacity in theory")
-    axes.axhline(0.01, color="0.35", linestyle="--", linewidth=1, label="1 %")
-    axes.set_ylim(-0.005, 0.12)
+def _by_vertex(axes: Axes, errors: Errors, unit: Mapping[Key, float], which: int) -> None:
+    """One of the shares against the load: a colour for each n, a marker for each N."""
+    series = sorted({key[:2] for key in unit})
+    names = sorted({name for name, _ in series})
+    sizes = sorted({size for _, size in series})
+    colours = dict(zip(names, _colours(len(names)), strict=True))
+    for name, size in series:
+        keys = sorted(key for key in unit if key[:2] == (name, size))
+        axes.plot(
+            [key[2] / unit[key] for key in keys],
+            [errors[key][which] for key in keys],
+            marker="os^v"[sizes.index(size) % 4],
+            markersize=4,
+            linestyle="-" if which else "none",
+            linewidth=1,
+            color=colours[name],
+            label=f"n = {name}, N = {size}",
+        )
 
 
 def _colours(count: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -75,10 +76,9 @@ def heat_maps(maps: Mapping[str, HeatMap], *, farthest: float, title: str = "") 
             panel.tick_params(labelbottom=bottom, labelleft=left)
             if i == 0 or single:
                 panel.set_title(label.replace("\n", " ") if single else head, fontsize="medium")
-        bar = {"ax": panels[0, i]} if single else {"ax": list(panels[i])}
+        beside: Any = panels[0, i] if single else list(panels[i])
         assert image is not None
-        extend = "neither" if name == "recalled" else "max"
-        made = figure.colorbar(image, extend=extend, **bar)
+        made = figure.colorbar(image, ax=beside, extend="neither" if name == "recalled" else "max")
         if not single:
             made.set_label(label, fontsize="small")
     heading = f"{title}, {next(iter(maps))}".strip(", ") if single else title
@@ -87,8 +87,7 @@ def heat_maps(maps: Mapping[str, HeatMap], *, farthest: float, title: str = "") 
 
 
 def _draw(panel: Axes, one: HeatMap, values: np.ndarray, highest: float) -> AxesImage:
-    colors = colormaps["cividis"].copy()
-    colors.set_bad("0.8")
+    colors = colormaps["cividis"].with_extremes(bad="0.8")
     shown = np.ma.masked_invalid(values)
     image = panel.imshow(shown, origin="lower", aspect="auto", vmin=0, vmax=highest, cmap=colors)
     missing = np.argwhere(~np.isfinite(values))

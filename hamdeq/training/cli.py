@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import sys
 import warnings
@@ -18,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerStatus
 
-from hamdeq.data import InMemoryDataModule, TensorDataModule
+from hamdeq.data import InMemoryDataModule
 from hamdeq.training.callbacks import ConvergenceMonitor, ProgressBar, ResidualPicture
 from hamdeq.training.classifier import HAMClassifier
 from hamdeq.training.hints import Parser, innermost
@@ -31,6 +30,7 @@ from hamdeq.training.run import (
     new_folder,
     wandb_logger,
 )
+from hamdeq.training.sizes import check_sizes
 
 __all__ = ["Run", "main"]
 
@@ -123,8 +123,7 @@ class HAMCLI(LightningCLI):
             self.parser.error(innermost(error))
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        if isinstance(self.model, HAMClassifier) and isinstance(self.datamodule, TensorDataModule):
-            _check_sizes(self.model, self.datamodule)
+        check_sizes(self.model, self.datamodule)
         config = self._get_config()
         resume_step = self._choose_folder(config)
         self.trainer_defaults["callbacks"] = self._callbacks(config.trainer)
@@ -246,21 +245,6 @@ class HAMCLI(LightningCLI):
 def _is_first_process() -> bool:
     """Whether no other process has the run folder in its care, before there is a trainer to ask."""
     return not int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
-
-
-def _check_sizes(model: HAMClassifier, data: TensorDataModule) -> None:
-    """Compare the memory with the data before anything is run, or written."""
-    for layer, size, what in (
-        (model.input, math.prod(data.image_shape), f"pixel of the images {data.image_shape}"),
-        (model.output, data.n_classes, "class"),
-    ):
-        got = math.prod(model.deq.ham.layer(layer).shape)
-        if got != size:
-            raise ValueError(
-                f"model.deq.ham: expected {size} neurons in the layer {layer!r}, one for each "
-                f"{what} of {type(data).__name__}, got {got}; change --model.deq.ham.sizes, "
-                "or the data"
-            )
 
 
 def main(args: list[str] | None = None) -> None:

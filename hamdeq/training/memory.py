@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -86,6 +87,18 @@ class _AllAtOnce:
         yield self.states
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A call of a method should not tell of devices, nor that it has ended."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def learn(
     memory: DenseAssociativeMemory,
     states: Tensor,
@@ -95,20 +108,23 @@ def learn(
     trainer: L.Trainer | None = None,
 ) -> Tensor:
     """See :meth:`DenseAssociativeMemory.fit`."""
-    if trainer is None:
-        # A call of a method should not tell of devices, nor that it has ended.
-        logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-        trainer = L.Trainer(
-            max_epochs=epochs,
-            accelerator="cpu" if memory.device.type == "cpu" else "auto",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-        )
+    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 0:
+        raise ValueError(f"epochs: expected an integer ≥ 0, got {epochs!r}")
     learner = MemoryLearner(deepcopy(memory).double(), learning)
-    trainer.fit(learner, _AllAtOnce(states.double()))
+    batches = _AllAtOnce(states.double())
+    if trainer is not None:
+        trainer.fit(learner, batches)
+    else:
+        with _quiet():
+            L.Trainer(
+                max_epochs=epochs,
+                accelerator="cpu" if memory.device.type == "cpu" else "auto",
+                devices=1,
+                logger=False,
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                enable_progress_bar=False,
+            ).fit(learner, batches)
     memory.scaling = learner.memory.scaling
     with torch.no_grad():
         memory.memories.copy_(learner.memory.memories)

@@ -9,6 +9,7 @@ __all__ = ["add_results", "table", "where"]
 
 _FORMATS = {
     "accuracy": ("{stage} accuracy", "{:.2%}"),
+    "f1": ("{stage} F1", "{:.4f}"),
     "auc": ("{stage} AUC", "{:.4f}"),
     "loss": ("{stage} loss", "{:.4g}"),
     "iterations": ("mean iterations", "{:.2f}"),

@@ -1,0 +1,207 @@
+"""Which maps the papers show, and what is fixed in each of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+
+from hamdeq.memories import (
+    Interaction,
+    LeakyRectifiedPolynomial,
+    Learning,
+    Normalised,
+    Original,
+    Polynomial,
+    RectifiedPolynomial,
+)
+from hamdeq.memories.grid import Networks, Training
+
+__all__ = ["Axes", "Protocol", "axes", "papers_maps", "random_distance"]
+
+Formulation = Literal["original", "normalised"]
+Grid = Literal["coarse", "fine"]
+Axes = tuple[tuple[float, ...], tuple[float, ...]]
+"""Learning rates, and inverse temperatures."""
+
+# The interaction vertices of the papers' figures: (formulation, N) -> (both grids, fine alone).
+_VERTICES: dict[tuple[Formulation, int], tuple[tuple[int, ...], tuple[int, ...]]] = {
+    ("original", 100): ((2, 3, 5, 10, 20, 30), ()),
+    ("normalised", 100): ((2, 3, 5, 10, 15, 20, 25, 30), (40, 50, 60, 70, 80, 90, 100)),
+    ("normalised", 250): ((2, 3, 5, 10, 20, 30), ()),
+}
+_STATES = {100: 20, 250: 30}
+INTERACTIONS = ("leaky", "rectified", "polynomial")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One map: every rate with every inverse temperature, several times.
+
+    Args:
+        formulation: where the temperature acts.
+        grid: a name for the axes.
+        size: N.
+        states: how many are learned.
+        n: interaction vertex.
+        rates, inverse_temperatures: the axes.
+        interaction: ``leaky``, ``rectified`` or ``polynomial``.
+        eps: ε of the leaky function.
+        memories: K.
+        epochs: steps of learning.
+        repeats: draws of states and memories. A draw is the same in all cells.
+        std: of the memories' entries to begin with.
+        unit: whose largest gradient moves by the rate: see :class:`~hamdeq.memories.grid.Training`.
+        dtype: of learning.
+        seed: of the draws.
+    """
+
+    formulation: Formulation
+    grid: Grid
+    size: int
+    states: int
+    n: int
+    rates: tuple[float, ...]
+    inverse_temperatures: tuple[float, ...]
+    interaction: str = "leaky"
+    eps: float = 1e-2
+    memories: int = 100
+    epochs: int = 500
+    repeats: int = 5
+    std: float = 0.1
+    unit: Literal["memory", "network", "none"] = "memory"
+    dtype: Literal["float64", "float32"] = "float64"
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """A name, the same only for the same protocol."""
+        told = json.dumps(asdict(self), sort_keys=True)
+        code = hashlib.sha256(told.encode()).hexdigest()[:8]
+        return f"{self.interaction}-{self.formulation}-N{self.size}-n{self.n}-{self.grid}-{code}"
+
+    @property
+    def title(self) -> str:
+        """What tells a map from others, to be read."""
+        return (
+            f"{self.formulation}, {self.interaction}, n = {self.n}, N = {self.size}, "
+            f"{self.states} states, {self.grid}"
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rates, inverse temperatures, repeats: the axes of every result."""
+        return len(self.rates), len(self.inverse_temperatures), self.repeats
+
+    @property
+    def count(self) -> int:
+        """Networks."""
+        rates, temperatures, repeats = self.shape
+        return rates * temperatures * repeats
+
+    @property
+    def work(self) -> int:
+        """Similarities to be computed in learning, of which time is a multiple."""
+        return self.count * self.epochs * self.states * self.memories * self.size
+
+    def function(self) -> Interaction:
+        """F.
+
+        Raises:
+            ValueError: an n or an ε that there is no such function of.
+        """
+        if self.interaction == "leaky":
+            return LeakyRectifiedPolynomial(self.n, self.eps)
+        return {"rectified": RectifiedPolynomial, "polynomial": Polynomial}[self.interaction](
+            self.n
+        )
+
+    def training(self) -> Training:
+        """How each cell learns."""
+        scaling = Original() if self.formulation == "original" else Normalised()
+        learning = Learning(decay=0.999, momentum=0.0, exponent=1)
+        return Training(self.function(), scaling, learning, self.epochs, self.unit)
+
+    def networks(self) -> Networks:
+        """All of them, in the order of :attr:`shape`."""
+        dtype = getattr(torch, self.dtype)
+        draws = [self._draw(repeat) for repeat in range(self.repeats)]
+        cells = len(self.rates) * len(self.inverse_temperatures)
+        states, memories = (
+            torch.stack(each).to(dtype).repeat(cells, 1, 1) for each in zip(*draws, strict=True)
+        )
+        rates = torch.tensor(self.rates, dtype=torch.float64)
+        inverse = torch.tensor(self.inverse_temperatures, dtype=torch.float64)
+        return Networks(
+            memories,
+            states,
+            (1 / inverse)[None, :, None].expand(self.shape).flatten(),
+            rates[:, None, None].expand(self.shape).flatten(),
+        )
+
+    def _draw(self, repeat: int) -> tuple[torch.Tensor, torch.Tensor]:
+        g = torch.Generator().manual_seed(1000 * self.seed + repeat)
+        states = 2.0 * torch.randint(2, (self.states, self.size), generator=g) - 1
+        memories = torch.randn(self.memories, self.size, generator=g, dtype=torch.float64)
+        return states.double(), self.std * memories
+
+
+def random_distance(size: int) -> float:
+    """√(2N), about how far two random states of ±1 are from one another."""
+    return (2 * size) ** 0.5
+
+
+def axes(formulation: Formulation, grid: Grid, size: int, *, full: bool) -> Axes:
+    """Rates and inverse temperatures of a map.
+
+    The fine axis of the original formulation is that of the normalised one divided by N: of a
+    homogeneous F, which is no other network then, the two maps are one. Rates go beyond 1, where a
+    memory's entries jump from bound to bound: steep functions are learned best there.
+
+    Args:
+        full: twice as fine. (The papers do not say how fine their axes are.)
+    """
+    if grid == "coarse":
+        inverse = {
+            "original": _logarithmic(-3, 0, 13 if full else 7),
+            "normalised": _logarithmic(-1, 0.5, 13 if full else 7),
+        }[formulation]
+        return _logarithmic(-2, 1, 13 if full else 7), inverse
+    scale = 1 if formulation == "normalised" else 1 / size
+    steps = range(10, 27, 1 if full else 2)
+    inverse = tuple(float(f"{i / 20 * scale:.6g}") for i in steps)
+    return _logarithmic(-1, 1, 9 if full else 5), inverse
+
+
+def _logarithmic(first: float, last: float, count: int) -> tuple[float, ...]:
+    exponents = torch.linspace(first, last, count, dtype=torch.float64)
+    return tuple(float(f"{10**e:.3g}") for e in exponents.tolist())
+
+
+def papers_maps(
+    formulations: Sequence[Formulation],
+    grids: Sequence[Grid],
+    sizes: Sequence[int],
+    vertices: Sequence[int] | None = None,
+) -> list[tuple[Formulation, Grid, int, int, int]]:
+    """Formulation, grid, N, states and n of the papers' maps, or of those with other n.
+
+    The papers have no map of the original formulation with N = 250, and none at all of other sizes:
+    those are had only by asking for their n.
+    """
+    found = []
+    for size in sizes:
+        for formulation in formulations:
+            for grid in grids:
+                both, fine = _VERTICES.get((formulation, size), ((), ()))
+                listed = both + (fine if grid == "fine" else ())
+                states = _STATES.get(size, max(1, size // 5))
+                found += [
+                    (formulation, grid, size, states, n)
+                    for n in (listed if vertices is None else vertices)
+                ]
+    return found

@@ -1,0 +1,96 @@
+"""What is written of all maps: a table, a CSV of every cell, and figures."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from hamdeq.experiments.hyperparameters.protocol import random_distance
+from hamdeq.experiments.hyperparameters.results import MEASURES, Results
+from hamdeq.plots import heat_maps
+
+__all__ = ["draw", "draw_overviews", "table", "write_csv"]
+
+
+def draw(results: Results, folder: Path) -> Path:
+    """The figure of one map: distance, loss and recall side by side."""
+    protocol = results.protocol
+    path = folder / f"{protocol.name}.png"
+    folder.mkdir(parents=True, exist_ok=True)
+    far = random_distance(protocol.size)
+    heat_maps({protocol.title: results.picture}, farthest=far).savefig(path)
+    return path
+
+
+def draw_overviews(found: Sequence[Results], folder: Path) -> list[Path]:
+    """Figures of all n side by side, wherever maps differ in n alone."""
+    groups: dict[tuple[str, str, int, str], list[Results]] = {}
+    for each in found:
+        p = each.protocol
+        groups.setdefault((p.interaction, p.formulation, p.size, p.grid), []).append(each)
+    paths = []
+    for (interaction, formulation, size, grid), members in groups.items():
+        if len(members) > 1:
+            ordered = sorted(members, key=lambda each: each.protocol.n)
+            maps = {f"n = {each.protocol.n}": each.picture for each in ordered}
+            title = f"{formulation}, {interaction}, N = {size}, {grid}"
+            path = folder / f"all-{interaction}-{formulation}-N{size}-{grid}.png"
+            heat_maps(maps, farthest=random_distance(size), title=title).savefig(path)
+            paths.append(path)
+    return paths
+
+
+def write_csv(found: Sequence[Results], path: Path) -> None:
+    """One row for each network of each map."""
+    keys = ["interaction", "formulation", "size", "states", "grid", "n"]
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow([*keys, "rate", "inverse_temperature", "repeat", *MEASURES, "overflow"])
+        for each in found:
+            p = each.protocol
+            for i, rate in enumerate(p.rates):
+                for j, inverse in enumerate(p.inverse_temperatures):
+                    for k in range(p.repeats):
+                        values = [each.measures[name][i, j, k] for name in MEASURES]
+                        overflow = int(values[0] != values[0])
+                        start = [getattr(p, key) for key in keys]
+                        rows.writerow([*start, rate, inverse, k, *values, overflow])
+
+
+def table(found: Sequence[Results]) -> str:
+    """A Markdown table: of each map the best cell, and where the distance is small.
+
+    Small is below a tenth of √(2N), the distance of random states.
+    """
+    heads = [
+        "map", "n", "best distance", "at 1/T", "rate", "its loss", "its recall",
+        "cells < 0.1 √(2N)", "their 1/T", "their rates", "overflows", "CPU seconds",
+    ]  # fmt: skip
+    lines = [heads, ["---"] * len(heads)]
+    for each in found:
+        p, r = each.protocol, each.region()
+        lines.append(
+            [
+                f"{p.interaction}, {p.formulation}, N = {p.size}, {p.grid}",
+                str(p.n),
+                f"{r['best']:.3g}",
+                _range(r["ties"]),
+                f"{r['best_rate']:g}",
+                f"{r['loss']:.3g}",
+                f"{r['recalled']:.2f}",
+                f"{r['good']} of {r['cells']}",
+                _range(r["inverse_temperatures"]),
+                _range(r["rates"]),
+                str(r["overflows"]),
+                f"{each.cpu_seconds:.0f}",
+            ]
+        )
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _range(ends: Sequence[float] | None) -> str:
+    if ends is None:
+        return "–"
+    low, high = (f"{end:.3g}" for end in ends)
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,109 @@
+"""Maps in several processes, with a bar of what is left."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from hamdeq.experiments.hyperparameters.protocol import Protocol
+from hamdeq.experiments.hyperparameters.results import Results, load, run
+
+__all__ = ["run_all"]
+
+_BAR = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
+
+
+def run_all(
+    protocols: list[Protocol], folder: Path, *, workers: int, compiled: bool
+) -> Iterator[Results]:
+    """Measure what has not been, and yield each map once its file is written.
+
+    Args:
+        protocols: of the maps.
+        folder: of the results' files.
+        workers: processes of one thread each; with 1 all is done in this one.
+        compiled: whether to compile, where there is a compiler.
+    """
+    left = [protocol for protocol in protocols if load(protocol, folder) is None]
+    done = len(protocols) - len(left)
+    if done:
+        tqdm.write(f"{done} of {len(protocols)} maps have been measured before")
+    if not left:
+        return
+    with tqdm(total=sum(p.work for p in left), bar_format=_BAR) as bar:
+        bar.set_postfix_str(f"map {done} of {len(protocols)}")
+        maps = _here(left, folder, bar, compiled) if workers == 1 else None
+        for result in maps or _elsewhere(left, folder, bar, workers, compiled):
+            done += 1
+            bar.set_postfix_str(f"map {done} of {len(protocols)}")
+            yield result
+
+
+def _here(left: list[Protocol], folder: Path, bar: Any, compiled: bool) -> Iterator[Results]:
+    for protocol in left:
+        yield _measured(protocol, folder, compiled, bar.update)
+
+
+def _elsewhere(
+    left: list[Protocol], folder: Path, bar: Any, workers: int, compiled: bool
+) -> Iterator[Results]:
+    context = get_context("spawn")
+    progress = context.Queue()
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start, initargs=(progress,)
+    ) as pool:
+        running = {pool.submit(_work, protocol, folder, compiled) for protocol in left}
+        try:
+            while running:
+                ended, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+                while True:
+                    try:
+                        bar.update(progress.get_nowait())
+                    except queue.Empty:
+                        break
+                for each in ended:
+                    yield each.result()
+        except BaseException:
+            # Interrupted, or one has failed: those that have not begun need not.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _measured(
+    protocol: Protocol, folder: Path, compiled: bool, progress: Callable[[int], Any]
+) -> Results:
+    results = run(protocol, compiled=compiled, progress=progress)
+    results.save(folder)
+    return results
+
+
+_progress: Any = None
+
+
+def _start(progress: Any) -> None:
+    """Set up a process: one thread, as two of them would wait for each other's cores."""
+    global _progress
+    _progress = progress
+    torch.set_num_threads(1)
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
+
+
+def _follow(sentinel: Any) -> None:
+    """End with the parent, also where that is killed and can tell no one."""
+    connection.wait([sentinel])
+    os._exit(1)
+
+
+def _work(protocol: Protocol, folder: Path, compiled: bool) -> Results:
+    return _measured(protocol, folder, compiled, _progress.put)

@@ -1,0 +1,137 @@
+"""The fields on binary neurons, right in sign.
+
+A field is the margin Dᵢ of :mod:`hamdeq.memories.flips`, of which only the sign counts. So it may
+be taken at any scale that leaves the sign, and needs all digits where much cancels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from hamdeq.memories.flips import blockwise, similarities
+from hamdeq.memories.interactions import Interaction
+
+__all__ = ["Single", "fields"]
+
+
+def fields(
+    memories: Tensor,
+    states: Tensor,
+    interaction: Interaction,
+    inner: float | Tensor = 1.0,
+    *,
+    gauged: bool = True,
+) -> Tensor:
+    """Σ_μ [F(inner · ON) − F(inner · OFF)] of every neuron: ``(…, M, N)``; NaN where it overflows.
+
+    Args:
+        memories, states: ``(…, K, N)`` and ``(…, M, N)``.
+        interaction: F.
+        inner: factor of similarities, a number or ``(…, 1, 1)`` for networks of their own.
+        gauged: whether it may be given up to a positive factor for each state, at which nothing
+            overflows; then it is float64.
+    """
+    memories, states, inner = _prepared(memories, states, interaction, inner, gauged)
+
+    def block(x: Tensor) -> Tensor:
+        # Scaled once turned over: similarities that are equal stay so, and cancel.
+        own, flipped = similarities(memories, x)
+        flipped = flipped if _is_one(inner) else _with_axis(inner) * flipped
+        own = own if _is_one(inner) else inner * own
+        return x * _difference(interaction, own[..., None], flipped, gauged)
+
+    return blockwise(block, memories, states)
+
+
+class Single:
+    """The fields on one neuron at a time, of states in which neurons turn over.
+
+    Similarities are carried along.
+    """
+
+    def __init__(
+        self,
+        memories: Tensor,
+        states: Tensor,
+        interaction: Interaction,
+        inner: float,
+        *,
+        gauged: bool,
+    ) -> None:
+        self.interaction, self.gauged = interaction, gauged
+        self.memories, self.states, self.inner = _prepared(
+            memories, states.clone(), interaction, inner, gauged
+        )
+        self.own = self.states @ self.memories.mT
+
+    def field(self, neuron: int) -> Tensor:
+        """The field on a neuron, as of :func:`fields`: ``(batch,)``."""
+        x = self.states[:, neuron, None]
+        turned = self.own - 2 * x * self.memories[:, neuron]
+        own, flipped = self.inner * self.own[..., None], self.inner * turned[..., None]
+        return (x * _difference(self.interaction, own, flipped, self.gauged))[:, 0]
+
+    def turn(self, neuron: int, change: Tensor) -> None:
+        """Add a change, 0 or ±2 for each sample, to a neuron: ``(batch,)``."""
+        change = change.to(self.own.dtype)
+        self.own.addr_(change, self.memories[:, neuron])
+        self.states[:, neuron] += change
+
+
+def _prepared(
+    memories: Tensor,
+    states: Tensor,
+    interaction: Interaction,
+    inner: float | Tensor,
+    gauged: bool,
+) -> tuple[Tensor, Tensor, float | Tensor]:
+    """All in the precision that the sign of a difference needs.
+
+    Where the scale is free, it is float64, without a scale: similarities of ±1 are integers.
+    """
+    if not gauged:
+        return memories, states, inner
+    return memories.double(), states.double(), inner if interaction.degree is None else 1.0
+
+
+def _difference(interaction: Interaction, own: Tensor, flipped: Tensor, gauged: bool) -> Tensor:
+    """Σ_μ [F(own) − F(flipped)], right in sign: ``(…, K, 1), (…, K, n) -> (…, n)``.
+
+    Memories of ±1 often cancel exactly, so that what is left is far smaller than what is summed:
+    where a sum could be all rounding, it is taken anew such that equal terms cancel without any.
+    """
+    if gauged:
+        own, flipped = interaction.gauge(own, flipped)
+    before, after = interaction(own), interaction(flipped)
+    terms = before - after
+    total = terms.sum(-2)
+    size = (before.abs() + after.abs()).sum(-2)
+    # A power is good to n roundings, the sum to one for each term.
+    roundings = 2 * interaction.steepness + terms.shape[-2] + 16
+    doubtful = total.abs() <= torch.finfo(own.dtype).eps * roundings * size
+    if bool(doubtful.any()):
+        total[doubtful] = _cancelled(before.expand_as(after).mT[doubtful], after.mT[doubtful])
+    return torch.where(size.isfinite(), total, torch.nan)
+
+
+def _cancelled(plus: Tensor, minus: Tensor) -> Tensor:
+    """Σ plus − Σ minus, ``(rows, K), (rows, K) -> (rows,)``, in which equal numbers cancel exactly.
+
+    In the order of their size, the step from each down to the next counts as often as numbers above
+    it are left over: Abel's summation.
+    """
+    values = torch.cat([plus, -minus], -1)
+    size, order = values.abs().sort(-1, descending=True)
+    left = values.sign().gather(-1, order).cumsum(-1)
+    return (left * (size - pad(size[..., 1:], (0, 1)))).sum(-1)
+
+
+def _is_one(inner: float | Tensor) -> bool:
+    return not isinstance(inner, Tensor) and inner == 1.0
+
+
+def _with_axis(inner: float | Tensor) -> float | Tensor:
+    """The factor of each network, for tensors with an axis more."""
+    return inner[..., None] if isinstance(inner, Tensor) else inner

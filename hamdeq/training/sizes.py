@@ -1,0 +1,50 @@
+"""Whether a memory fits the data, before anything is run, or written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import lightning as L
+
+from hamdeq.data import TensorDataModule
+from hamdeq.memories import FeedForward
+from hamdeq.training.classifier import HAMClassifier
+from hamdeq.training.memory_classifier import MemoryClassifier
+
+__all__ = ["check_sizes"]
+
+
+def check_sizes(model: L.LightningModule, data: L.LightningDataModule) -> None:
+    """Compare the neurons of inputs and classes with pixels and classes of the data.
+
+    Modules and data that are not known here are let pass.
+
+    Raises:
+        ValueError: a number of neurons does not fit.
+    """
+    if not isinstance(data, TensorDataModule):
+        return
+    wanted = (
+        (math.prod(data.image_shape), f"pixel of the images {data.image_shape}"),
+        (data.n_classes, "class"),
+    )
+    for (size, what), (got, where, of, option) in zip(wanted, _neurons(model), strict=False):
+        if got != size:
+            raise ValueError(
+                f"{where}: expected {size} neurons {of}, one for each {what} of "
+                f"{type(data).__name__}, got {got}; change --{option}, or the data"
+            )
+
+
+def _neurons(model: L.LightningModule) -> Iterator[tuple[int, str, str, str]]:
+    """Of inputs and of classes: how many, in what object, which of its neurons, set by what."""
+    if isinstance(model, HAMClassifier):
+        for layer in (model.input, model.output):
+            count = math.prod(model.deq.ham.layer(layer).shape)
+            yield count, "model.deq.ham", f"in the layer {layer!r}", "model.deq.ham.sizes"
+    elif isinstance(model, MemoryClassifier):
+        memory = model.memory
+        where = "model.memory" + ".memory" * isinstance(memory, FeedForward)
+        yield memory.inputs, where, "of inputs", f"{where}.size"
+        yield memory.classes, where, "of classes", f"{where}.classes"
