@@ -16,6 +16,7 @@ from hamdeq.memories import (
     RectifiedPolynomial,
     flips,
 )
+from hamdeq.memories.few import are_few
 from hamdeq.memories.fields import fields as binary_fields
 from hamdeq.memories.scaling import Factors
 
@@ -249,7 +250,7 @@ def test_blocks_of_any_size_give_the_same(monkeypatch):
     targets = signs(*states.shape, seed=2)
     interaction, factors = RectifiedPolynomial(3), Factors(INNER, 1.0)
     results = []
-    assert [flips._few(memories, s) for s in NEURONS] == [False, False, True]
+    assert [are_few(memories, s) for s in NEURONS] == [False, False, True]
     for block, rows in ((2**18, 3276), (200, 2), (1, 1)):  # states at a time
         monkeypatch.setattr(flips, "_BLOCK", block)
         assert flips._rows(memories, slice(None)) == rows

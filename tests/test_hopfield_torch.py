@@ -823,7 +823,9 @@ class TestTransformer:
                 if isinstance(module, Hopfield):
                     torch.testing.assert_close(module.scaling, torch.tensor([0.4, 0.8]))
 
-    @pytest.mark.parametrize("activation", ["gelu", torch.tanh, cubed], ids=["gelu", "tanh", "cubed"])
+    @pytest.mark.parametrize(
+        "activation", ["gelu", torch.tanh, cubed], ids=["gelu", "tanh", "cubed"]
+    )
     @torch.no_grad()
     def test_activation(self, activation: Any) -> None:
         given: Any = layer("Hopfield")

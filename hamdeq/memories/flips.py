@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hamdeq.memories.few import are_few as _few
-from hamdeq.memories.few import error_of_few, states_at_once
+from hamdeq.memories.few import are_few, error_of_few, states_at_once
 from hamdeq.memories.interactions import Interaction
 from hamdeq.memories.scaling import Factors
 
@@ -82,7 +81,7 @@ def loss_and_gradient(
     rows = _rows(memories, neurons)
     if kernel is None:
         kernel = error_of_block
-        if _few(memories, neurons):
+        if are_few(memories, neurons):
             kernel, rows = partial(error_of_few, rows=rows), states_at_once(memories)
     total: Parts | None = None
     predictions = []
