@@ -193,7 +193,7 @@ def test_non_finite_gradient_raises_before_anything_changes(bad):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_where_it_is_not_looked_for_a_non_finite_gradient_shows(bad, monkeypatch):
-    monkeypatch.setattr("hamdeq.optim._check_gradient", lambda g: None)  # as on a GPU
+    monkeypatch.setattr("hamdeq.optim.madam._check_gradient", lambda g: None)  # as on a GPU
     p = parameter(3)
     run(Madam([p]), p, [torch.tensor([1.0, bad, 1.0])])
     assert p.isnan().tolist() == [False, True, False]
@@ -294,7 +294,7 @@ def test_small_tensors_of_different_age_and_bound_keep_apart():
 
 @pytest.mark.parametrize("sizes", [(0, 64), (2**18, 64), (2**18, 2**22)])
 def test_sizes_of_blocks_and_buckets_do_not_matter(sizes, monkeypatch):
-    monkeypatch.setattr("hamdeq.optim._sizes", lambda device: sizes)
+    monkeypatch.setattr("hamdeq.optim.madam._sizes", lambda device: sizes)
     ps = [parameter(*shape) for shape in [(100, 20), (30,), (1,), (2, 3, 4)]]
     expected = [reference(p, gradients(p, 3))[-1] for p in ps]
     optimizer = Madam(ps)

@@ -42,9 +42,8 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         raise SystemExit("interrupted; the same command goes on where this one stopped") from None
     found: list[Results] = [r for p in protocols if (r := load(p, maps)) is not None]
-    for results in found:
-        if not (out / "figures" / f"{results.protocol.name}.png").exists():
-            _publish(results, out, options)
+    for results in found:  # of earlier calls, if they were killed before they came to it
+        _publish(results, out, options)
     draw_overviews(found, out / "figures")
     write_csv(found, out / "cells.csv")
     text = table(found)
@@ -59,7 +58,10 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _publish(results: Results, out: Path, options: argparse.Namespace) -> None:
-    picture = draw(results, out / "figures")
+    """Draw a map and log it, unless that has been done."""
+    picture = out / "figures" / f"{results.protocol.name}.png"
+    if not picture.exists():
+        draw(results, picture.parent)
     log(results, picture, out, project=options.project, mode=options.wandb)
 
 
