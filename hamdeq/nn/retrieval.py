@@ -21,6 +21,9 @@ from hamdeq.lagrangians import Separation, Softmax
 
 __all__ = ["Retrieval", "folded", "shared", "unfolded"]
 
+# Twice the numbers that the widest registers of a CPU hold.
+_LANES = 32
+
 
 class Retrieval:
     """The energy of state patterns among stored patterns, and the update that lets it fall.
@@ -102,7 +105,9 @@ class Retrieval:
             found = F.scaled_dot_product_attention(
                 x, stored, values, attn_mask=keep, dropout_p=dropout, scale=beta
             )
-            return found if x.device.type != "cpu" else _with_nan(found, x, stored, keep)
+            # A traced graph is for any number of patterns.
+            few = torch.compiler.is_compiling() or stored.shape[-2] < _LANES
+            return _with_nan(found, x, stored, keep) if few and x.device.type == "cpu" else found
 
         if len(lead) != 2:  # as the fused kernels want it
             n = math.prod(lead)
@@ -118,7 +123,7 @@ class Retrieval:
 
 
 def _with_nan(found: Tensor, x: Tensor, stored: Tensor, keep: Tensor | None) -> Tensor:
-    """NaN where similarities are: of a few patterns, the kernel for CPUs makes zeros of it."""
+    """NaN where similarities are: of fewer patterns than it has lanes, the kernel makes zeros."""
     if keep is not None and keep.is_floating_point():
         found = found.masked_fill(keep.isnan().any(-1, keepdim=True), torch.nan)
     if 0 in x.shape or 0 in stored.shape:
