@@ -1,8 +1,7 @@
 """The error of few neurons of a dense associative memory, such as those of classes.
 
 The products with all of ζ then are much of the work: they are taken of all states at once, and only
-what has an axis of neurons goes block by block, as ``(…, M, n, K)`` with long rows. It takes 0.6 of
-the time of :func:`~hamdeq.memories.flips.error_of_block`, of 10 neurons in 794 and on one thread.
+what has an axis of neurons goes block by block, as ``(…, M, n, K)`` with long rows.
 """
 
 from __future__ import annotations
