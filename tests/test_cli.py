@@ -17,7 +17,7 @@ pytest.importorskip("sklearn")
 
 
 from hamdeq.training.cli import main
-from hamdeq.training.run import MetricsFile
+from hamdeq.training.run import MetricsFile, wandb_logger
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ["fit", "--config", str(ROOT / "configs/digits.yaml")]
@@ -88,6 +88,19 @@ def test_a_run_trains_and_leaves_its_results(tmp_path):
     accuracy = [float(row["val/accuracy"]) for row in rows(folder) if row["val/accuracy"]]
     checkpoint = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
     assert checkpoint["epoch"] == accuracy.index(max(accuracy))
+
+
+def test_wandb_records_into_the_run_folder_whoever_writes(tmp_path, monkeypatch):
+    """One process writes for all runs of a program, and its current folder is not theirs."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    (tmp_path / "there").mkdir()
+    wandb.setup(wandb.Settings(mode="offline"))
+    monkeypatch.chdir(tmp_path / "there")
+    logger = wandb_logger(Path("run"), project="test", online=False)
+    logger.log_metrics({"loss": 1.0})
+    wandb.finish()
+    assert list((tmp_path / "there/run").glob("wandb/offline-run-*/*.wandb"))
 
 
 def test_killed_in_the_middle_of_an_epoch_and_resumed(tmp_path):

@@ -136,7 +136,8 @@ def wandb_logger(folder: Path, *, project: str, online: bool) -> WandbLogger:
         os.environ.setdefault("WANDB_SILENT", "true")
     logger = WandbLogger(
         name=f"{folder.parent.name}/{folder.name}",
-        save_dir=folder,
+        # Absolute: the process that writes may have been started in another folder.
+        save_dir=folder.resolve(),
         project=project,
         id=run_id,
         offline=not online,

@@ -28,7 +28,7 @@ def log(results: Results, picture: Path, folder: Path, *, project: str, mode: Mo
         project=project,
         group=f"hyperparameters/{folder.resolve().name}",
         name=protocol.name,
-        dir=str(folder),
+        dir=str(folder.resolve()),
         mode=mode,
         config=asdict(protocol),
     )
