@@ -6,6 +6,7 @@ memories are choices of Lagrangian and graph.
 """
 
 from hamdeq.clamping import Clamped, clamp
+from hamdeq.colouring import colouring, two_colouring
 from hamdeq.deq import DEQ
 from hamdeq.ham import HAM
 from hamdeq.implicit import (
@@ -45,7 +46,7 @@ from hamdeq.solvers import (
     Solver,
     Status,
 )
-from hamdeq.splitting import Reduced, eliminate, two_colouring
+from hamdeq.splitting import Reduced, eliminate
 from hamdeq.synapses import Association, Bias, Dense, Synapse
 from hamdeq.torchdeq_bridge import TorchDEQSolver
 
@@ -96,6 +97,7 @@ __all__ = [
     "TorchDEQSolver",
     "Unrolled",
     "clamp",
+    "colouring",
     "eliminate",
     "fixed_point",
     "two_colouring",

@@ -1,13 +1,21 @@
-"""Clamping: hold some layers of a memory, such as its input, and keep the energy of the others."""
+"""Clamping: hold some layers of a memory, such as its input, and keep the energy of the others.
+
+A layer may also be held in part, as the known half of an image is. Its held neurons stay in the
+energy, with a Lagrangian that is linear: their activation is then a constant, whatever their field.
+So everything that holds of layers, above all their elimination, holds of partly held ones.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 from hamdeq.ham import HAM
+from hamdeq.lagrangians import Lagrangian
+from hamdeq.lagrangians.base import total
 from hamdeq.layers import Connection, Layered, Neurons, State
 
 __all__ = ["Clamped", "clamp"]
@@ -19,15 +27,25 @@ class Clamped(Layered):
     What the held layers exert on the free ones does not change while these settle, so it is
     computed once, here, and not in every step: for an image this is by far the largest product.
     It belongs to the parameters' present values: hold the layers anew after a change of these.
+
+    Attributes:
+        held: states of the layers that are held.
+        partly: states of those that are held in part, zero elsewhere.
+        known: which neurons of these are held.
     """
 
-    def __init__(self, ham: HAM, held: State) -> None:
+    def __init__(self, ham: HAM, held: State, known: State | None = None) -> None:
         ham.check_state(held, layers=tuple(held))
         self.ham = ham
-        self.held = held
-        g = ham.activations(held)
         some = next(iter(held.values()))
         self._batch = len(some)
+        self.known = _checked(ham, held, known or {})
+        self.partly = {
+            name: torch.where(mask, held[name], 0.0) for name, mask in self.known.items()
+        }
+        held = {name: x for name, x in held.items() if name not in self.known}
+        self.held = held
+        g = ham.activations(held)
         self.connections, self.drive, self._settled = [], {}, []
         for layers, synapse in ham.connections:
             free = [name for name in layers if name not in held]
@@ -42,15 +60,26 @@ class Clamped(Layered):
                 self.connections.append((layers, synapse))
         self._g = g
         self._free = tuple(name for name in ham.layers if name not in held)
+        self._remake()
+
+    def _remake(self) -> None:
+        """The neurons of the partly held layers."""
+        self._neurons = {
+            name: Neurons(
+                self.ham.layer(name).shape,
+                _PartlyHeld(self.ham.layer(name).lagrangian, x, self.known[name]),
+            )
+            for name, x in self.partly.items()
+        }
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the free layers."""
+        """Names of the layers that are free, or free in part."""
         return self._free
 
     def layer(self, name: str) -> Neurons:
         """The neurons of a layer."""
-        return self.ham.layer(name)
+        return self._neurons.get(name) or self.ham.layer(name)
 
     def check_state(
         self,
@@ -62,9 +91,21 @@ class Clamped(Layered):
         """Refuse a state that lacks a free layer, is misshapen, or not of the held batch."""
         super().check_state(x, layers, batch=self._batch if batch is None else batch)
 
-    def field(self, g: State, to: str) -> Tensor:
+    def field(self, g: State, to: str, connections: Iterable[Connection] | None = None) -> Tensor:
         """The field on one free layer, from the free layers' activations."""
-        return super().field(self._g | g, to)
+        return super().field(self._g | g, to, connections)
+
+    def fields(self, g: State, to: Collection[str] | None = None) -> State:
+        """What the states of some free layers become: their fields, and zero where held.
+
+        A held neuron's state has no say: so it is left out of the size of a state.
+        """
+        fields = super().fields(g, to)
+        return fields | {
+            name: torch.where(self.known[name], 0.0, fields[name])
+            for name in self.partly
+            if name in fields
+        }
 
     def interactions(self, g: State, connections: Iterable[Connection]) -> State:
         """The energy terms of some of the connections, and of the constant fields."""
@@ -78,23 +119,97 @@ class Clamped(Layered):
     def select(self, rows: Tensor) -> Clamped:
         """The same energy for some samples of the batch, given by index."""
         part = copy.copy(self)
-        for name in ("held", "drive", "_g"):
+        for name in ("held", "drive", "_g", "known", "partly"):
             setattr(part, name, {a: x[rows] for a, x in getattr(self, name).items()})
         part._batch = len(rows)
+        part._remake()
         return part
 
     def full(self, x: State) -> State:
-        """A state of all layers: the free ones as in x, the others as held."""
-        return {name: x[name] if name in x else self.held[name] for name in self.ham.layers}
+        """A state of all layers: the free neurons as in x, the others as held."""
+        known = {name: torch.where(m, self.partly[name], x[name]) for name, m in self.known.items()}
+        everything = x | known | self.held
+        return {name: everything[name] for name in self.ham.layers}
 
 
-def clamp(ham: HAM, held: State) -> Clamped:
+class _PartlyHeld(Lagrangian):
+    """Neurons of which some are held: L̃(x) = L(x̂) + ⟨g(x̂), x − x̂⟩ over these, x̂ as held.
+
+    Their part of it is linear, the tangent of L at x̂: the activation there is g(x̂) for every x, and
+    the Legendre transform is that of the full layer, L*(g).
+
+    Args:
+        lagrangian: the neurons' own, additive.
+        x: the held states; elsewhere zero: ``(batch, *shape)``.
+        known: which neurons are held, of x's shape.
+    """
+
+    additive = True
+
+    def __init__(self, lagrangian: Lagrangian, x: Tensor, known: Tensor) -> None:
+        super().__init__()
+        self.lagrangian, self.x, self.known = lagrangian, x, known
+        self.g = torch.where(known, lagrangian.activation(x), 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tangent = self.g * torch.where(self.known, x - self.x, 0.0)
+        return self.lagrangian(self._seen(x)) + total(tangent)
+
+    def activation(self, x: Tensor) -> Tensor:
+        return torch.where(self.known, self.g, self.lagrangian.activation(x))
+
+    def energy(self, x: Tensor) -> Tensor:
+        return self.lagrangian.energy(self._seen(x))
+
+    def _seen(self, x: Tensor) -> Tensor:
+        return torch.where(self.known, self.x, x)
+
+
+def clamp(ham: HAM, held: State, known: State | None = None) -> Clamped:
     """Hold some layers of a memory at given states: the energy of the others remains.
 
     Args:
         ham: the memory.
         held: states of the layers to hold, at least one; ``(batch, *shape)`` each.
+        known: of layers among these that are held in part, which of their neurons are: boolean,
+            of the layer's shape or with a batch. The states of the others do not matter, not even
+            if they are NaN.
+
+    Raises:
+        ValueError: an unknown layer, a wrong shape, unequal batches; a layer held in part whose
+            Lagrangian is not a sum over neurons.
+        TypeError: states that are not of floating point, masks that are not boolean.
     """
     if not held:
         raise ValueError(f"held: expected states of at least one of {list(ham.layers)}, got none")
-    return Clamped(ham, held)
+    return Clamped(ham, held, known)
+
+
+def _checked(ham: HAM, held: State, known: State) -> State:
+    """The masks of the layers that are held in part, with a batch."""
+    masks = {}
+    for name, mask in known.items():
+        if name not in held:
+            raise ValueError(f"known: expected names among the given {list(held)}, got {name!r}")
+        shape, batch = ham.layer(name).shape, len(held[name])
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(
+                f"known[{name!r}]: expected a boolean tensor, True where a neuron is held, got "
+                f"{kind}; numbers become one by mask > 0"
+            )
+        if tuple(mask.shape) not in (shape, (batch, *shape)):
+            raise ValueError(
+                f"known[{name!r}]: expected shape {shape} or {(batch, *shape)}, got "
+                f"{tuple(mask.shape)}"
+            )
+        lagrangian = ham.layer(name).lagrangian
+        if not lagrangian.additive:
+            raise ValueError(
+                f"known[{name!r}]: expected a layer whose neurons are independent, to hold some of "
+                f"them; {type(lagrangian).__name__} couples them. Hold all of it, or make two "
+                "layers of it (a Lagrangian of your own that is a sum over neurons says so by "
+                "additive = True)"
+            )
+        masks[name] = mask.expand(batch, *shape)
+    return masks

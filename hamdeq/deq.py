@@ -13,12 +13,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from hamdeq.clamping import clamp
+from hamdeq.clamping import Clamped, clamp
+from hamdeq.colouring import colouring, two_colouring
 from hamdeq.ham import HAM
 from hamdeq.implicit import Adjoint, Implicit, attach, solve
 from hamdeq.layers import State
 from hamdeq.solvers import Broyden, Failures, OnFailure, Solution, Solver, Status
-from hamdeq.splitting import Reduced, eliminate, two_colouring
+from hamdeq.splitting import Reduced, eliminate
+from hamdeq.starting import forward_sweep
 
 __all__ = ["DEQ"]
 
@@ -30,15 +32,20 @@ class DEQ(nn.Module):
         ham: the memory.
         clamped: names of the layers that a call gives the states of.
         splitting: ``"even-odd"`` eliminates the wider colour of the free layers, so that a step
-            of the solver is two asynchronous half-steps on a smaller state; ``None`` updates all
-            free layers at once. Both have the same equilibria.
+            of the solver is two asynchronous half-steps on a smaller state; ``"sweep"`` does so
+            for graphs of any number of colours, of which a step updates one after another;
+            ``None`` updates all free layers at once. All have the same equilibria.
         solver: default :class:`~hamdeq.Broyden`.
         adjoint: gradient method, default :class:`~hamdeq.Implicit`.
+        start: where to start settling from: ``"forward"``, one pass outwards from the clamped
+            layers, as through a feed-forward network, which costs half an even-odd step
+            (:func:`~hamdeq.starting.forward_sweep`); or ``"zeros"``.
         on_failure: for samples that do not converge: ``"warn"`` (once for this module),
             ``"raise"`` or ``"ignore"``. Their status is in the Solution in any case.
 
     Raises:
-        ValueError: an unknown layer; with even-odd splitting, a graph that has no two colours.
+        ValueError: an unknown layer; no layer left to settle; with even-odd splitting, a graph
+            that has no two colours.
 
     Example:
         >>> deq = DEQ(HAM.chain([784, 512, 10]))
@@ -51,22 +58,27 @@ class DEQ(nn.Module):
         self,
         ham: HAM,
         clamped: Collection[str] = ("input",),
-        splitting: Literal["even-odd"] | None = "even-odd",
+        splitting: Literal["even-odd", "sweep"] | None = "even-odd",
         *,
         solver: Solver | None = None,
         adjoint: Adjoint | None = None,
+        start: Literal["forward", "zeros"] = "forward",
         on_failure: OnFailure = "warn",
     ) -> None:
         super().__init__()
-        if splitting not in ("even-odd", None):
-            raise ValueError(f"splitting: expected 'even-odd' or None, got {splitting!r}")
+        if splitting not in ("even-odd", "sweep", None):
+            raise ValueError(f"splitting: expected 'even-odd', 'sweep' or None, got {splitting!r}")
+        if start not in ("forward", "zeros"):
+            raise ValueError(f"start: expected 'forward' or 'zeros', got {start!r}")
         self.ham = ham
         self.clamped = (clamped,) if isinstance(clamped, str) else tuple(clamped)
         if not self.clamped:
             raise ValueError("clamped: expected at least one layer, got none")
         ham.check_names(self.clamped)
         self.splitting = splitting
-        self.hidden = two_colouring(ham, clamped=self.clamped)[1] if splitting else ()
+        self.start = start
+        self._partings: dict[tuple[str, ...], _Parting] = {}
+        self.hidden = self._parting(self.clamped)[0]
         self.solver = Broyden() if solver is None else solver
         self.adjoint = Implicit() if adjoint is None else adjoint
         for name, value, kind in (
@@ -77,13 +89,19 @@ class DEQ(nn.Module):
                 raise TypeError(f"{name}: expected a hamdeq.{kind.__name__}, got {value!r}")
         self.failures = Failures(on_failure, once=True)
 
-    def forward(self, clamped: State, *, init: State | None = None) -> Solution:
+    def forward(
+        self, clamped: State, *, known: State | None = None, init: State | None = None
+    ) -> Solution:
         """Let the memory settle.
 
         Args:
             clamped: the states of the clamped layers, ``(batch, *shape)``.
-            init: initial states, zeros where none is given; another call's ``solution.value`` is
-                a warm start. Only the layers that are neither clamped nor eliminated matter.
+            known: of those that are clamped in part, such as half an image, which neurons are:
+                boolean, of the layer's shape or with a batch. The others settle, and their given
+                states do not matter.
+            init: initial states of some layers, instead of those of ``start``; another call's
+                ``solution.value`` is a warm start. Only the layers that are neither clamped nor
+                eliminated matter.
 
         Returns:
             a Solution whose ``value`` is the full state. A sample with an infinity or a NaN in
@@ -91,8 +109,10 @@ class DEQ(nn.Module):
             its best finite state with the status ``DIVERGED``. Both have zero gradient.
 
         Raises:
-            ValueError: a missing or unknown layer, a wrong shape, unequal batches.
-            TypeError: a tensor that is not of floating point, or not of the weights' dtype.
+            ValueError: a missing or unknown layer, a wrong shape, unequal batches; nothing that
+                is left to settle; a layer clamped in part whose neurons are coupled.
+            TypeError: a tensor that is not of floating point, or not of the weights' dtype; a
+                mask that is not boolean.
         """
         if not isinstance(clamped, dict):
             raise TypeError(
@@ -101,20 +121,44 @@ class DEQ(nn.Module):
             )
         self.ham.check_state(clamped, self.clamped)
         self._check_dtype(clamped)
-        some = next(iter(clamped.values()))
-        x0 = self._initial(some, {} if init is None else init)
+        model = clamp(self.ham, clamped, known)
+        if not model.layers:
+            raise ValueError(
+                f"clamped: expected at least one layer to settle, got all of {list(clamped)} "
+                "clamped; leave one out, or clamp it in part (known=…)"
+            )
+        clamped = model.held | model.partly
+        x0 = self._initial(model, {} if init is None else init)
         valid = _finite(clamped | x0)
         if not bool(valid.all()):
             clamped, x0 = _where(valid, clamped, 0.0), _where(valid, x0, 0.0)
-        reduced = self.reduced(clamped)
-        solution = solve(reduced, x0, self.solver) if x0 else _at_rest(some)
+            model = clamp(self.ham, clamped, model.known)
+        reduced = self._reduce(model)
+        solution = solve(reduced, x0, self.solver) if x0 else _at_rest(next(iter(clamped.values())))
         solution = self._with_gradient(reduced, clamped, solution, valid)
         self.failures(solution, "equilibrium")
         return solution
 
-    def reduced(self, clamped: State) -> Reduced:
+    def reduced(self, clamped: State, known: State | None = None) -> Reduced:
         """The energy model that is brought to equilibrium: clamped, then eliminated."""
-        return eliminate(clamp(self.ham, clamped), self.hidden)
+        return self._reduce(clamp(self.ham, clamped, known))
+
+    def _reduce(self, model: Clamped) -> Reduced:
+        hidden, colours = self._parting(tuple(model.held))
+        return eliminate(model, hidden, colours=colours)
+
+    def _parting(self, held: tuple[str, ...]) -> _Parting:
+        """The layers to eliminate, and the colours of the others, where some are wholly held."""
+        if held not in self._partings:
+            if self.splitting == "even-odd":
+                parting = two_colouring(self.ham, clamped=held)[1], None
+            elif self.splitting == "sweep":
+                hidden, *colours = colouring(self.ham, clamped=held)
+                parting = hidden, tuple(colours)
+            else:
+                parting = (), None
+            self._partings[held] = parting
+        return self._partings[held]
 
     def energy(self, x: State) -> Tensor:
         """Energy of full states, such as a Solution's value: ``(batch,)``."""
@@ -140,9 +184,8 @@ class DEQ(nn.Module):
             # An infinity times a gradient of zero is NaN, in the weights that all samples share:
             # lost samples leave the graph before it is built, and only then get their value back.
             with torch.no_grad():
-                lost = _where(valid, reduced.restore(solution.value) | clamped, torch.nan)
-            clamped = _where(alive, clamped, 0.0)
-            reduced = self.reduced(clamped)
+                lost = _where(valid, _full(reduced, solution.value), torch.nan)
+            reduced = self.reduced(_where(alive, clamped, 0.0), _clamped(reduced).known)
             solution = replace(
                 solution,
                 value=_where(alive, solution.value, 0.0),
@@ -158,28 +201,51 @@ class DEQ(nn.Module):
                 adjoint=self.adjoint,
                 failures=self.failures,
             )
-        value = reduced.restore(solution.value) | clamped
+        value = _full(reduced, solution.value)
         if lost:
             value = {name: _pick(alive, value[name], lost[name]) for name in value}
-        return replace(solution, value={name: value[name] for name in self.ham.layers})
+        return replace(solution, value=value)
 
-    def _initial(self, some: Tensor, init: State) -> State:
-        """Initial states of the visible layers: those given, zeros for the others."""
+    @torch.no_grad()
+    def _initial(self, model: Clamped, init: State) -> State:
+        """Initial states of the visible layers: those given, then those of ``start``."""
         self.ham.check_state(init, layers=tuple(init))
+        some = next(iter((model.held | model.partly).values()))
         for name, x in init.items():
             if len(x) != len(some):
                 raise ValueError(
                     f"init: expected a batch of {len(some)} for {name!r}, got {len(x)}"
                 )
-        visible = [a for a in self.ham.layers if a not in self.clamped and a not in self.hidden]
-        zeros = self.ham.zero_state(some, [name for name in visible if name not in init])
-        return {name: zeros[name] if name in zeros else init[name].detach() for name in visible}
+        hidden, _ = self._parting(tuple(model.held))
+        visible = [name for name in model.layers if name not in hidden]
+        missing = [name for name in visible if name not in init]
+        if missing and self.start == "forward":
+            x = forward_sweep(model)
+            # Where a pass overflows, settling from zero may still do.
+            x = _where(_finite(x), x, 0.0)
+        else:
+            x = self.ham.zero_state(some, missing)
+        x = {name: x[name] if name in missing else init[name].detach() for name in visible}
+        return {a: torch.where(model.known[a], 0.0, x[a]) if a in model.known else x[a] for a in x}
 
     def extra_repr(self) -> str:
         return (
             f"clamped={self.clamped}, splitting={self.splitting!r}, solver={self.solver}, "
-            f"adjoint={self.adjoint}"
+            f"adjoint={self.adjoint}, start={self.start!r}"
         )
+
+
+_Parting = tuple[tuple[str, ...], tuple[tuple[str, ...], ...] | None]
+
+
+def _clamped(reduced: Reduced) -> Clamped:
+    assert isinstance(reduced.model, Clamped)
+    return reduced.model
+
+
+def _full(reduced: Reduced, x: State) -> State:
+    """The state of all layers, of which some of the free ones are given."""
+    return _clamped(reduced).full(reduced.restore(x))
 
 
 def _finite(x: State) -> Tensor:

@@ -22,15 +22,20 @@ class Energetic(NamedTuple):
 
     Attributes:
         g: the activations: ``(batch, n)``.
+        fields: I(g), where x − I(g) is the gradient of the energy in g: ``(batch, n)``.
         terms: yields the energy terms, but for a constant: ``(terms, batch)``.
     """
 
     g: Tensor
+    fields: Tensor
     terms: Callable[[], Tensor]
 
 
 class Descent:
-    """The fixed-point map f(x) = I(g(x)) of an energy model, on rows ``(batch, n)``.
+    """The fixed-point map of an energy model, on rows ``(batch, n)``.
+
+    It is f(x) = I(g(x)), or the same layer by layer, where one layer's update knows of another's;
+    a fixed point of the one is a fixed point of the other.
 
     Args:
         model: the energy model.
@@ -38,7 +43,7 @@ class Descent:
 
     Attributes:
         certain: whether a plain step x <- f(x) never raises the energy. A small enough step
-            towards f(x) never does: at a rate of time, dE/dt = −(f(x) − x)ᵀ ∇²L (f(x) − x).
+            towards I(g) never does: at a rate of time, dE/dt = −(I(g) − x)ᵀ ∇²L (I(g) − x).
     """
 
     def __init__(self, model: EnergyModel, form: Form) -> None:
@@ -51,8 +56,13 @@ class Descent:
 
     def step(self, x: Tensor) -> tuple[Tensor, Energetic]:
         """f(x), and what is known of the energy at x."""
-        g, fx, terms = self.model.step(self.form.restore(x))
-        return self._flat(fx), Energetic(self._flat(g), terms)
+        g, fields, update, terms = self.model.step(self.form.restore(x))
+        fx = self._flat(update)
+        return fx, Energetic(self._flat(g), fx if fields is update else self._flat(fields), terms)
+
+    def image(self, x: Tensor) -> Tensor:
+        """I(g(x)): what all layers at once would become."""
+        return self.fields(self.activations(x))
 
     def activations(self, x: Tensor) -> Tensor:
         """g(x): ``(batch, n)``."""

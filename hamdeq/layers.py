@@ -56,10 +56,11 @@ class EnergyModel(Protocol):
         """The field on every layer."""
         ...
 
-    def step(self, x: State) -> tuple[State, State, Callable[[], Tensor]]:
-        """The activations, the update, and what yields the energy terms of x from these.
+    def step(self, x: State) -> tuple[State, State, State, Callable[[], Tensor]]:
+        """The activations, their fields, the update, and what yields the energy terms of x.
 
-        The terms, ``(terms, batch)``, lack what does not depend on x.
+        Of a model that updates all layers at once the fields are the update: the same object. The
+        terms, ``(terms, batch)``, lack what does not depend on x.
         """
         ...
 
@@ -125,10 +126,11 @@ class Layered(ABC):
         """g = ∇L(x) of every layer in x."""
         return {name: self.layer(name).activation(x_a) for name, x_a in x.items()}
 
-    def field(self, g: State, to: str) -> Tensor:
+    def field(self, g: State, to: str, connections: Iterable[Connection] | None = None) -> Tensor:
         """The field on one layer, I = −∂(Σ_s E_s)/∂g_to, ``(batch, *shape)``.
 
         The layer's own activation may be left out of g where all its synapses are linear in it.
+        With ``connections`` only these exert it, and the constant ones.
         """
         if to not in g:
             some = next(iter(g.values()), None)
@@ -139,15 +141,15 @@ class Layered(ABC):
                 )
             g = g | {to: some.new_zeros(()).expand(len(some), *self.layer(to).shape)}
         total = self.drive.get(to)
-        for layers, synapse in self.connections:
+        for layers, synapse in self.connections if connections is None else connections:
             for place in (i for i, name in enumerate(layers) if name == to):
                 term = synapse.field(place, *(g[name] for name in layers))
                 total = term if total is None else total + term
         return torch.zeros_like(g[to]) if total is None else total
 
-    def fields(self, g: State) -> State:
-        """The field on every layer in g."""
-        return {name: self.field(g, name) for name in g}
+    def fields(self, g: State, to: Collection[str] | None = None) -> State:
+        """The field on some layers (default every layer in g): what their states become."""
+        return {name: self.field(g, name) for name in (g if to is None else to)}
 
     def energy_terms(self, x: State) -> State:
         """The energy term by term, each ``(batch,)``: one for a layer, one for what it shares.
@@ -200,12 +202,14 @@ class Layered(ABC):
         self.check_names(clamped)
         self.check_state(x)
         g = self.activations(x)
-        return {name: x[name] if name in clamped else self.field(g, name) for name in x}
+        fresh = self.fields(g, [name for name in x if name not in clamped])
+        return {name: fresh.get(name, x[name]) for name in x}
 
-    def step(self, x: State) -> tuple[State, State, Callable[[], Tensor]]:
-        """The activations, the update, and what yields the energy terms: ``(terms, batch)``."""
+    def step(self, x: State) -> tuple[State, State, State, Callable[[], Tensor]]:
+        """The activations, fields, update, and what yields the energy terms: ``(terms, batch)``."""
         g = self.activations(x)
-        return g, self.fields(g), lambda: torch.stack(self.summands(x, g, self.connections))
+        fields = self.fields(g)
+        return g, fields, fields, lambda: torch.stack(self.summands(x, g, self.connections))
 
     @abstractmethod
     def select(self, rows: Tensor) -> Layered:

@@ -15,21 +15,20 @@ updates by ``x_A <- I_A(∇L_B(I_B(g_A)))``.
 - B a layer of rectified powers: dense associative memory (Krotov & Hopfield 2016).
 
 When what is left is itself independent, as for two colours of a graph, each step minimises the
-energy over one half and then over the other: it never rises.
+energy over one half and then over the other: it never rises. When it is not, its layers are brought
+to their minimum one colour after another (a Gauss-Seidel sweep), and the same holds.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
 
-from hamdeq.ham import HAM
 from hamdeq.layers import Layered, State
 
-__all__ = ["Reduced", "eliminate", "two_colouring"]
+__all__ = ["Reduced", "eliminate"]
 
 
 class Reduced:
@@ -41,12 +40,19 @@ class Reduced:
         model: the energy eliminated from.
         visible: names of the layers that remain.
         hidden: names of the layers eliminated.
+        colours: the visible layers in the sets that are updated one after another.
     """
 
-    def __init__(self, model: Layered, hidden: Collection[str]) -> None:
+    def __init__(
+        self,
+        model: Layered,
+        hidden: Collection[str],
+        colours: Sequence[Collection[str]] | None = None,
+    ) -> None:
         self.model = model
         self.hidden = tuple(name for name in model.layers if name in hidden)
         self.visible = tuple(name for name in model.layers if name not in hidden)
+        self.colours = (self.visible,) if colours is None else tuple(map(tuple, colours))
         self._untouched = [
             (layers, synapse)
             for layers, synapse in model.connections
@@ -59,16 +65,18 @@ class Reduced:
 
     @property
     def descends(self) -> bool:
-        """Whether no synapse acts between visible layers, or on one of them but linearly.
+        """Whether no synapse acts between layers of one colour, or on one of them but linearly.
 
         Then the energy is L*(g) − h(g) with h(g) = Σ_B L_B(I_B(g)) + linear terms, a difference of
         two convex functions, and the update minimises L*(g) − ⟨∇h, g⟩, which lies above the energy
-        and touches it at the present state: the energy falls at least as much.
+        and touches it at the present state: the energy falls at least as much. Of several colours
+        each minimises the full energy over its layers, the others held.
         """
         for layers, synapse in self.model.connections:
-            places = [place for place, name in enumerate(layers) if name in self.visible]
-            if len(places) > 1 or not all(synapse.is_linear_in(place) for place in places):
-                return False
+            for colour in self.colours:
+                places = [place for place, name in enumerate(layers) if name in colour]
+                if len(places) > 1 or not all(synapse.is_linear_in(place) for place in places):
+                    return False
         return True
 
     def _minimise(self, g: State) -> State:
@@ -84,8 +92,9 @@ class Reduced:
         """One step, x_A <- I_A(∇L_B(I_B(g_A))): the hidden layers settle, then the visible ones."""
         self.model.check_names(clamped)
         self.check_state(x)
-        fields = self.fields(self.model.activations(x))
-        return {name: x[name] if name in clamped else fields[name] for name in x}
+        g = self.model.activations(x)
+        fresh = self._sweep(g, self._minimise(g), [name for name in x if name not in clamped])
+        return {name: fresh.get(name, x[name]) for name in x}
 
     def activations(self, x: State) -> State:
         """g = ∇L(x) of every layer in x."""
@@ -93,11 +102,17 @@ class Reduced:
 
     def fields(self, g: State) -> State:
         """The field on every visible layer, once the hidden ones have settled."""
-        return self._fields(g, self._minimise(g))
+        return self.model.fields(g | self.model.activations(self._minimise(g)), self.visible)
 
-    def _fields(self, g: State, hidden: State) -> State:
-        everything = g | self.model.activations(hidden)
-        return {name: self.model.field(everything, name) for name in g}
+    def _sweep(self, g: State, hidden: State, layers: Collection[str]) -> State:
+        """The fields that some visible layers take on, colour by colour."""
+        everything, fresh = g | self.model.activations(hidden), {}
+        for colour in self.colours:
+            new = self.model.fields(everything, [name for name in colour if name in layers])
+            fresh |= new
+            if colour is not self.colours[-1]:
+                everything |= self.model.activations(new)
+        return fresh
 
     def energy(self, x: State) -> Tensor:
         """The least energy that any state of the hidden layers gives: ``(batch,)``.
@@ -111,15 +126,19 @@ class Reduced:
         terms = self.model.constant_terms() | layers | self.model.interactions(g, self._untouched)
         return torch.stack([*terms.values(), *self._gains(self._minimise(g))]).sum(0)
 
-    def step(self, x: State) -> tuple[State, State, Callable[[], Tensor]]:
-        """The activations, the update, and what yields the energy terms: ``(terms, batch)``."""
+    def step(self, x: State) -> tuple[State, State, State, Callable[[], Tensor]]:
+        """The activations, fields, update, and what yields the energy terms: ``(terms, batch)``."""
         g = self.model.activations(x)
         hidden = self._minimise(g)
+        update = self._sweep(g, hidden, self.visible)
+        fields = update
+        if len(self.colours) > 1:
+            fields = self.model.fields(g | self.model.activations(hidden), self.visible)
 
         def terms() -> Tensor:
             return torch.stack([*self.model.summands(x, g, self._untouched), *self._gains(hidden)])
 
-        return g, self._fields(g, hidden), terms
+        return g, fields, update, terms
 
     def _gains(self, hidden: State) -> list[Tensor]:
         """−L_B(I_B) of each hidden layer."""
@@ -127,22 +146,27 @@ class Reduced:
 
     def select(self, rows: Tensor) -> Reduced:
         """The same energy for some samples of the batch, given by index."""
-        return Reduced(self.model.select(rows), self.hidden)
+        return Reduced(self.model.select(rows), self.hidden, self.colours)
 
 
-def eliminate(ham: Layered, hidden: Collection[str]) -> Reduced:
+def eliminate(
+    ham: Layered, hidden: Collection[str], *, colours: Sequence[Collection[str]] | None = None
+) -> Reduced:
     """Remove layers from an energy exactly, by setting them to their minimum.
 
     Args:
         ham: a :class:`~hamdeq.HAM`, or one with some layers held (:func:`~hamdeq.clamping.clamp`).
         hidden: the layers to remove: free, without a synapse among themselves.
+        colours: the layers that remain, in sets; a step updates these one after another, each with
+            what those before it have become (a Gauss-Seidel sweep). By default all at once.
 
     Returns:
         an energy model of the remaining layers, which restores the full state.
 
     Raises:
         ValueError: an unknown layer, a synapse within or between the hidden layers, or one that
-            is not linear in a hidden layer. The message names it.
+            is not linear in a hidden layer. The message names it. Colours that are not the
+            remaining layers, each in one of them.
     """
     if isinstance(hidden, str):
         raise TypeError(f"hidden: expected several layer names, got the string {hidden!r}")
@@ -163,85 +187,9 @@ def eliminate(ham: Layered, hidden: Collection[str]) -> Reduced:
                 f"hidden: {kind} {layers} is not linear in {layers[places[0]]!r}, which therefore "
                 "has no closed minimum; keep that layer, or declare is_linear_in if it is linear"
             )
-    return Reduced(ham, hidden)
-
-
-def two_colouring(
-    ham: HAM, *, clamped: Collection[str] = ()
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Split the free layers in two sets, neither with a synapse inside: ``(keep, hide)``.
-
-    Clamped layers are removed first: they connect nothing, as they do not move. Of each connected
-    part the wider colour, in neurons, goes to ``hide``: eliminating it leaves the solver the
-    smaller state (of a 784-512-10 chain, 10 numbers instead of 522).
-
-    Raises:
-        ValueError: an unknown layer, a synapse within a layer, or an odd cycle, which is named.
-    """
-    ham.check_names(clamped)
-    neighbours = _graph(ham, clamped)
-    colour: dict[str, int] = {}
-    hide: set[str] = set()
-    for start in neighbours:
-        if start in colour:
-            continue
-        component = _colour_from(start, neighbours, colour)
-        sides = [[name for name in component if colour[name] == c] for c in (0, 1)]
-        hide.update(max(sides, key=lambda side: sum(math.prod(ham.layer(a).shape) for a in side)))
-    return (
-        tuple(name for name in neighbours if name not in hide),
-        tuple(name for name in neighbours if name in hide),
-    )
-
-
-def _graph(ham: HAM, clamped: Collection[str]) -> dict[str, list[str]]:
-    """The free layers, each with those it shares a synapse with."""
-    neighbours: dict[str, list[str]] = {a: [] for a in ham.layers if a not in clamped}
-    for layers, synapse in ham.connections:
-        free = [(place, name) for place, name in enumerate(layers) if name not in clamped]
-        names = [name for _, name in free]
-        for place, name in free:
-            if names.count(name) > 1 or not synapse.is_linear_in(place):
-                raise ValueError(
-                    f"layer {name!r} acts on itself through {type(synapse).__name__} {layers}: "
-                    "even-odd splitting needs synapses between different layers, linear in each; "
-                    "use splitting=None"
-                )
-            neighbours[name] += [other for other in names if other != name]
-    return neighbours
-
-
-def _colour_from(start: str, neighbours: dict[str, list[str]], colour: dict[str, int]) -> list[str]:
-    """Colour the connected part around ``start``, breadth first; return its layers."""
-    parent: dict[str, str | None] = {start: None}
-    colour[start] = 0
-    queue = [start]
-    for name in queue:
-        for other in neighbours[name]:
-            if other not in parent:
-                parent[other], colour[other] = name, 1 - colour[name]
-                queue.append(other)
-            elif colour[other] == colour[name]:
-                cycle = " – ".join(_cycle(name, other, parent))
-                raise ValueError(
-                    f"the layers {cycle} form a cycle of odd length: they cannot be split into "
-                    "even and odd; clamp one of them, leave out a synapse, or use splitting=None"
-                )
-    return queue
-
-
-def _cycle(a: str, b: str, parent: dict[str, str | None]) -> list[str]:
-    """The cycle closed by the edge a–b in a breadth-first tree, ending where it starts."""
-
-    def ancestry(name: str | None) -> list[str]:
-        line = []
-        while name is not None:
-            line.append(name)
-            name = parent[name]
-        return line
-
-    up, down = ancestry(a), ancestry(b)
-    while len(up) > 1 and len(down) > 1 and up[-2] == down[-2]:
-        up.pop()
-        down.pop()
-    return [*up, *reversed(down[:-1]), a]
+    reduced = Reduced(ham, hidden, colours)
+    if sorted(name for colour in reduced.colours for name in colour) != sorted(reduced.visible):
+        raise ValueError(
+            f"colours: expected each of {list(reduced.visible)} in one of them, got {colours!r}"
+        )
+    return reduced

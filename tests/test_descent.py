@@ -169,7 +169,7 @@ def test_the_map_is_the_update(pair: tuple[EnergyModel, State]) -> None:
     with torch.no_grad():
         expected = form.flatten(model.update(x))
         torch.testing.assert_close(f(rows), expected, rtol=0, atol=0)
-        fx, (g, terms) = f.step(rows)
+        fx, (g, _, terms) = f.step(rows)
         torch.testing.assert_close(fx, expected, rtol=1e-13, atol=1e-14)
         torch.testing.assert_close(g, form.flatten(model.activations(x)), rtol=0, atol=0)
         torch.testing.assert_close(f.activations(rows), g, rtol=0, atol=0)
@@ -239,8 +239,8 @@ def test_a_selection_is_the_rows_of_the_whole(
         # A product of matrices may round otherwise in another batch.
         close = {"rtol": 1e-12, "atol": 1e-13}
         here = flat[rows]
-        fx, (g, terms) = part.step(here)
-        all_fx, (all_g, all_terms) = whole.step(flat)
+        fx, (g, _, terms) = part.step(here)
+        all_fx, (all_g, _, all_terms) = whole.step(flat)
         torch.testing.assert_close(fx, all_fx[rows], **close)
         torch.testing.assert_close(g, all_g[rows], **close)
         torch.testing.assert_close(terms(), all_terms()[:, rows], **close)

@@ -20,6 +20,8 @@ _SOFTPLUS_THRESHOLD = 40.0
 class Identity(Lagrangian):
     """Linear neurons: L(x) = ½‖x‖², g = x, L*(g) = ½‖g‖²."""
 
+    additive = True
+
     def forward(self, x: Tensor) -> Tensor:
         return 0.5 * total(x * x)
 
@@ -43,6 +45,8 @@ class Sigmoid(Tempered):
     ``Sigmoid(4.0, 0.5)`` is the non-linearity sigmoid(4x − 2) of Goemaere et al., "Accelerating
     Hierarchical Associative Memory: A Deep Equilibrium Approach" (2023).
     """
+
+    additive = True
 
     def __init__(self, beta: float = 1.0, center: float = 0.0, *, learnable: bool = False) -> None:
         super().__init__(beta, learnable=learnable)
@@ -84,6 +88,8 @@ class Tanh(Tempered):
         learnable: whether β is trained.
     """
 
+    additive = True
+
     def forward(self, x: Tensor) -> Tensor:
         return total(_log_cosh(self.beta * x)) / self.beta
 
@@ -107,6 +113,8 @@ class RePU(Lagrangian):
     Args:
         n: the power, at least 2 (below, the activation has no derivative at zero).
     """
+
+    additive = True
 
     def __init__(self, n: float = 2.0) -> None:
         super().__init__()
@@ -133,6 +141,8 @@ class RePU(Lagrangian):
 class ReLU(RePU):
     """Rectified linear neurons: L(x) = ½ Σᵢ max(xᵢ, 0)², gᵢ = max(xᵢ, 0), L*(g) = ½‖g‖²."""
 
+    additive = True
+
     def __init__(self) -> None:
         super().__init__(2.0)
 
@@ -153,6 +163,8 @@ class Exp(Tempered):
         beta: inverse temperature β > 0, per unit of x.
         learnable: whether β is trained.
     """
+
+    additive = True
 
     def forward(self, x: Tensor) -> Tensor:
         return total(torch.exp(self.beta * x)) / self.beta

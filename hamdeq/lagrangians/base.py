@@ -21,7 +21,13 @@ class Lagrangian(nn.Module, ABC):
 
     Shape:
         A state x is ``(batch, *shape)``; L(x) and L*(g) are ``(batch,)``; g has x's shape.
+
+    Attributes:
+        additive: whether L is a sum over neurons, L(x) = Σᵢ ℓᵢ(xᵢ), so that each neuron's
+            activation is its own affair, and some can be held without the others.
     """
+
+    additive: bool = False
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:

@@ -142,8 +142,9 @@ class Rows:
     def energy(self, x: State) -> Tensor:
         return self._terms(x).sum(0)
 
-    def step(self, x: State) -> tuple[State, State, Callable[[], Tensor]]:
-        return x, self.update(x), lambda: self._terms(x)
+    def step(self, x: State) -> tuple[State, State, State, Callable[[], Tensor]]:
+        fresh = self.update(x)
+        return x, fresh, fresh, lambda: self._terms(x)
 
     def select(self, rows: Tensor) -> Rows:
         """The rows given by index, ascending, with the stored patterns that they need."""

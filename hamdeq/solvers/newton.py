@@ -45,10 +45,14 @@ class _Tangent(Extrapolation):
     shortens = True
 
     def __call__(self, step: Step) -> Tensor:
-        jacobian = _jacobian(step.f, step.x)
+        f, r = step.f, step.r
+        if step.energetic is not None and isinstance(f, Descent):
+            # All layers at once, whatever order f takes them in: the derivative tells convexity.
+            f, r = f.image, step.energetic.fields - step.x
+        jacobian = _jacobian(f, step.x)
         identity = torch.eye(step.x.shape[1], dtype=jacobian.dtype, device=jacobian.device)
         # A singular system gives infinities, which the safeguard turns down.
-        change = torch.linalg.solve_ex(identity - jacobian, step.r.to(jacobian.dtype))[0]
+        change = torch.linalg.solve_ex(identity - jacobian, r.to(jacobian.dtype))[0]
         x = step.x + change.to(step.x.dtype)
         if not isinstance(step.f, Descent):
             return x

@@ -125,13 +125,14 @@ _ROUNDING = 16.0
 class _ByEnergy(Method):
     """Downhill from a base, the last state accepted; plain steps where nothing else goes there.
 
-    With g = ∇L(x) and r = f(x) − x the slope of the energy is dE = −⟨r, dg⟩. A plain step promises
-    to lower it by about half of ⟨r, g(f(x)) − g(x)⟩, which is never negative.
+    With g = ∇L(x) and the force p = I(g) − x the slope of the energy is dE = −⟨p, dg⟩. A plain step
+    by r = f(x) − x promises to lower it by about half of ⟨r, g(f(x)) − g(x)⟩, which is never
+    negative. The force is r, but where f updates one layer after another.
     """
 
     def __init__(self, ahead: Extrapolation, x0: Tensor) -> None:
         self.ahead = ahead
-        self.x = self.fx = self.r = self.g = x0
+        self.x = self.fx = self.r = self.g = self.force = x0
         self.energy: Tensor | None = None
         self.terms: Callable[[], Tensor] | None = None
         self.accepted = torch.ones(len(x0), dtype=torch.bool, device=x0.device)
@@ -144,30 +145,35 @@ class _ByEnergy(Method):
         self.certain = self.whole = True
 
     def accepts(self, step: Step) -> Tensor:
-        f, (g, terms) = _energetic(step)
+        f, (g, fields, terms) = _energetic(step)
+        force = step.r if fields is step.fx else fields - step.x
         if self.certain:
             self.energy, self.terms = None, terms
             self.accepted = torch.ones_like(self.accepted)
         else:
-            self._compare(f, step.r, g, terms())
+            self._compare(f, force, g, terms())
         here = {"x": step.x, "fx": step.fx, "r": step.r, "g": g}
+        if force is not step.r:
+            here["force"] = force
         self.whole = self.certain or surely_all(self.accepted)
         for name, value in here.items():
             last = getattr(self, name)
             setattr(self, name, value if self.whole else choose(self.accepted, value, last))
+        if force is step.r:
+            self.force = self.r
         return self.accepted
 
-    def _compare(self, f: Descent, r: Tensor, g: Tensor, terms: Tensor) -> None:
+    def _compare(self, f: Descent, force: Tensor, g: Tensor, terms: Tensor) -> None:
         """Accept the samples whose energy has fallen as it should."""
         energy, before = terms.sum(0), self._energy()
         change = energy - before
         # Near an equilibrium the difference of two energies is all rounding; their slope is not.
         rounding = _ROUNDING * torch.finfo(g.dtype).eps * terms.abs().sum(0)
-        along = -0.5 * ((r + self.r) * (g - self.g)).sum(1)
+        along = -0.5 * ((force + self.force) * (g - self.g)).sum(1)
         change = torch.where(change.abs() > rounding, change, along)
         # A step that is not whole promises what the slope at its start does.
-        whole = f.activations(self.fx) if f.certain else g
-        promise = (self.r * (whole - self.g)).sum(1).clamp_min(0.0)
+        step, whole = (self.r, f.activations(self.fx)) if f.certain else (self.force, g)
+        promise = (step * (whole - self.g)).sum(1).clamp_min(0.0)
         # Written so that a NaN is not accepted.
         fallen = change <= -_SHARE * promise
         if f.certain:
@@ -193,7 +199,7 @@ class _ByEnergy(Method):
             self.plain = torch.zeros_like(self.plain)
             return x
         self.plain = ~(self.accepted & finite)
-        downhill = self.fx if f.certain else self.x + self.length[:, None] * self.r
+        downhill = self.fx if f.certain else self.x + self.length[:, None] * self.force
         return choose(~self.plain, x, downhill)
 
     def select(self, rows: Tensor) -> None:
