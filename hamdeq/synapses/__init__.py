@@ -5,8 +5,28 @@ their activations, ``E(g₁, g₂, …)``, and pulls on each of them with the fi
 Because both directions are derivatives of one function, a weight is one parameter, used both ways.
 """
 
-from hamdeq.synapses.attention import Association
+from hamdeq.synapses.attention import Association, SelfAttention
 from hamdeq.synapses.base import Shape, Synapse, layer_shape
-from hamdeq.synapses.dense import Bias, Dense
+from hamdeq.synapses.convolution import Conv2d
+from hamdeq.synapses.dense import Bias, Dense, Lateral
+from hamdeq.synapses.interaction import Interaction
+from hamdeq.synapses.maps import Composed, Flatten, Map
+from hamdeq.synapses.pooling import AvgPool2d, MaxPool2d
 
-__all__ = ["Association", "Bias", "Dense", "Shape", "Synapse", "layer_shape"]
+__all__ = [
+    "Association",
+    "AvgPool2d",
+    "Bias",
+    "Composed",
+    "Conv2d",
+    "Dense",
+    "Flatten",
+    "Interaction",
+    "Lateral",
+    "Map",
+    "MaxPool2d",
+    "SelfAttention",
+    "Shape",
+    "Synapse",
+    "layer_shape",
+]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hamdeq.lagrangians.base import gradient
+from hamdeq.lagrangians.base import gradient, total
 
 __all__ = ["Shape", "Synapse", "layer_shape", "positive_integer"]
 
@@ -76,6 +76,28 @@ class Synapse(nn.Module, ABC):
         a synapse of its own.
         """
         return False
+
+    def check_linear(self, *g: Tensor) -> None:
+        """Refuse what :meth:`is_linear_in` declares and these activations contradict.
+
+        For tests, with random activations: nothing else calls it.
+
+        Raises:
+            ValueError: a place in which E is declared to be linear, and is not.
+        """
+        for place in (i for i in range(len(g)) if self.is_linear_in(i)):
+            with torch.no_grad():
+                at_zero = (*g[:place], torch.zeros_like(g[place]), *g[place + 1 :])
+                product = self.field(place, *at_zero) * g[place]
+                gap = (self.energy(*g) + total(product)).abs()
+            # What rounding leaves of a sum of such terms.
+            slack = torch.finfo(gap.dtype).eps ** 0.5 * (total(product.abs()) + gap.new_ones(()))
+            if not bool((gap <= slack).all()):
+                raise ValueError(
+                    f"{type(self).__name__}: declared to be linear in place {place}, but the "
+                    f"energy is off −⟨I, g⟩ by {float(gap.max()):.3g}; declare it only where it "
+                    "holds, and make what does not depend on that layer a synapse of its own"
+                )
 
 
 def layer_shape(shape: int | Sequence[int]) -> Shape:

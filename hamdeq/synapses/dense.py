@@ -1,4 +1,4 @@
-"""Synapses of plain vectors of neurons: weights from all to all, and biases."""
+"""Synapses of plain layers: weights between two layers or within one, and biases."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hamdeq.synapses.base import Synapse, layer_shape, positive_integer
+from hamdeq.lagrangians.base import positive
+from hamdeq.synapses.base import Shape, Synapse, layer_shape, positive_integer
+from hamdeq.synapses.maps import Map
 
-__all__ = ["Bias", "Dense"]
+__all__ = ["Bias", "Dense", "Lateral"]
 
 
-class Dense(Synapse):
+class Dense(Map):
     """All-to-all synapse between two layers of neurons: E = −g₁ᵀ W g₂.
 
     The fields are ``I₂ = Wᵀ g₁`` and ``I₁ = W g₂``.
@@ -38,19 +40,21 @@ class Dense(Synapse):
         self.weight = nn.Parameter(torch.empty(n_from, n_to))
         nn.init.xavier_uniform_(self.weight, gain)
 
+    def forward(self, g: Tensor) -> Tensor:
+        return g @ self.weight
+
+    def adjoint(self, h: Tensor, g: Tensor) -> Tensor:
+        return h @ self.weight.T
+
+    def output_shape(self, shape: int | Sequence[int]) -> Shape:
+        n_from, n_to = self.weight.shape
+        if layer_shape(shape) != (n_from,):
+            raise ValueError(f"Dense expects shape {(n_from,)}, got {layer_shape(shape)}")
+        return (n_to,)
+
     def energy(self, *g: Tensor) -> Tensor:
         first, second = g
         return -((first @ self.weight) * second).sum(-1)
-
-    def field(self, to: int, *g: Tensor) -> Tensor:
-        if to == 1:
-            return g[0] @ self.weight
-        if to == 0:
-            return g[1] @ self.weight.T
-        raise ValueError(f"to: expected place 0 or 1, got {to!r}")
-
-    def is_linear_in(self, place: int) -> bool:
-        return True
 
     def extra_repr(self) -> str:
         return "{}, {}".format(*self.weight.shape)
@@ -85,3 +89,53 @@ class Bias(Synapse):
 
     def extra_repr(self) -> str:
         return f"{tuple(self.bias.shape)}"
+
+
+class Lateral(Synapse):
+    """All-to-all synapse within a layer of neurons: E = −½ gᵀ W g, W symmetric with zero diagonal.
+
+    The field is ``W g``: each neuron is driven by the others, as in a Hopfield network. The synapse
+    has one place, ``(("hidden",), Lateral(n))``, in which its energy is quadratic. As a
+    synapse between a layer and itself, in two places, it would have the same energy and field, in
+    two products instead of one.
+
+    A layer with lateral synapses can be clamped, but not eliminated: use ``splitting=None``.
+
+    Args:
+        n: neurons in the layer, at least two.
+        gain: factor on the initial weights.
+
+    Shape:
+        ``weight`` is ``(n, n)``; of it the symmetric part off the diagonal is used,
+        W = ½(``weight`` + ``weight``ᵀ) − diagonal. It starts as such a matrix, drawn uniformly from
+        ±gain·√(3/n) (Glorot & Bengio, 2010), and remains one under an optimiser that treats all
+        entries alike, as their gradients are symmetric too.
+
+    Source: Hopfield, "Neurons with graded response have collective computational properties like
+    those of two-state neurons" (1984).
+    """
+
+    def __init__(self, n: int, *, gain: float = 1.0) -> None:
+        super().__init__()
+        n = positive_integer("n", n)
+        if n < 2:
+            raise ValueError(f"n: expected at least 2 neurons, as none acts on itself, got {n}")
+        self.shapes = ((n,),)
+        weight = nn.init.xavier_uniform_(torch.empty(n, n), positive("gain", gain)).triu(1)
+        self.weight = nn.Parameter(weight + weight.T)
+
+    def matrix(self) -> Tensor:
+        """W, symmetric with zero diagonal: ``(n, n)``."""
+        off = self.weight - self.weight.diagonal().diag_embed()
+        return (off + off.T) / 2
+
+    def energy(self, *g: Tensor) -> Tensor:
+        return -((g[0] @ self.matrix()) * g[0]).sum(-1) / 2
+
+    def field(self, to: int, *g: Tensor) -> Tensor:
+        if to != 0:
+            raise ValueError(f"to: expected place 0, got {to!r}")
+        return g[0] @ self.matrix()
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}"
