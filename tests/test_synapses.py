@@ -1,4 +1,4 @@
-"""Synapses: the contract for Dense, Bias and a user's own, initial statistics, errors."""
+"""Synapses: the contract for all but maps and for a user's own, initial statistics, errors."""
 
 import math
 

@@ -68,8 +68,9 @@ class SelfAttention(Synapse):
     no values: the energy leaves no choice of them. A token does not attend to itself; a single
     token has nothing to attend to, and its energy and field are defined as zero.
 
-    A token is a query and a key at once: E is not linear, its layer cannot be eliminated, and the
-    update is no descent by itself. Use ``splitting=None`` and a damped solver.
+    A token is a query and a key at once: E is not linear, and its layer cannot be eliminated. Use
+    ``splitting=None``; a full step may raise the energy, which every solver but a plain
+    :class:`~hamdeq.Picard` prevents, and ``Picard(damping=0.3)`` too where that is small enough.
 
     Args:
         dim: numbers of a token.
