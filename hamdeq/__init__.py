@@ -47,7 +47,21 @@ from hamdeq.solvers import (
     Status,
 )
 from hamdeq.splitting import Reduced, eliminate
-from hamdeq.synapses import Association, Bias, Dense, Synapse
+from hamdeq.synapses import (
+    Association,
+    AvgPool2d,
+    Bias,
+    Composed,
+    Conv2d,
+    Dense,
+    Flatten,
+    Interaction,
+    Lateral,
+    Map,
+    MaxPool2d,
+    SelfAttention,
+    Synapse,
+)
 from hamdeq.torchdeq_bridge import TorchDEQSolver
 
 __version__ = "0.1.0"
@@ -58,10 +72,13 @@ __all__ = [
     "Adjoint",
     "Anderson",
     "Association",
+    "AvgPool2d",
     "Bias",
     "Broyden",
     "Clamped",
+    "Composed",
     "ConjugateGradient",
+    "Conv2d",
     "ConvergenceError",
     "ConvergenceWarning",
     "Dense",
@@ -69,12 +86,17 @@ __all__ = [
     "Entmax",
     "EquilibriumPropagation",
     "Exp",
+    "Flatten",
     "Identity",
     "Implicit",
+    "Interaction",
     "Lagrangian",
+    "Lateral",
     "LayerNorm",
     "Layered",
     "Madam",
+    "Map",
+    "MaxPool2d",
     "Neurons",
     "Newton",
     "NormalisedSGD",
@@ -83,6 +105,7 @@ __all__ = [
     "ReLU",
     "RePU",
     "Reduced",
+    "SelfAttention",
     "Separation",
     "Sigmoid",
     "Softmax",

@@ -138,17 +138,7 @@ class HAM(nn.Module, Layered):
             raise TypeError(
                 f"connection {layers}: expected a Synapse, got {type(synapse).__name__}"
             )
-        if synapse.shapes is None:
-            return
-        kind = type(synapse).__name__
-        if len(layers) != len(synapse.shapes):
-            raise ValueError(
-                f"connection {layers}: {kind} connects {len(synapse.shapes)} layers, "
-                f"got {len(layers)} names"
-            )
-        for name, shape in zip(layers, synapse.shapes, strict=True):
-            if shape is not None and shape != self.neurons[name].shape:
-                raise ValueError(
-                    f"connection {layers}: {kind} expects shape {shape} for layer {name!r}, "
-                    f"whose neurons have {self.neurons[name].shape}"
-                )
+        try:
+            synapse.fit(layers, [self.layer(name).shape for name in layers])
+        except ValueError as error:
+            raise ValueError(f"connection {layers}: {error}") from error

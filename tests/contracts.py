@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from hamdeq import Lagrangian, Synapse
+from hamdeq import Lagrangian, Map, Synapse
 
 EPS = torch.finfo(torch.float64).eps
 # Sums of a few dozen float64 terms of unit size.
@@ -128,6 +128,17 @@ class OnlyEnergy(Synapse):
 
     def is_linear_in(self, place):
         return self.closed.is_linear_in(place)
+
+
+class Energy(nn.Module):
+    """A synapse's energy as a module's forward, for functional_call."""
+
+    def __init__(self, synapse):
+        super().__init__()
+        self.synapse = synapse
+
+    def forward(self, *g):
+        return self.synapse.energy(*g)
 
 
 class LagrangianContract:
@@ -358,7 +369,7 @@ class SynapseContract:
         shapes = synapse.shapes if self.shapes is None else self.shapes
         return [normal(batch, *shape, seed=seed + i, dtype=dtype) for i, shape in enumerate(shapes)]
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
     @pytest.mark.parametrize("batch", [0, 1, 4])
     def test_shapes_for_any_batch(self, synapse, batch, dtype):
         synapse = synapse.to(dtype)
@@ -413,6 +424,43 @@ class SynapseContract:
             torch.testing.assert_close(
                 synapse.field(place, *moved), synapse.field(place, *g), **CLOSE
             )
+
+    def test_declarations_of_linearity_are_confirmed(self, synapse):
+        for seed in (0, 30):
+            synapse.check_linear(*self.activations(synapse, seed=seed))
+
+    def test_runs_under_vmap(self, synapse):
+        g = self.activations(synapse)
+
+        def of_one(f):
+            return torch.func.vmap(lambda *x: f(*(a[None] for a in x))[0])(*g)
+
+        torch.testing.assert_close(of_one(synapse.energy), synapse.energy(*g), **CLOSE)
+        kinds = [type(module) for module in synapse.modules()]
+        if Synapse.field in (getattr(kind, "field", None) for kind in kinds) or Map.adjoint in (
+            getattr(kind, "adjoint", None) for kind in kinds
+        ):
+            return  # torch.autograd.grad, which derives it, does not run under vmap
+        for place in range(len(g)):
+            field = of_one(lambda *x, place=place: synapse.field(place, *x))
+            torch.testing.assert_close(field, synapse.field(place, *g), **CLOSE)
+
+    def test_a_gradient_for_each_sample(self, synapse):
+        g = self.activations(synapse)
+        weights = dict(synapse.named_parameters())
+        if not weights:
+            return
+
+        def energy(weights, *x):
+            model = torch.func.functional_call(Energy(synapse), weights, tuple(a[None] for a in x))
+            return model[0]
+
+        weights = {f"synapse.{name}": p.detach() for name, p in weights.items()}
+        each = torch.func.vmap(torch.func.grad(energy), (None, *[0] * len(g)))(weights, *g)
+        for i in range(len(g[0])):
+            alone = synapse.energy(*(x[i : i + 1] for x in g)).sum()
+            expected = torch.autograd.grad(alone, [*synapse.parameters()])
+            torch.testing.assert_close([x[i] for x in each.values()], [*expected], **CLOSE)
 
     def test_parameters_get_their_gradients(self, synapse):
         g = self.activations(synapse)
@@ -486,6 +534,50 @@ class SynapseContract:
 
     def test_has_a_printed_form(self, synapse):
         assert_prints(synapse)
+
+
+class MapContract(SynapseContract):
+    """What makes a synapse a map from one layer to another: all of the above, and its two ways.
+
+    The attribute ``shapes``, of the class or the test, are those of its two layers.
+    """
+
+    def test_is_a_map_and_its_adjoint(self, synapse):
+        first, second = self.activations(synapse)
+        torch.testing.assert_close(synapse(first), synapse.field(1, first, second), rtol=0, atol=0)
+        adjoint = synapse.adjoint(second, first)
+        torch.testing.assert_close(adjoint, synapse.field(0, first, second), rtol=0, atol=0)
+        torch.testing.assert_close(
+            inner(synapse(first), second), -synapse.energy(first, second), **CLOSE
+        )
+        if synapse.linear:
+            torch.testing.assert_close(
+                inner(synapse(first), second), inner(first, adjoint), **CLOSE
+            )
+            # As a layer is asked for its field without its activation.
+            shape = first.new_zeros(()).expand(first.shape)
+            torch.testing.assert_close(synapse.adjoint(second, shape), adjoint, rtol=0, atol=0)
+
+    def test_adjoint_by_default(self, synapse):
+        first, second = self.activations(synapse)
+        torch.testing.assert_close(
+            Map.adjoint(synapse, second, first), synapse.adjoint(second, first), **CLOSE
+        )
+
+    def test_says_its_shapes(self, synapse):
+        first, second = self.activations(synapse)
+        assert synapse.output_shape(first.shape[1:]) == tuple(second.shape[1:])
+        assert type(synapse.output_shape(list(first.shape[1:]))) is tuple
+        shapes = tuple(first.shape[1:]), tuple(second.shape[1:])
+        synapse.fit(("a", "b"), shapes)
+        with pytest.raises(ValueError, match=r"got layer 'b'|for layer 'b'"):
+            synapse.fit(("a", "b"), (shapes[0], (*shapes[1], 2)))
+        with pytest.raises(ValueError, match="connects 2 layers, got 1 names"):
+            synapse.fit(("a",), shapes[:1])
+
+    def test_has_two_places(self, synapse):
+        with pytest.raises(ValueError, match="to: expected place 0 or 1, got 2"):
+            synapse.field(2, *self.activations(synapse))
 
 
 class Triple(Synapse):

@@ -1,4 +1,4 @@
-"""Synapses: the contract for Dense, Bias and a user's own, initial statistics, errors."""
+"""Synapses: the contract for all but maps and for a user's own, initial statistics, errors."""
 
 import math
 
@@ -7,7 +7,26 @@ import torch
 from contracts import CLOSE, OnlyEnergy, SynapseContract, derivative, normal
 from torch import nn
 
-from hamdeq import HAM, Association, Bias, Dense, Identity, Neurons, Synapse
+from hamdeq import (
+    DEQ,
+    HAM,
+    Association,
+    Bias,
+    Dense,
+    Identity,
+    Interaction,
+    Lateral,
+    LayerNorm,
+    Neurons,
+    Picard,
+    SelfAttention,
+    Sigmoid,
+    Synapse,
+    clamp,
+    eliminate,
+    fixed_point,
+    two_colouring,
+)
 
 
 class Triple(Synapse):
@@ -49,6 +68,22 @@ class Images(Synapse):
         return True
 
 
+class Bilinear(nn.Module):
+    """A user's module: minus the interaction, with a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 2, generator=torch.Generator().manual_seed(3)))
+
+    def forward(self, a, b):
+        return -((a @ self.weight) * b).sum(-1)
+
+
+def cubic(a, b, c):
+    """A user's function of three layers, linear in the last."""
+    return (a.sin() * b**2 * c).sum(-1)
+
+
 KINDS = {
     "Dense": lambda: Dense(4, 3),
     "Dense, one neuron": lambda: Dense(1, 1),
@@ -58,7 +93,25 @@ KINDS = {
     "Quartic": lambda: Quartic(3, 2),
     "Images": lambda: Images(),
     "Association": lambda: Association(heads=2, states=3, stored=4, size=2),
+    "Lateral": lambda: Lateral(4),
+    "Interaction of a module": lambda: with_shapes(
+        Interaction(Bilinear(), linear_in=(0, 1)), (3,), (2,)
+    ),
+    "Interaction of three": lambda: with_shapes(
+        Interaction(cubic, linear_in=[2]), (3,), (3,), (3,)
+    ),
+    "SelfAttention": lambda: with_shapes(SelfAttention(3, 2, 4), (5, 3)),
+    "SelfAttention, two tokens": lambda: with_shapes(SelfAttention(2, 1, 1, beta=3.0), (2, 2)),
+    "SelfAttention, trained beta": lambda: with_shapes(
+        SelfAttention(3, 2, 2, beta=0.5, learnable=True), (4, 3)
+    ),
 }
+
+
+def with_shapes(synapse, *shapes):
+    """With the shapes of the layers to test it on."""
+    synapse.shapes = shapes
+    return synapse
 
 
 class TestContract(SynapseContract):
@@ -186,6 +239,254 @@ def test_energy_is_all_a_synapse_must_have():
         type("Empty", (Synapse,), {})()
 
 
+# -------------------------------------------------------------------------------- lateral
+
+
+def test_lateral_by_hand():
+    lateral = Lateral(3).double()
+    with torch.no_grad():
+        lateral.weight.copy_(torch.tensor([[9.0, 1.0, 2.0], [3.0, 9.0, 4.0], [0.0, 6.0, 9.0]]))
+    w = [[0.0, 2.0, 1.0], [2.0, 0.0, 5.0], [1.0, 5.0, 0.0]]
+    assert lateral.matrix().tolist() == w
+    g = torch.tensor([[1.0, -1.0, 2.0]], dtype=torch.float64)
+    assert lateral.field(0, g).tolist() == [[0.0, 12.0, -4.0]]
+    assert lateral.energy(g).tolist() == [10.0]  # −½ (0 − 12 − 8)
+
+
+def test_lateral_starts_as_its_matrix_and_stays_so():
+    torch.manual_seed(0)
+    lateral = Lateral(200, gain=0.5)
+    assert torch.equal(lateral.matrix(), lateral.weight)
+    weight = lateral.weight.detach()
+    assert not weight.diagonal().any()
+    bound = 0.5 * math.sqrt(3 / 200)
+    assert 0.999 * bound < weight.abs().max() <= bound
+    (gradient,) = torch.autograd.grad(
+        (lateral.field(0, torch.rand(4, 200)) ** 2).sum(), lateral.weight
+    )
+    torch.testing.assert_close(gradient, gradient.T)
+    assert not gradient.diagonal().any()
+
+
+def test_lateral_is_a_synapse_of_a_layer_with_itself():
+    """In one place, which is the same energy and field as in two with half the work."""
+
+    class Twice(Lateral):
+        def energy(self, *g):
+            return -((g[0] @ self.matrix()) * g[1]).sum(-1) / 2
+
+        def field(self, to, *g):
+            return g[1 - to] @ self.matrix() / 2
+
+    torch.manual_seed(0)
+    lateral = Lateral(4).double()
+    twice = Twice(4).double()
+    twice.load_state_dict(lateral.state_dict())
+    twice.shapes = ((4,), (4,))
+    neurons = {"hidden": Neurons(4, Sigmoid())}
+    one, two = HAM(neurons, [(("hidden",), lateral)]), HAM(neurons, [(("hidden", "hidden"), twice)])
+    x = {"hidden": normal(3, 4)}
+    torch.testing.assert_close(one.energy(x), two.energy(x), **CLOSE)
+    torch.testing.assert_close(one.update(x), two.update(x), **CLOSE)
+
+
+def lateral_memory(gain=0.5):
+    torch.manual_seed(0)
+    return HAM(
+        {"input": Neurons(3, Identity()), "hidden": Neurons(5, Sigmoid())},
+        [(("input", "hidden"), Dense(3, 5)), (("hidden",), Lateral(5, gain=gain))],
+    ).double()
+
+
+def test_a_lateral_memory_settles_and_is_not_split():
+    ham = lateral_memory()
+    with pytest.raises(ValueError, match=r"'hidden' acts on itself through Lateral.*splitting="):
+        DEQ(ham)
+    with pytest.raises(ValueError, match=r"Lateral .* is not linear in 'hidden'"):
+        eliminate(ham, ("hidden",))
+    x = normal(2, 3)
+    value = DEQ(ham, splitting=None, solver=Picard(tol=1e-12))({"input": x}).value
+    field = ham.update(value, clamped=("input",))
+    torch.testing.assert_close(field["hidden"], value["hidden"], rtol=1e-10, atol=1e-10)
+
+
+# ------------------------------------------------------------------------- attention of tokens
+
+
+def attention(tokens, dim=4, **kwargs):
+    torch.manual_seed(0)
+    shape = (tokens, dim)
+    return HAM(
+        {"input": Neurons(shape, Identity()), "tokens": Neurons(shape, LayerNorm())},
+        [
+            (("tokens",), SelfAttention(dim, 2, 3, **kwargs)),
+            (("input", "tokens"), Interaction(inner_product, linear_in=(0, 1))),
+        ],
+    ).double()
+
+
+def inner_product(a, b):
+    return -(a * b).flatten(1).sum(1)
+
+
+def test_attention_energy_is_the_sum_that_it_says():
+    torch.manual_seed(0)
+    synapse = SelfAttention(3, 2, 4, beta=0.7).double()
+    g = normal(2, 5, 3)
+    expected = torch.zeros(2, dtype=torch.float64)
+    for h in range(2):
+        for c in range(5):
+            others = [b for b in range(5) if b != c]
+            q = g[:, c] @ synapse.queries[:, h]
+            terms = [(0.7 * (g[:, b] @ synapse.keys[:, h] * q).sum(-1)).exp() for b in others]
+            expected -= torch.stack(terms).sum(0).log() / 0.7
+    torch.testing.assert_close(synapse.energy(g), expected, **CLOSE)
+
+
+def test_attention_defaults_to_the_common_temperature():
+    assert SelfAttention(3, 2, 16).beta == 0.25
+    assert list(dict(SelfAttention(3, 2, 16).named_parameters())) == ["queries", "keys"]
+    trained = SelfAttention(3, 2, 16, learnable=True)
+    assert "log_beta" in dict(trained.named_parameters())
+    torch.testing.assert_close(trained.beta, torch.tensor(0.25))
+
+
+def test_attention_knows_no_order_of_tokens():
+    torch.manual_seed(0)
+    synapse = SelfAttention(3, 2, 4).double()
+    g, order = normal(2, 6, 3), torch.tensor([3, 0, 5, 1, 4, 2])
+    torch.testing.assert_close(synapse.energy(g[:, order]), synapse.energy(g), **CLOSE)
+    torch.testing.assert_close(
+        synapse.field(0, g[:, order]), synapse.field(0, g)[:, order], **CLOSE
+    )
+
+
+def test_one_token_has_nothing_to_attend_to():
+    synapse = SelfAttention(3, 2, 4).double()
+    g = normal(2, 1, 3)
+    assert synapse.energy(g).tolist() == [0.0, 0.0]
+    assert not synapse.field(0, g).any()
+    assert not OnlyEnergy(synapse).field(0, g).any()
+    value = DEQ(attention(1), splitting=None)({"input": normal(2, 1, 4)}).value
+    torch.testing.assert_close(value["tokens"], value["input"], **CLOSE)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 1e8])
+def test_attention_of_extreme_tokens_is_finite(scale):
+    torch.manual_seed(0)
+    synapse = SelfAttention(3, 2, 4, learnable=True)
+    g = (scale * normal(2, 5, 3, dtype=torch.float32)).requires_grad_()
+    energy, field = synapse.energy(g), synapse.field(0, g)
+    assert energy.isfinite().all()
+    assert field.isfinite().all()
+    gradients = torch.autograd.grad(energy.sum() + field.sum(), [g, *synapse.parameters()])
+    assert all(x.isfinite().all() for x in gradients)
+    exact = synapse.double().field(0, g.double())
+    torch.testing.assert_close(field.double(), exact, rtol=1e-4, atol=1e-6 * max(scale, 1.0))
+
+
+def test_energy_of_attention_falls_by_small_steps_to_rest():
+    ham = attention(6)
+    held = clamp(ham, {"input": normal(3, 6, 4)})
+    x = {"tokens": normal(3, 6, 4, seed=5)}
+    before = held.energy(x)
+    for _ in range(100):
+        x = {"tokens": x["tokens"] + 0.05 * (held.update(x)["tokens"] - x["tokens"])}
+        after = held.energy(x)
+        assert (after <= before + 1e-12).all()
+        before = after
+    solver = Picard(damping=0.3, tol=1e-11, max_steps=5000)
+    solution = fixed_point(held, x, solver=solver)
+    assert solution.converged.all()
+    assert (held.energy(solution.value) <= after + 1e-12).all()
+    field = held.update(solution.value)["tokens"]
+    torch.testing.assert_close(field, solution.value["tokens"], rtol=1e-8, atol=1e-8)
+    # As a layer, from its own start; its weights learn.
+    deq = DEQ(ham, splitting=None, solver=Picard(damping=0.3, tol=1e-8, max_steps=5000))
+    loss = deq({"input": held.held["input"]}).value["tokens"].square().sum()
+    assert all(g.any() for g in torch.autograd.grad(loss, [*deq.parameters()]))
+
+
+def test_attention_cannot_be_split_or_eliminated():
+    ham = attention(3)
+    with pytest.raises(
+        ValueError, match=r"'tokens' acts on itself through SelfAttention .*splitting=None"
+    ):
+        two_colouring(ham, clamped=("input",))
+    with pytest.raises(ValueError, match=r"SelfAttention .* is not linear in 'tokens'"):
+        eliminate(ham, ("tokens",))
+    eliminate(ham, ("input",))
+
+
+# ------------------------------------------------------------------------- a user's function
+
+
+def test_an_interaction_settles_as_the_synapse_it_equals():
+    torch.manual_seed(0)
+    dense, module = Dense(3, 2), Bilinear()
+    with torch.no_grad():
+        dense.weight.copy_(module.weight)
+    values = []
+    for synapse in (dense, Interaction(module, linear_in=(0, 1))):
+        neurons = {"input": Neurons(3, Sigmoid()), "output": Neurons(2, Sigmoid())}
+        deq = DEQ(HAM(neurons, [(("input", "output"), synapse)])).double()
+        value = deq({"input": normal(4, 3)}).value["output"]
+        values.append((value, *torch.autograd.grad(value.sum(), [*deq.parameters()])))
+    torch.testing.assert_close(*values, **CLOSE)
+
+
+def test_a_function_with_the_wrong_shape_is_named():
+    a, b = normal(3, 4), normal(3, 4)
+
+    def summed(a, b):
+        return -(a * b).sum()
+
+    with pytest.raises(
+        ValueError, match=r"summed: expected one scalar a sample, of shape \(3,\)"
+    ) as e:
+        Interaction(summed).energy(a, b)
+    assert "got (); it is summed over the batch" in str(e.value)
+    with pytest.raises(ValueError, match=r"got \(3, 4\); sum over the axes of each sample"):
+        Interaction(torch.mul).field(0, a, b)
+    with pytest.raises(TypeError, match=r"expected a tensor of shape \(batch,\), got float"):
+        Interaction(lambda a: 1.0).energy(a)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "energy", Bilinear])
+def test_an_interaction_is_of_a_function(wrong):
+    with pytest.raises(TypeError, match="function: expected a function of activations"):
+        Interaction(wrong)
+
+
+@pytest.mark.parametrize("wrong", [0, (-1,), (0.0,), (True,), "01", None])
+def test_places_that_are_none(wrong):
+    with pytest.raises(ValueError, match="linear_in: expected places"):
+        Interaction(cubic, linear_in=wrong)
+
+
+def test_places_beyond_the_layers():
+    neurons = {"a": Neurons(3, Identity())}
+    with pytest.raises(
+        ValueError, match=r"\('a',\): linear_in: expected places 0 to 0 of 1 layers, got \(0, 1\)"
+    ):
+        HAM(neurons, [(("a",), Interaction(inner_product, linear_in=(0, 1)))])
+
+
+def test_a_false_declaration_of_linearity_is_found():
+    g = normal(4, 3), normal(4, 3, seed=1), normal(4, 3, seed=2)
+    for place in (0, 1):
+        with pytest.raises(ValueError, match=f"declared to be linear in place {place}"):
+            Interaction(cubic, linear_in=(place, 2)).check_linear(*g)
+
+    def with_a_rest(a, b):
+        return inner_product(a, b) + b.sum(-1) + 1.0
+
+    Interaction(with_a_rest).check_linear(*g[:2])
+    for place in (0, 1):
+        with pytest.raises(ValueError, match="a synapse of its own"):
+            Interaction(with_a_rest, linear_in=(place,)).check_linear(*g[:2])
+
+
 # ---------------------------------------------------------------------------- errors
 
 
@@ -205,6 +506,21 @@ def test_sizes_must_be_positive_integers(size):
         assert f"got {size!r}" in message
 
 
+def test_sizes_of_lateral_and_attention():
+    with pytest.raises(ValueError, match=r"n: expected at least 2 neurons.*got 1"):
+        Lateral(1)
+    for name, sizes in (("dim", (0, 1, 1)), ("heads", (1, 0, 1)), ("head_dim", (1, 1, 0))):
+        with pytest.raises(ValueError, match=f"^{name}: expected a positive integer, got 0"):
+            SelfAttention(*sizes)
+    with pytest.raises(ValueError, match=r"beta: expected a finite number > 0, got -1\.0"):
+        SelfAttention(2, 1, 1, beta=-1.0)
+    for shape in (4, (3, 5), (2, 3, 4)):
+        with pytest.raises(
+            ValueError, match=r"SelfAttention expects shape \(tokens, 4\) for layer 'a'"
+        ):
+            HAM({"a": Neurons(shape, LayerNorm())}, [(("a",), SelfAttention(4, 1, 2))])
+
+
 @pytest.mark.parametrize("std", [-1.0, math.nan])
 def test_standard_deviation_must_not_be_negative(std):
     with pytest.raises(ValueError, match=rf"std: expected a number ≥ 0, got {std}"):
@@ -219,3 +535,7 @@ def test_places_that_a_dense_synapse_does_not_have():
 def test_printed_forms():
     assert repr(Dense(4, 3)) == "Dense(4, 3)"
     assert repr(Bias((2, 3))) == "Bias((2, 3))"
+    assert repr(Lateral(3)) == "Lateral(3)"
+    assert repr(SelfAttention(8, 2, 4)) == "SelfAttention(8, heads=2, head_dim=4, beta=0.5)"
+    assert repr(Interaction(cubic, linear_in=[2])) == "Interaction(cubic, linear_in=(2,))"
+    assert "Bilinear" in repr(Interaction(Bilinear()))

@@ -1,0 +1,81 @@
+"""What convolution and pooling share: windows that slide over an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hamdeq.synapses.base import Shape, layer_shape
+from hamdeq.synapses.maps import Map
+
+__all__ = ["Pair", "Windowed"]
+
+Pair = int | tuple[int, int]
+"""One number for both axes of an image, or one for each: (vertical, horizontal)."""
+
+
+class Windowed(Map):
+    """A map of images ``(channels, height, width)``, one number for each place of a window.
+
+    Along each axis a window of ``kernel_size`` numbers, ``dilation`` apart, moves by ``stride``
+    over the image with ``padding`` on both sides, and has
+
+        ⌊(size + 2·padding − dilation·(kernel_size − 1) − 1) / stride⌋ + 1
+
+    places.
+    """
+
+    def __init__(
+        self, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair = (1, 1)
+    ) -> None:
+        super().__init__()
+        self.kernel_size = _pair("kernel_size", kernel_size, least=1)
+        self.stride = _pair("stride", stride, least=1)
+        self.padding = _pair("padding", padding, least=0)
+        self.dilation = _pair("dilation", dilation, least=1)
+
+    def output_shape(self, shape: int | Sequence[int]) -> Shape:
+        shape = layer_shape(shape)
+        kind, channels = type(self).__name__, self._channels()
+        if len(shape) != 3 or channels not in (None, shape[0]):
+            wanted = "channels" if channels is None else channels
+            raise ValueError(f"{kind} expects shape ({wanted}, height, width), got {shape}")
+        spans = self._spans()
+        room = [n + 2 * p for n, p in zip(shape[1:], self.padding, strict=True)]
+        if any(n < span for n, span in zip(room, spans, strict=True)):
+            raise ValueError(
+                f"{kind} has windows of {spans[0]} × {spans[1]}, got an image {shape} of "
+                f"{room[0]} × {room[1]} with its padding; choose a smaller kernel or more padding"
+            )
+        places = zip(room, spans, self.stride, strict=True)
+        return (self._out_channels(shape[0]), *((n - k) // s + 1 for n, k, s in places))
+
+    def _channels(self) -> int | None:
+        """Channels that the first layer must have, None where any number will do."""
+        return None
+
+    def _out_channels(self, channels: int) -> int:
+        return channels
+
+    def _spans(self) -> tuple[int, int]:
+        """Height and width of the window, with the gaps that dilation leaves."""
+        (k, m), (d, e) = self.kernel_size, self.dilation
+        return d * (k - 1) + 1, e * (m - 1) + 1
+
+    def extra_repr(self) -> str:
+        """What is not as it is by default."""
+        shown = [f"kernel_size={self.kernel_size}", f"stride={self.stride}"]
+        if self.padding != (0, 0):
+            shown.append(f"padding={self.padding}")
+        if self.dilation != (1, 1):
+            shown.append(f"dilation={self.dilation}")
+        return ", ".join(shown)
+
+
+def _pair(name: str, value: object, *, least: int) -> tuple[int, int]:
+    values = value if isinstance(value, list | tuple) else (value, value)
+    numbers = [n for n in values if isinstance(n, int) and not isinstance(n, bool) and n >= least]
+    if len(values) != 2 or len(numbers) != 2:
+        raise ValueError(
+            f"{name}: expected an integer ≥ {least}, or two for height and width, got {value!r}"
+        )
+    return numbers[0], numbers[1]
