@@ -7,6 +7,7 @@ memories are choices of Lagrangian and graph.
 
 from hamdeq.clamping import Clamped, clamp
 from hamdeq.deq import DEQ
+from hamdeq.dynamics import Trajectory, trajectory
 from hamdeq.ham import HAM
 from hamdeq.implicit import (
     Adjoint,
@@ -17,6 +18,7 @@ from hamdeq.implicit import (
     Unrolled,
     fixed_point,
 )
+from hamdeq.integrators import Adaptive, Euler, Integrator
 from hamdeq.lagrangians import (
     Entmax,
     Exp,
@@ -48,12 +50,14 @@ from hamdeq.solvers import (
 from hamdeq.splitting import Reduced, eliminate, two_colouring
 from hamdeq.synapses import Association, Bias, Dense, Synapse
 from hamdeq.torchdeq_bridge import TorchDEQSolver
+from hamdeq.two_layer import TwoLayer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DEQ",
     "HAM",
+    "Adaptive",
     "Adjoint",
     "Anderson",
     "Association",
@@ -67,9 +71,11 @@ __all__ = [
     "EnergyModel",
     "Entmax",
     "EquilibriumPropagation",
+    "Euler",
     "Exp",
     "Identity",
     "Implicit",
+    "Integrator",
     "Lagrangian",
     "LayerNorm",
     "Layered",
@@ -94,9 +100,12 @@ __all__ = [
     "Synapse",
     "Tanh",
     "TorchDEQSolver",
+    "Trajectory",
+    "TwoLayer",
     "Unrolled",
     "clamp",
     "eliminate",
     "fixed_point",
+    "trajectory",
     "two_colouring",
 ]
