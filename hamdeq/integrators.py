@@ -151,8 +151,8 @@ class Adaptive(Integrator):
                 "would stop the others too; remove them, or use Euler()"
             )
         t = torch.tensor(times, dtype=torch.float64, device=x0.device)
-        # Steps end at the times: what torchdiffeq interpolates within a step is up to a hundred
-        # times less exact, for bosh3 and dopri8.
+        # Steps end at the times: what torchdiffeq interpolates within a step is out by much more
+        # than the tolerance, of dopri8 and bosh3 a hundred times.
         options = {"norm": _worst, "max_num_steps": self.max_steps, "step_t": t[1:]}
         try:
             return odeint(
