@@ -252,6 +252,8 @@ def test_a_configuration_takes_a_lagrangian_for_each_layer():
     jsonargparse = pytest.importorskip("jsonargparse")
     parser = jsonargparse.ArgumentParser()
     parser.add_subclass_arguments(DEQ, "deq")
+    # Called so from version 4.49 on.
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
     text = """
 deq:
   class_path: hamdeq.DEQ
@@ -266,10 +268,10 @@ deq:
           init_args: {beta: 2.0}
         - hamdeq.LayerNorm
 """
-    ham = parser.instantiate_classes(parser.parse_string(text)).deq.ham
+    ham = instantiate(parser.parse_string(text)).deq.ham
     kinds = [type(ham.layer(a).lagrangian) for a in ham.layers]
     assert kinds == [Identity, Softmax, LayerNorm]
     assert ham.layer("hidden1").lagrangian.beta == 2.0
     one = text[: text.index("        lagrangian:")] + "        lagrangian: hamdeq.Tanh\n"
-    shared = parser.instantiate_classes(parser.parse_string(one)).deq.ham
+    shared = instantiate(parser.parse_string(one)).deq.ham
     assert isinstance(shared.layer("output").lagrangian, Tanh)
