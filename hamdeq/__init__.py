@@ -8,6 +8,7 @@ memories are choices of Lagrangian and graph.
 from hamdeq.clamping import Clamped, clamp
 from hamdeq.colouring import colouring, two_colouring
 from hamdeq.deq import DEQ
+from hamdeq.dynamics import Trajectory, trajectory
 from hamdeq.ham import HAM
 from hamdeq.implicit import (
     Adjoint,
@@ -18,6 +19,7 @@ from hamdeq.implicit import (
     Unrolled,
     fixed_point,
 )
+from hamdeq.integrators import Adaptive, Euler, Integrator
 from hamdeq.lagrangians import (
     Entmax,
     Exp,
@@ -63,12 +65,14 @@ from hamdeq.synapses import (
     Synapse,
 )
 from hamdeq.torchdeq_bridge import TorchDEQSolver
+from hamdeq.two_layer import TwoLayer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DEQ",
     "HAM",
+    "Adaptive",
     "Adjoint",
     "Anderson",
     "Association",
@@ -85,10 +89,12 @@ __all__ = [
     "EnergyModel",
     "Entmax",
     "EquilibriumPropagation",
+    "Euler",
     "Exp",
     "Flatten",
     "Identity",
     "Implicit",
+    "Integrator",
     "Interaction",
     "Lagrangian",
     "Lateral",
@@ -118,10 +124,13 @@ __all__ = [
     "Synapse",
     "Tanh",
     "TorchDEQSolver",
+    "Trajectory",
+    "TwoLayer",
     "Unrolled",
     "clamp",
     "colouring",
     "eliminate",
     "fixed_point",
+    "trajectory",
     "two_colouring",
 ]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -70,7 +71,7 @@ class HAM(nn.Module, Layered):
     def chain(
         cls,
         sizes: Sequence[int],
-        lagrangian: Lagrangian | None = None,
+        lagrangian: Lagrangian | Sequence[Lagrangian] | None = None,
         *,
         bias: bool = True,
         gain: float | Sequence[float] = 1.0,
@@ -79,12 +80,14 @@ class HAM(nn.Module, Layered):
 
         Args:
             sizes: neurons in each layer, at least two numbers.
-            lagrangian: shared by all layers; default ``Sigmoid(4.0, 0.5)``.
+            lagrangian: shared by all layers, or one for each, the input included; default
+                ``Sigmoid(4.0, 0.5)``.
             bias: whether all layers but the input, which is meant to be clamped, have a bias.
             gain: factor on the initial weights, one for all or one for each pair of neighbours.
 
         Raises:
-            ValueError: fewer than two sizes, or not as many gains as pairs of neighbours.
+            ValueError: fewer than two sizes, not as many gains as pairs of neighbours, or not as
+                many Lagrangians as layers.
         """
         sizes = list(sizes)
         if len(sizes) < 2:
@@ -92,12 +95,22 @@ class HAM(nn.Module, Layered):
                 "sizes: expected at least two layers (input and output), such as [784, 512, 10], "
                 f"got {sizes!r}"
             )
-        lagrangian = Sigmoid(4.0, 0.5) if lagrangian is None else lagrangian
         pairs = len(sizes) - 1
         gains = [gain] * pairs if isinstance(gain, int | float) else list(gain)
         if len(gains) != pairs:
             raise ValueError(f"gain: expected one number or {pairs}, got {gain!r}")
         names = ["input", *(f"hidden{i}" for i in range(1, len(sizes) - 1)), "output"]
+        lagrangian = Sigmoid(4.0, 0.5) if lagrangian is None else lagrangian
+        # A single one is shared, with its parameters; what is neither is refused by Neurons.
+        if isinstance(lagrangian, Sequence | nn.ModuleList) and not isinstance(lagrangian, str):
+            each: list[Any] = list(lagrangian)
+        else:
+            each = [lagrangian] * len(names)
+        if len(each) != len(names):
+            raise ValueError(
+                f"lagrangian: expected one for all layers or {len(names)}, one for each of "
+                f"{names}, got {len(each)}"
+            )
         connections: list[Connection] = [
             ((names[i], names[i + 1]), Dense(sizes[i], sizes[i + 1], gain=gains[i]))
             for i in range(pairs)
@@ -105,7 +118,7 @@ class HAM(nn.Module, Layered):
         if bias:
             connections += [((b,), Bias(m)) for b, m in zip(names[1:], sizes[1:], strict=True)]
         return cls(
-            {name: Neurons(n, lagrangian) for name, n in zip(names, sizes, strict=True)},
+            {name: Neurons(n, l_a) for name, n, l_a in zip(names, sizes, each, strict=True)},
             connections,
         )
 

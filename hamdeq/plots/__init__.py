@@ -5,6 +5,7 @@ from hamdeq.plots.capacity import capacity_curves
 from hamdeq.plots.gallery import retrieval_gallery
 from hamdeq.plots.heat import HeatMap, heat_maps
 from hamdeq.plots.settling import residual_histogram
+from hamdeq.plots.time import trajectory_curves
 
 __all__ = [
     "HeatMap",
@@ -13,4 +14,5 @@ __all__ = [
     "heat_maps",
     "residual_histogram",
     "retrieval_gallery",
+    "trajectory_curves",
 ]
