@@ -18,6 +18,7 @@ from hamdeq.implicit import (
     fixed_point,
 )
 from hamdeq.lagrangians import (
+    BengioFischer,
     Entmax,
     Exp,
     Identity,
@@ -57,6 +58,7 @@ __all__ = [
     "Adjoint",
     "Anderson",
     "Association",
+    "BengioFischer",
     "Bias",
     "Broyden",
     "Clamped",
