@@ -5,6 +5,7 @@ minimum. Classical Hopfield networks, dense associative memories, attention and 
 memories are choices of Lagrangian and graph.
 """
 
+from hamdeq.chn import CHN, CHNDEQ, InnerIterations
 from hamdeq.clamping import Clamped, clamp
 from hamdeq.deq import DEQ
 from hamdeq.ham import HAM
@@ -53,6 +54,8 @@ from hamdeq.torchdeq_bridge import TorchDEQSolver
 __version__ = "0.1.0"
 
 __all__ = [
+    "CHN",
+    "CHNDEQ",
     "DEQ",
     "HAM",
     "Adjoint",
@@ -72,6 +75,7 @@ __all__ = [
     "Exp",
     "Identity",
     "Implicit",
+    "InnerIterations",
     "Lagrangian",
     "LayerNorm",
     "Layered",

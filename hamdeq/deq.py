@@ -38,6 +38,7 @@ class DEQ(nn.Module):
             ``"raise"`` or ``"ignore"``. Their status is in the Solution in any case.
 
     Raises:
+        TypeError: ham is no HAM.
         ValueError: an unknown layer; with even-odd splitting, a graph that has no two colours.
 
     Example:
@@ -60,6 +61,9 @@ class DEQ(nn.Module):
         super().__init__()
         if splitting not in ("even-odd", None):
             raise ValueError(f"splitting: expected 'even-odd' or None, got {splitting!r}")
+        if not isinstance(ham, HAM):
+            hint = "; use CHNDEQ, or DEQ(chn.to_ham())" if hasattr(ham, "to_ham") else ""
+            raise TypeError(f"ham: expected a HAM, got {type(ham).__name__}{hint}")
         self.ham = ham
         self.clamped = (clamped,) if isinstance(clamped, str) else tuple(clamped)
         if not self.clamped:

@@ -19,7 +19,8 @@ class BengioFischer(Lagrangian):
 
     The energy of a CHN is ½‖s‖² plus the synapses' energies of ρ(s), so that at rest
     ``s = ρ′(s) I``. With ``ς(s) = s/ρ′(s)`` and u = ς(s) this reads u = I: the equilibrium of a
-    HAM, whose neurons at rest have their field as their state. Their Lagrangian, activation and Legendre transform are
+    HAM, whose neurons at rest have their field as their state. Their Lagrangian, activation and
+    Legendre transform are
 
         L(u) = Σᵢ [uᵢ ρ(sᵢ) − ½sᵢ²],    gᵢ = ρ(sᵢ),    L*(g) = ½‖s‖²,    s = ς⁻¹(u),
 
