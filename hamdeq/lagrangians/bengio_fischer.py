@@ -73,12 +73,15 @@ class BengioFischer(Lagrangian):
         """u = ς(s) = s/ρ′(s), elementwise.
 
         It grows as fast as ρ saturates: of a finite s that it would take beyond the largest number
-        of the dtype it is that number, at which the activation is the same.
+        of the dtype it is about a third of that, where the activation is the same to rounding. What
+        is not finite stays as it is.
         """
+        finite = s.isfinite()
+        given, s = s, torch.where(finite, s, 0.0)
         log, _ = log_slope(self.rho, s)
         # Before the exponential, as the gradient of what overflows is NaN.
         room = _log_max(s) - s.detach().abs().clamp_min(1.0).log()
-        return s * torch.exp(torch.minimum(-log, room))
+        return torch.where(finite, s * torch.exp(torch.minimum(-log, room)), given)
 
     def from_ham(self, u: Tensor) -> Tensor:
         """s = ς⁻¹(u), elementwise, to rounding; differentiable as often as ρ′."""
@@ -137,4 +140,4 @@ def _finite(u: Tensor) -> Tensor:
 
 
 def _log_max(s: Tensor) -> float:
-    return math.log(torch.finfo(s.dtype).max)
+    return math.log(torch.finfo(s.dtype).max) - 1.0

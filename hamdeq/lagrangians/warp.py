@@ -27,6 +27,8 @@ _TOP = math.log(torch.finfo(torch.float64).max)
 # A doubling of s, at the end of the range, must add this to ln|ς|. It does not where ρ grows like
 # s|s|, and ς towards a limit.
 _GROWTH = 0.01
+# Of ln|ς|, whose size is below 1000.
+_ROUNDING = 1e-12
 # Newton's method squares its error: after a step as small as this nothing is left to do.
 _LAST_STEP = {torch.float64: 1e-9, torch.float32: 3e-5}
 _MOST_STEPS = 12
@@ -160,7 +162,7 @@ def _log_u(rho: Lagrangian, sign: float, log_s: Tensor) -> Tensor:
     log_u = log_s - log
     out = ~(log_u < _TOP)
     end = int(out.nonzero()[0]) if bool(out.any()) else len(log_u)
-    falls = log_u[:end].diff() <= 0
+    falls = log_u[:end].diff() < -_ROUNDING
     if bool(falls.any()):
         at = s[int(falls.nonzero()[0])].item()
         raise ValueError(
