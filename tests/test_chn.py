@@ -92,7 +92,7 @@ class TestChangeOfVariables:
     RHO = [Sigmoid(4.0, 0.5), Sigmoid(4.0, 0.75), Sigmoid(0.1), Tanh(), Tanh(30.0), Identity()]
 
     @pytest.mark.parametrize("rho", [*RHO, Asinh()], ids=repr)
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=30, deadline=None)
     @given(st.lists(st.floats(-1e100, 1e100), min_size=1, max_size=20))
     def test_there_and_back_in_u(self, rho: Lagrangian, u: list[float]) -> None:
         self.check(BengioFischer(rho), torch.tensor(u, dtype=torch.float64))
@@ -448,9 +448,10 @@ class TestSteps:
 
     def test_inner_iterations_end_at_the_equilibrium(self, digits: Any) -> None:
         chn, x = digits
+        x = x[:10]
         expected = CHNDEQ(chn, solver=Broyden(tol=1e-12))({"input": x}).value
         s = chn.zero_state(x) | {"input": x}
-        for _ in range(300):
+        for _ in range(60):
             s = chn.alternate(s, inner=InnerIterations(steps=30, damping=0.2))
         for name in chn.layers:
             torch.testing.assert_close(s[name], expected[name], rtol=1e-6, atol=1e-6)
