@@ -5,6 +5,7 @@ minimum. Classical Hopfield networks, dense associative memories, attention and 
 memories are choices of Lagrangian and graph.
 """
 
+from hamdeq.chn import CHN, CHNDEQ, InnerIterations
 from hamdeq.clamping import Clamped, clamp
 from hamdeq.colouring import colouring, two_colouring
 from hamdeq.deq import DEQ
@@ -21,6 +22,7 @@ from hamdeq.implicit import (
 )
 from hamdeq.integrators import Adaptive, Euler, Integrator
 from hamdeq.lagrangians import (
+    BengioFischer,
     Entmax,
     Exp,
     Identity,
@@ -70,6 +72,8 @@ from hamdeq.two_layer import TwoLayer
 __version__ = "0.1.0"
 
 __all__ = [
+    "CHN",
+    "CHNDEQ",
     "DEQ",
     "HAM",
     "Adaptive",
@@ -77,6 +81,7 @@ __all__ = [
     "Anderson",
     "Association",
     "AvgPool2d",
+    "BengioFischer",
     "Bias",
     "Broyden",
     "Clamped",
@@ -94,6 +99,7 @@ __all__ = [
     "Flatten",
     "Identity",
     "Implicit",
+    "InnerIterations",
     "Integrator",
     "Interaction",
     "Lagrangian",

@@ -44,6 +44,7 @@ class DEQ(nn.Module):
             ``"raise"`` or ``"ignore"``. Their status is in the Solution in any case.
 
     Raises:
+        TypeError: ham is no HAM.
         ValueError: an unknown layer; no layer left to settle; with even-odd splitting, a graph
             that has no two colours.
 
@@ -70,6 +71,9 @@ class DEQ(nn.Module):
             raise ValueError(f"splitting: expected 'even-odd', 'sweep' or None, got {splitting!r}")
         if start not in ("forward", "zeros"):
             raise ValueError(f"start: expected 'forward' or 'zeros', got {start!r}")
+        if not isinstance(ham, HAM):
+            hint = "; use CHNDEQ, or DEQ(chn.to_ham())" if hasattr(ham, "to_ham") else ""
+            raise TypeError(f"ham: expected a HAM, got {type(ham).__name__}{hint}")
         self.ham = ham
         self.clamped = (clamped,) if isinstance(clamped, str) else tuple(clamped)
         if not self.clamped:
@@ -185,7 +189,8 @@ class DEQ(nn.Module):
             # lost samples leave the graph before it is built, and only then get their value back.
             with torch.no_grad():
                 lost = _where(valid, _full(reduced, solution.value), torch.nan)
-            reduced = self.reduced(_where(alive, clamped, 0.0), _clamped(reduced).known)
+            known = _clamped(reduced).known
+            reduced = self._reduce(clamp(self.ham, _where(alive, clamped, 0.0), known))
             solution = replace(
                 solution,
                 value=_where(alive, solution.value, 0.0),

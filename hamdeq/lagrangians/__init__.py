@@ -18,10 +18,12 @@ Learning" (ICLR 2021), equations 1 to 4 and section 3; Krotov, "Hierarchical Ass
 
 from hamdeq.lagrangians.additive import Exp, Identity, ReLU, RePU, Sigmoid, Tanh
 from hamdeq.lagrangians.base import Lagrangian
+from hamdeq.lagrangians.bengio_fischer import BengioFischer
 from hamdeq.lagrangians.coupled import LayerNorm, Spherical
 from hamdeq.lagrangians.separation import Entmax, Separation, Softmax, Sparsemax
 
 __all__ = [
+    "BengioFischer",
     "Entmax",
     "Exp",
     "Identity",

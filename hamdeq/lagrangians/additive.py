@@ -31,6 +31,10 @@ class Identity(Lagrangian):
     def energy(self, x: Tensor) -> Tensor:
         return self(x)
 
+    def log_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """ln g′(x) and its derivative, elementwise."""
+        return torch.zeros_like(x), torch.zeros_like(x)
+
 
 class Sigmoid(Tempered):
     """Logistic neurons: L(x) = Σᵢ softplus(β(xᵢ − c))/β, gᵢ = sigmoid(β(xᵢ − c)).
@@ -74,6 +78,11 @@ class Sigmoid(Tempered):
         z = self._argument(x)
         return self.center * total(torch.sigmoid(z)) - total(_logistic_entropy(z)) / self.beta
 
+    def log_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """ln g′(x) and its derivative, elementwise; exact where g has rounded to 0 or 1."""
+        log, slope = _log_logistic_slope(self._argument(x))
+        return log + _log(self.beta), self.beta * slope
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, center={self.center:.4g}"
 
@@ -102,6 +111,11 @@ class Tanh(Tempered):
         near = s * torch.tanh(s) - _log_cosh(s)
         far = math.log(2.0) - _logistic_entropy(2.0 * z)
         return total(torch.where(z.abs() < 1.0, near, far)) / self.beta
+
+    def log_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """ln g′(x) and its derivative, elementwise; exact where g has rounded to ±1."""
+        log, slope = _log_logistic_slope(2.0 * self.beta * x)
+        return log + math.log(4.0) + _log(self.beta), 2.0 * self.beta * slope
 
 
 class RePU(Lagrangian):
@@ -174,6 +188,18 @@ class Exp(Tempered):
 
     def energy(self, x: Tensor) -> Tensor:
         return total((x - 1.0 / self.beta) * torch.exp(self.beta * x))
+
+
+def _log(beta: float | Tensor) -> float | Tensor:
+    return beta.log() if isinstance(beta, Tensor) else math.log(beta)
+
+
+def _log_logistic_slope(z: Tensor) -> tuple[Tensor, Tensor]:
+    """ln p(1−p) of p = sigmoid(z), and its derivative −tanh(z/2), exact for any finite z."""
+    # torch.abs has slope 0 at 0, which would lose the second derivative there; the other has
+    # slope 1, and takes longer.
+    a = torch.where(z < 0, -z, z) if z.requires_grad else z.abs()
+    return -a - 2.0 * torch.log1p(torch.exp(-a)), -torch.tanh(0.5 * z)
 
 
 def _softplus(z: Tensor) -> Tensor:

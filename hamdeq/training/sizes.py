@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import lightning as L
 
+from hamdeq.chn import CHNDEQ
 from hamdeq.data import TensorDataModule
 from hamdeq.memories import FeedForward
 from hamdeq.training.classifier import HAMClassifier
@@ -40,9 +41,10 @@ def check_sizes(model: L.LightningModule, data: L.LightningDataModule) -> None:
 def _neurons(model: L.LightningModule) -> Iterator[tuple[int, str, str, str]]:
     """Of inputs and of classes: how many, in what object, which of its neurons, set by what."""
     if isinstance(model, HAMClassifier):
+        where = "model.deq.chn" if isinstance(model.deq, CHNDEQ) else "model.deq.ham"
         for layer in (model.input, model.output):
             count = math.prod(model.deq.ham.layer(layer).shape)
-            yield count, "model.deq.ham", f"in the layer {layer!r}", "model.deq.ham.sizes"
+            yield count, where, f"in the layer {layer!r}", f"{where}.sizes"
     elif isinstance(model, MemoryClassifier):
         memory = model.memory
         where = "model.memory" + ".memory" * isinstance(memory, FeedForward)

@@ -1,0 +1,176 @@
+"""The continuous Hopfield network as a deep equilibrium model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hamdeq.chn.network import CHN, activations_of, slope_of, terms_of
+from hamdeq.clamping import Clamped
+from hamdeq.deq import DEQ
+from hamdeq.ham import HAM
+from hamdeq.implicit import Adjoint
+from hamdeq.layers import Layered, State
+from hamdeq.solvers import OnFailure, Solution, Solver
+from hamdeq.splitting import Reduced
+
+__all__ = ["CHNDEQ"]
+
+
+class CHNDEQ(DEQ):
+    """A continuous Hopfield network as a deep equilibrium model: a :class:`~hamdeq.DEQ` of s.
+
+    Args:
+        chn: the network.
+        clamped: names of the layers that a call gives the states of.
+        splitting: ``None`` iterates on s <- ρ′(s) ⊙ I(ρ(s)). ``"even-odd"`` brings one colour of
+            the free layers to its minimum and then the other, exactly: these are the even-odd
+            steps of the HAM, so that the solver, and with it ``tol``, sees u = ς(s) of the narrower
+            colour; ``"sweep"`` takes as many colours as there are. All have the same equilibria.
+        solver: default :class:`~hamdeq.Broyden`. It knows the energy, as that of a HAM. Plain
+            iteration without splitting should be damped, ``Picard(damping=0.5)``.
+        adjoint: gradient method, default :class:`~hamdeq.Implicit`. s − ∇E(s) has a symmetric
+            derivative, so that conjugate gradients serve either way.
+        start: ``"forward"`` or ``"zeros"``: where to start from, as of a :class:`~hamdeq.DEQ`.
+        on_failure: ``"warn"``, ``"raise"`` or ``"ignore"``, of samples that do not converge.
+
+    Attributes:
+        chn: the network.
+        ham: the network as a HAM.
+
+    Raises:
+        TypeError: chn is no CHN.
+        ValueError: an unknown layer; with even-odd splitting, a graph that has no two colours.
+
+    Example:
+        >>> deq = CHNDEQ(CHN.chain([784, 512, 10]))
+        >>> deq({"input": torch.rand(64, 784)}).value["output"].shape
+        torch.Size([64, 10])
+    """
+
+    def __init__(
+        self,
+        chn: CHN,
+        clamped: Collection[str] = ("input",),
+        splitting: Literal["even-odd", "sweep"] | None = "even-odd",
+        *,
+        solver: Solver | None = None,
+        adjoint: Adjoint | None = None,
+        start: Literal["forward", "zeros"] = "forward",
+        on_failure: OnFailure = "warn",
+    ) -> None:
+        if not isinstance(chn, CHN):
+            hint = "; use DEQ for a HAM" if isinstance(chn, HAM) else ""
+            raise TypeError(f"chn: expected a CHN, got {type(chn).__name__}{hint}")
+        super().__init__(
+            chn.ham,
+            clamped,
+            splitting,
+            solver=solver,
+            adjoint=adjoint,
+            start=start,
+            on_failure=on_failure,
+        )
+        # No submodule: its parameters are the HAM's, and a state dict is to hold them once.
+        self.__dict__["chn"] = chn
+
+    chn: CHN
+
+    def forward(
+        self, clamped: State, *, known: State | None = None, init: State | None = None
+    ) -> Solution:
+        """Let the network settle: see :meth:`DEQ.forward <hamdeq.DEQ.forward>`; states are s."""
+        if not isinstance(clamped, dict):
+            return super().forward(clamped, known=known, init=init)
+        if known and self.splitting is None:
+            raise ValueError(
+                f"known: expected none with splitting=None, got {list(known)}; layers clamped in "
+                "part settle with splitting='even-odd'"
+            )
+        given = self.chn.to_ham_state(clamped)
+        solution = super().forward(
+            given, known=known, init=None if init is None else self.chn.to_ham_state(init)
+        )
+        settled = {
+            a: u for a, u in solution.value.items() if a not in clamped or a in (known or {})
+        }
+        value = settled if self.splitting is None else self.chn.from_ham_state(settled)
+        for name, s in clamped.items():
+            u = solution.value[name]
+            s = torch.where(u.isnan(), u, s)  # of a sample that is lost, nothing is kept
+            value[name] = torch.where(known[name], s, value[name]) if name in value else s
+        return replace(solution, value={name: value[name] for name in self.ham.layers})
+
+    def reduced(self, clamped: State, known: State | None = None) -> Reduced:
+        """The energy model that is brought to equilibrium, given clamped states.
+
+        With splitting one of u, from clamped u; without, one of s, from clamped s.
+        """
+        if self.splitting is None and isinstance(clamped, dict):
+            clamped = self.chn.to_ham_state(clamped)
+        return super().reduced(clamped, known)
+
+    def _reduce(self, model: Clamped) -> Reduced:
+        if self.splitting is not None:
+            return super()._reduce(model)
+        return _Synchronous(model)  # pyright: ignore[reportReturnType]
+
+    def _initial(self, model: Clamped, init: State) -> State:
+        x = super()._initial(model, init)
+        return self.chn.from_ham_state(x) if self.splitting is None else x
+
+    def energy(self, x: State) -> Tensor:
+        """Energy of full states s, such as a Solution's value: ``(batch,)``."""
+        return self.chn.energy(x)
+
+
+class _Synchronous:
+    """The energy of a CHN's free layers as a function of s, with the update s <- s − ∇E(s).
+
+    In the terms of an energy model: linear neurons, whose activation is s and whose energy is
+    ½‖s‖², in the field ρ′(s) I(ρ(s)), minus the gradient of all other energies.
+    """
+
+    # Layers that act on each other, and on themselves, can fall into a cycle.
+    descends = False
+
+    def __init__(self, model: Layered) -> None:
+        self.model = model
+        self.visible = model.layers
+
+    def check_state(self, x: State) -> None:
+        self.model.check_state(x)
+
+    def restore(self, x: State) -> State:
+        return x
+
+    def activations(self, x: State) -> State:
+        return dict(x)
+
+    def fields(self, g: State) -> State:
+        return self._fields(g, activations_of(self.model, g))
+
+    def update(self, x: State) -> State:
+        return self.fields(x)
+
+    def energy(self, x: State) -> Tensor:
+        constant = self.model.constant_terms().values()
+        return terms_of(self.model, x, activations_of(self.model, x)).sum(0) + sum(constant)
+
+    def step(self, x: State) -> tuple[State, State, State, Callable[[], Tensor]]:
+        rho = activations_of(self.model, x)
+        fields = self._fields(x, rho)
+        return dict(x), fields, fields, lambda: terms_of(self.model, x, rho)
+
+    def select(self, rows: Tensor) -> _Synchronous:
+        return _Synchronous(self.model.select(rows))
+
+    def _fields(self, s: State, rho: State) -> State:
+        return {
+            name: slope_of(self.model, name, x) * self.model.field(rho, name)
+            for name, x in s.items()
+        }

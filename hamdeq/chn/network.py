@@ -1,0 +1,222 @@
+"""The continuous Hopfield network: energy, updates, and the way to a HAM and back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hamdeq.colouring import two_colouring
+from hamdeq.ham import HAM
+from hamdeq.lagrangians import BengioFischer, Lagrangian, Sigmoid
+from hamdeq.lagrangians.base import total
+from hamdeq.lagrangians.warp import log_slope
+from hamdeq.layers import Connection, Layered, Neurons, State
+from hamdeq.splitting import eliminate
+
+__all__ = ["CHN", "InnerIterations", "activations_of", "slope_of", "terms_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InnerIterations:
+    """Steps s <- s + h (ρ′(s) I − s) of a layer towards its minimum, its field I held fixed.
+
+    Args:
+        steps: number of steps, ≥ 1.
+        damping: h in (0, 1].
+
+    The defaults are those of Goemaere et al.
+    """
+
+    steps: int = 10
+    damping: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"steps: expected an integer ≥ 1, got {self.steps!r}")
+        if not 0 < self.damping <= 1:
+            raise ValueError(f"damping: expected a number in (0, 1], got {self.damping!r}")
+
+
+class CHN(nn.Module):
+    """A continuous Hopfield network on any hypergraph of layers.
+
+    Args:
+        neurons: the layers by name; the activation of a layer's Lagrangian is its ρ.
+        connections: ``[(("a", "b"), synapse), (("b",), bias), …]`` as of a :class:`~hamdeq.HAM`.
+
+    Raises:
+        ValueError: a ρ that has no ς⁻¹ (see :class:`~hamdeq.BengioFischer`); an unknown layer name,
+            or a synapse whose shapes are not the layers'.
+
+    Example:
+        >>> chn = CHN.chain([784, 512, 10])
+        >>> s = chn.zero_state(torch.zeros(64, 784))
+        >>> chn.energy(s).allclose(chn.to_ham().energy(chn.to_ham_state(s)))
+        True
+
+    Shape:
+        A state s is a dict of tensors ``(batch, *shape)``, the energy ``(batch,)``.
+    """
+
+    def __init__(self, neurons: Mapping[str, Neurons], connections: Sequence[Connection]) -> None:
+        super().__init__()
+        warped: dict[Lagrangian, BengioFischer] = {}
+        layers = {}
+        for name, layer in neurons.items():
+            if not isinstance(layer, Neurons):
+                raise TypeError(
+                    f"layer {name!r}: expected Neurons(shape, lagrangian), got "
+                    f"{type(layer).__name__}"
+                )
+            rho = layer.lagrangian
+            if rho not in warped:
+                try:
+                    warped[rho] = BengioFischer(rho)
+                except ValueError as error:
+                    raise ValueError(f"layer {name!r}: {error}") from None
+            layers[name] = Neurons(layer.shape, warped[rho])
+        self.ham = HAM(layers, connections)
+
+    @classmethod
+    def chain(
+        cls,
+        sizes: Sequence[int],
+        rho: Lagrangian | None = None,
+        *,
+        bias: bool = True,
+        gain: float | Sequence[float] = 1.0,
+    ) -> CHN:
+        """Layers in a row, ``input, hidden1, …, output``, each connected to the next.
+
+        Args:
+            sizes: neurons in each layer, at least two numbers.
+            rho: the Lagrangian whose activation is ρ, of all layers; default ``Sigmoid(4.0, 0.5)``.
+            bias: whether all layers but the input, which is meant to be clamped, have a bias.
+            gain: factor on the initial weights, one for all or one for each pair of neighbours.
+
+        Raises:
+            ValueError: fewer than two sizes, not as many gains as pairs of neighbours, or a ρ that
+                has no ς⁻¹.
+        """
+        rho = Sigmoid(4.0, 0.5) if rho is None else rho
+        plain = HAM.chain(sizes, rho, bias=bias, gain=gain)
+        return cls({name: plain.layer(name) for name in plain.layers}, plain.connections)
+
+    @property
+    def connections(self) -> list[Connection]:
+        """The synapses with the layers they connect."""
+        return self.ham.connections
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers' names."""
+        return self.ham.layers
+
+    def zero_state(self, like: Tensor, layers: Collection[str] | None = None) -> State:
+        """Zeros for the layers (default all), with the batch, dtype and device of ``like``."""
+        return self.ham.zero_state(like, layers)
+
+    # ---------------------------------------------------------------- the network itself
+
+    def activations(self, s: State) -> State:
+        """ρ(s) of every layer in s."""
+        return activations_of(self.ham, s)
+
+    def energy(self, s: State) -> Tensor:
+        """E(s) = ½‖s‖² + Σ_s E_s(ρ(s)): ``(batch,)``."""
+        self.ham.check_state(s)
+        return terms_of(self.ham, s, self.activations(s)).sum(0)
+
+    def update(self, s: State, *, clamped: Collection[str] = ()) -> State:
+        """One step s <- ρ′(s) ⊙ I(ρ(s)) = s − ∇E(s) of all layers at once; clamped layers stay.
+
+        It may raise the energy, and easily falls into a cycle; half a step rarely does.
+        """
+        self.ham.check_names(clamped)
+        self.ham.check_state(s)
+        g = self.activations(s)
+        return {
+            name: x if name in clamped else slope_of(self.ham, name, x) * self.ham.field(g, name)
+            for name, x in s.items()
+        }
+
+    def minimise(
+        self, s: State, layers: Collection[str], *, inner: InnerIterations | None = None
+    ) -> State:
+        """Bring some layers to their minimum of the energy, the others held.
+
+        Args:
+            s: the state.
+            layers: layers without a synapse among themselves, linear in each of them.
+            inner: steps towards s = ρ′(s) I from the layers' present states; by default the
+                solution s = ς⁻¹(I), which is exact, so that the energy never rises.
+
+        Raises:
+            ValueError: an unknown layer, or layers that have no such minimum.
+        """
+        self.ham.check_state(s)
+        hidden = eliminate(self.ham, layers).hidden
+        g = self.activations(s)
+        found = {}
+        for name in hidden:
+            field, x = self.ham.field(g, name), s[name]
+            if inner is None:
+                x = neurons_of(self.ham, name).from_ham(field)
+            else:
+                for _ in range(inner.steps):
+                    x = x + inner.damping * (slope_of(self.ham, name, x) * field - x)
+            found[name] = x
+        return s | found
+
+    def alternate(
+        self,
+        s: State,
+        *,
+        clamped: Collection[str] = ("input",),
+        inner: InnerIterations | None = None,
+    ) -> State:
+        """One even-odd step: one colour of the free layers to its minimum, and then the other.
+
+        Raises:
+            ValueError: a graph that has no two colours; see :func:`~hamdeq.two_colouring`.
+        """
+        second, first = two_colouring(self.ham, clamped=clamped)
+        return self.minimise(self.minimise(s, first, inner=inner), second, inner=inner)
+
+    # ---------------------------------------------------------------- the same as a HAM
+
+    def to_ham(self) -> HAM:
+        """The HAM with the same synapses, and so the same parameters: training one trains both."""
+        return self.ham
+
+    def to_ham_state(self, s: State) -> State:
+        """u = ς(s) = s/ρ′(s) of every layer in s."""
+        self.ham.check_state(s, tuple(s))
+        return {name: neurons_of(self.ham, name).to_ham(x) for name, x in s.items()}
+
+    def from_ham_state(self, u: State) -> State:
+        """s = ς⁻¹(u) of every layer in u."""
+        self.ham.check_state(u, tuple(u))
+        return {name: neurons_of(self.ham, name).from_ham(x) for name, x in u.items()}
+
+
+def neurons_of(model: Layered, name: str) -> BengioFischer:
+    return model.layer(name).lagrangian  # pyright: ignore[reportReturnType]
+
+
+def activations_of(model: Layered, s: State) -> State:
+    return {name: neurons_of(model, name).rho.activation(x) for name, x in s.items()}
+
+
+def slope_of(model: Layered, name: str, s: Tensor) -> Tensor:
+    """ρ′(s) of a layer."""
+    return torch.exp(log_slope(neurons_of(model, name).rho, s)[0])
+
+
+def terms_of(model: Layered, s: State, rho: State) -> Tensor:
+    """½‖s‖² of each layer, and the synapses' energies: ``(terms, batch)``."""
+    squares = [0.5 * total(x * x) for x in s.values()]
+    return torch.stack([*squares, *model.interactions(rho, model.connections).values()])
