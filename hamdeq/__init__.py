@@ -8,6 +8,7 @@ memories are choices of Lagrangian and graph.
 from hamdeq.chn import CHN, CHNDEQ, InnerIterations
 from hamdeq.clamping import Clamped, clamp
 from hamdeq.colouring import colouring, two_colouring
+from hamdeq.contraction import contract_, contraction
 from hamdeq.deq import DEQ
 from hamdeq.dynamics import Trajectory, trajectory
 from hamdeq.ham import HAM
@@ -135,6 +136,8 @@ __all__ = [
     "Unrolled",
     "clamp",
     "colouring",
+    "contract_",
+    "contraction",
     "eliminate",
     "fixed_point",
     "trajectory",

@@ -75,6 +75,7 @@ class HAM(nn.Module, Layered):
         *,
         bias: bool = True,
         gain: float | Sequence[float] = 1.0,
+        orthogonal: bool = False,
     ) -> HAM:
         """Layers in a row, ``input, hidden1, …, output``, each connected to the next.
 
@@ -84,6 +85,8 @@ class HAM(nn.Module, Layered):
                 ``Sigmoid(4.0, 0.5)``.
             bias: whether all layers but the input, which is meant to be clamped, have a bias.
             gain: factor on the initial weights, one for all or one for each pair of neighbours.
+            orthogonal: whether the initial weights are orthogonal instead of uniform: see
+                :class:`~hamdeq.Dense`.
 
         Raises:
             ValueError: fewer than two sizes, not as many gains as pairs of neighbours, or not as
@@ -112,7 +115,10 @@ class HAM(nn.Module, Layered):
                 f"{names}, got {len(each)}"
             )
         connections: list[Connection] = [
-            ((names[i], names[i + 1]), Dense(sizes[i], sizes[i + 1], gain=gains[i]))
+            (
+                (names[i], names[i + 1]),
+                Dense(sizes[i], sizes[i + 1], gain=gains[i], orthogonal=orthogonal),
+            )
             for i in range(pairs)
         ]
         if bias:

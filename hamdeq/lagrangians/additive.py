@@ -22,6 +22,11 @@ class Identity(Lagrangian):
 
     additive = True
 
+    @property
+    def max_slope(self) -> float:
+        """1, everywhere."""
+        return 1.0
+
     def forward(self, x: Tensor) -> Tensor:
         return 0.5 * total(x * x)
 
@@ -51,6 +56,11 @@ class Sigmoid(Tempered):
     """
 
     additive = True
+
+    @property
+    def max_slope(self) -> float:
+        """β/4, at the center."""
+        return float(self.beta) / 4
 
     def __init__(self, beta: float = 1.0, center: float = 0.0, *, learnable: bool = False) -> None:
         super().__init__(beta, learnable=learnable)
@@ -98,6 +108,11 @@ class Tanh(Tempered):
     """
 
     additive = True
+
+    @property
+    def max_slope(self) -> float:
+        """β, at zero."""
+        return float(self.beta)
 
     def forward(self, x: Tensor) -> Tensor:
         return total(_log_cosh(self.beta * x)) / self.beta
@@ -156,6 +171,11 @@ class ReLU(RePU):
     """Rectified linear neurons: L(x) = ½ Σᵢ max(xᵢ, 0)², gᵢ = max(xᵢ, 0), L*(g) = ½‖g‖²."""
 
     additive = True
+
+    @property
+    def max_slope(self) -> float:
+        """1, of positive states."""
+        return 1.0
 
     def __init__(self) -> None:
         super().__init__(2.0)

@@ -29,6 +29,11 @@ class Lagrangian(nn.Module, ABC):
 
     additive: bool = False
 
+    @property
+    def max_slope(self) -> float:
+        """A bound of how steep the activation is anywhere, ‖∇²L‖; infinity where none is known."""
+        return math.inf
+
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """The Lagrangian L(x), one scalar a sample: ``(batch, *shape) -> (batch,)``."""

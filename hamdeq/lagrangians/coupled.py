@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -36,6 +38,11 @@ class LayerNorm(Scaled):
         """The scale γ."""
         return self._number()
 
+    @property
+    def max_slope(self) -> float:
+        """γ/√ε, of states that are all equal."""
+        return float(self.gamma) / math.sqrt(self.eps)
+
     def _deviation(self, x: Tensor) -> Tensor:
         centred = x - x.mean(dim=-1, keepdim=True)
         return ((centred * centred).mean(dim=-1, keepdim=True) + self.eps).sqrt()
@@ -65,6 +72,11 @@ class Spherical(Lagrangian):
     def __init__(self, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = positive("eps", eps)
+
+    @property
+    def max_slope(self) -> float:
+        """1/√ε, at zero."""
+        return 1 / math.sqrt(self.eps)
 
     def _norm(self, x: Tensor) -> Tensor:
         return ((x * x).sum(dim=-1, keepdim=True) + self.eps).sqrt()

@@ -91,6 +91,11 @@ class Softmax(Separation):
         learnable: whether β is trained.
     """
 
+    @property
+    def max_slope(self) -> float:
+        """β/2, of two neurons that share all of the weight equally; of several β the largest."""
+        return float(torch.as_tensor(self.beta).max()) / 2
+
     def potential(self, z: Tensor) -> Tensor:
         # torch.logsumexp has a gradient that is off by 1e-5 at states of 1e4 in float32.
         wide = _wide(z)

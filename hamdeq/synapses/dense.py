@@ -25,20 +25,26 @@ class Dense(Map):
         n_to: neurons in the second layer, n₂.
         gain: factor on the initial weights. A small gain between settling layers makes them
             settle in few steps: how much a step contracts goes with the square of the weights.
+        orthogonal: whether the initial weights are gain times a matrix with orthonormal rows or
+            columns. All directions then pass on equally strongly, and none more than the gain
+            says: what deep memories need to carry a signal and yet settle.
 
     Shape:
         ``weight`` is ``(n_from, n_to)``, initialised uniformly in ±gain·√(6/(n₁ + n₂)) after
-        Glorot & Bengio ("Xavier", 2010).
+        Glorot & Bengio ("Xavier", 2010), or orthogonal after Saxe, McClelland & Ganguli (2014).
     """
 
-    def __init__(self, n_from: int, n_to: int, *, gain: float = 1.0) -> None:
+    def __init__(
+        self, n_from: int, n_to: int, *, gain: float = 1.0, orthogonal: bool = False
+    ) -> None:
         super().__init__()
         n_from, n_to = positive_integer("n_from", n_from), positive_integer("n_to", n_to)
         if not (math.isfinite(gain) and gain > 0):
             raise ValueError(f"gain: expected a finite number > 0, got {gain!r}")
         self.shapes = ((n_from,), (n_to,))
         self.weight = nn.Parameter(torch.empty(n_from, n_to))
-        nn.init.xavier_uniform_(self.weight, gain)
+        start = nn.init.orthogonal_ if orthogonal else nn.init.xavier_uniform_
+        start(self.weight, gain)
 
     def forward(self, g: Tensor) -> Tensor:
         return g @ self.weight

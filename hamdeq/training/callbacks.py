@@ -13,11 +13,12 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
+from hamdeq.contraction import contract_
 from hamdeq.plots import residual_histogram
 from hamdeq.solvers import Failures, Solution
 from hamdeq.training.classifier import HAMClassifier
 
-__all__ = ["ConvergenceMonitor", "ProgressBar", "ResidualPicture"]
+__all__ = ["Contraction", "ConvergenceMonitor", "ProgressBar", "ResidualPicture"]
 
 
 class _Means:
@@ -185,6 +186,40 @@ class ResidualPicture(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("residuals", [str(path)])
+
+
+class Contraction(Callback):
+    """Keeps a memory within one equilibrium while it learns: a projected gradient method.
+
+    Every few steps the weights between layers that settle are scaled down where they have grown
+    too strong (:func:`~hamdeq.contract_`), so that a step of settling always contracts.
+
+    Args:
+        rate: the bound to keep on the contraction of a synchronous step, in (0, 1).
+        every: optimiser steps from one projection to the next, ≥ 1; it costs the eigenvalues of a
+            matrix for each synapse, and weights move little in a few steps.
+    """
+
+    def __init__(self, rate: float = 0.99, every: int = 10) -> None:
+        if not 0 < rate < 1:
+            raise ValueError(f"rate: expected a number in (0, 1), got {rate!r}")
+        if not isinstance(every, int) or every < 1:
+            raise ValueError(f"every: expected an integer ≥ 1, got {every!r}")
+        self.rate, self.every = rate, every
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._project(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+    ) -> None:
+        if trainer.is_last_batch or trainer.global_step % self.every == 0:
+            self._project(pl_module)
+
+    def _project(self, module: L.LightningModule) -> None:
+        if not isinstance(module, HAMClassifier):
+            raise TypeError(f"Contraction: expected a HAMClassifier, got {type(module).__name__}")
+        contract_(module.deq.ham, clamped=module.deq.clamped, rate=self.rate)
 
 
 class ProgressBar(TQDMProgressBar):
