@@ -19,6 +19,8 @@ from memories import (
     ROUNDING,
     SOLVERS,
     Case,
+    Log,
+    Watched,
     assert_downhill,
     form_of,
     memory,
@@ -37,6 +39,7 @@ from hamdeq import (
     ConjugateGradient,
     Dense,
     EquilibriumPropagation,
+    Identity,
     Implicit,
     Interaction,
     Lateral,
@@ -54,10 +57,13 @@ from hamdeq import (
     clamp,
     colouring,
     eliminate,
+    fixed_point,
 )
 from hamdeq.descent import Descent
 from hamdeq.forms import Form
 from hamdeq.layers import Connection
+from hamdeq.solvers.base import Step
+from hamdeq.solvers.safeguard import Accelerated, Extrapolation
 
 EPS = torch.finfo(torch.float64).eps
 TIGHT = Newton(tol=1e-13, max_steps=300)
@@ -318,6 +324,88 @@ def test_without_the_energy_it_does_rise(solver: str) -> None:
         history = watch(swept, hidden, accelerated, energetic=False)
         rose += int((history.rises() > 1e6 * ROUNDING * EPS).sum())
     assert rose > 10
+
+
+class Nowhere(Extrapolation):
+    """An extrapolation that never leads to a state."""
+
+    def __call__(self, step: Step) -> Tensor:
+        return torch.full_like(step.x, torch.nan)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lost(Accelerated):
+    """A solver that is left with plain steps."""
+
+    def extrapolation(self, x0: Tensor) -> Extrapolation:
+        return Nowhere()
+
+
+@pytest.mark.parametrize("lateral", [False, True])
+def test_plain_steps_of_a_solver(lateral: bool) -> None:
+    """A whole sweep where that goes downhill; otherwise towards I(g), which at last always does.
+
+    A short step towards f(x), where f is a sweep, need not: it is no step along the gradient.
+    """
+    within = {"lateral1": True, "lateral2": True} if lateral else {}
+    shorter = 0
+    for seed in range(6):
+        one = random_memory(seed, kinds=BOUNDED[:2], scale=4.0, batch=1, **within)
+        case, hidden = one.swept()
+        f = Descent(case.model(hidden), Form(case.visible(hidden)))
+        assert f.certain != lateral
+        seen: list[Tensor] = []
+
+        class Seeing(Descent):
+            def step(self, x: Tensor) -> Any:
+                seen.append(x)  # noqa: B023
+                return super().step(x)
+
+        x0 = f.form.flatten(case.visible(hidden))
+        log = Log()
+        solver = Watched(solver=Lost(), log=log, max_steps=40, tol=1e-12)
+        with torch.no_grad():
+            solver.solve(Seeing(f.model, f.form), x0)
+            base = x0
+            for x, accepted in zip(seen[1:], log.accepted[1:], strict=True):
+                fx, (_, fields, _) = f.step(base)
+                if lateral:
+                    force = fields - base
+                    length = ((x - base) * force).sum() / force.square().sum()
+                    torch.testing.assert_close(x, base + length * force, rtol=1e-9, atol=1e-11)
+                    exponent = -length.log2().item()
+                    assert abs(exponent - round(exponent)) < 1e-6
+                    shorter += round(exponent) > 0
+                else:
+                    torch.testing.assert_close(x, fx, rtol=1e-12, atol=1e-12)
+                    assert accepted.all()
+                base = torch.where(accepted[:, None], x, base)
+    assert (shorter > 10) == lateral
+
+
+def test_newtons_method_solves_a_quadratic_energy_in_one_step() -> None:
+    """In any order of layers: it knows the energy's own derivatives, and its convexity."""
+    convex = 0
+    for seed in range(80):
+        edges = list(itertools.combinations(range(4), 2))
+        options: Any = {
+            "kinds": [Identity],
+            "widest": 3,
+            "scale": (0.3, 0.45)[seed % 2],
+            "batch": 8,
+            "seed": seed,
+        }
+        case, hidden = memory(edges, 4, held=False, **options).swept()
+        reduced, x0 = case.model(hidden), case.visible(hidden)
+        form = Form(x0)
+        f = Descent(reduced, form).select(torch.tensor([0])).fields
+        weights = torch.autograd.functional.jacobian(f, form.flatten(x0)[:1])[0, :, 0]
+        if torch.linalg.eigvalsh(weights)[-1] > 0.95:  # of the energy's Hessian, 1 − weights
+            continue
+        convex += 1
+        solution = fixed_point(reduced, x0, solver=Newton(tol=1e-10), on_failure="raise")
+        assert solution.steps.tolist() == [2] * 8
+    assert convex > 10
 
 
 def test_plain_sweeps_settle_where_all_layers_at_once_do_not() -> None:
