@@ -610,8 +610,9 @@ def test_autocast_and_compiling(name: str) -> None:
         half = deq(given)
     assert half.converged.all()
     torch.testing.assert_close(half.value["a"].float(), expected.value["a"], rtol=0.05, atol=0.05)
-    torch._dynamo.reset()
-    reduced = deq.reduced(given)
-    x = {a: normal(5, SIZES[a]).float() for a in reduced.visible}
-    compiled = torch.compile(reduced.update, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), reduced.update(x), rtol=1e-5, atol=1e-5)
+    mask = {"input": torch.tensor([True, False, True, False])}
+    for reduced in (deq.reduced(given), deq.reduced(given, mask)):
+        torch._dynamo.reset()
+        x = {a: normal(5, SIZES[a]).float() for a in reduced.visible}
+        compiled = torch.compile(reduced.update, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), reduced.update(x), rtol=1e-5, atol=1e-5)
