@@ -39,7 +39,7 @@ class Clamped(Layered):
         self.ham = ham
         some = next(iter(held.values()))
         self._batch = len(some)
-        self.known = _checked(ham, held, known or {})
+        self.known = _checked(ham, held, {} if known is None else known)
         self.partly = {
             name: torch.where(mask, held[name], 0.0) for name, mask in self.known.items()
         }
@@ -53,8 +53,8 @@ class Clamped(Layered):
                 self._settled.append((layers, synapse))
             elif len(free) == 1 and synapse.is_linear_in(place := layers.index(free[0])):
                 to = free[0]
-                known = g | ham.zero_state(some, [to])
-                field = synapse.field(place, *(known[name] for name in layers))
+                around = g | ham.zero_state(some, [to])
+                field = synapse.field(place, *(around[name] for name in layers))
                 self.drive[to] = self.drive[to] + field if to in self.drive else field
             else:
                 self.connections.append((layers, synapse))
@@ -156,7 +156,9 @@ class _PartlyHeld(Lagrangian):
         return self.lagrangian(self._seen(x)) + total(tangent)
 
     def activation(self, x: Tensor) -> Tensor:
-        return torch.where(self.known, self.g, self.lagrangian.activation(x))
+        # Not the activation of x, chosen from afterwards: where that overflows for a field on a
+        # held neuron, its gradient would be infinity times zero.
+        return self.lagrangian.activation(self._seen(x))
 
     def energy(self, x: Tensor) -> Tensor:
         return self.lagrangian.energy(self._seen(x))
@@ -178,7 +180,8 @@ def clamp(ham: HAM, held: State, known: State | None = None) -> Clamped:
     Raises:
         ValueError: an unknown layer, a wrong shape, unequal batches; a layer held in part whose
             Lagrangian is not a sum over neurons.
-        TypeError: states that are not of floating point, masks that are not boolean.
+        TypeError: states that are not of floating point, masks that are not boolean, or not in a
+            dict.
     """
     if not held:
         raise ValueError(f"held: expected states of at least one of {list(ham.layers)}, got none")
@@ -187,6 +190,11 @@ def clamp(ham: HAM, held: State, known: State | None = None) -> Clamped:
 
 def _checked(ham: HAM, held: State, known: State) -> State:
     """The masks of the layers that are held in part, with a batch."""
+    if not isinstance(known, dict):
+        raise TypeError(
+            f"known: expected a dict {{layer name: mask}} of some of {list(held)}, got "
+            f"{type(known).__name__}"
+        )
     masks = {}
     for name, mask in known.items():
         if name not in held:

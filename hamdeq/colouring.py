@@ -68,8 +68,10 @@ def colouring(ham: HAM, *, clamped: Collection[str] = ()) -> tuple[tuple[str, ..
         if start in colour:
             continue
         component = _saturate(start, neighbours, colour)
+        # Of colours equally wide that of the first layer, as in two_colouring.
         sides = [
-            [a for a in component if colour[a] == c] for c in sorted({*map(colour.get, component)})
+            [a for a in component if colour[a] == c]
+            for c in dict.fromkeys(colour[a] for a in component)
         ]
         free = [[a for a in side if a not in within] for side in sides]
         first = max(range(len(sides)), key=lambda c: _width(ham, free[c]))

@@ -114,7 +114,8 @@ class DEQ(nn.Module):
 
         Raises:
             ValueError: a missing or unknown layer, a wrong shape, unequal batches; nothing that
-                is left to settle; a layer clamped in part whose neurons are coupled.
+                is left to settle; a layer clamped in part whose neurons are coupled, or which with
+                even-odd splitting closes an odd cycle.
             TypeError: a tensor that is not of floating point, or not of the weights' dtype; a
                 mask that is not boolean.
         """

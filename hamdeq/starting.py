@@ -14,7 +14,8 @@ def forward_sweep(model: Clamped) -> State:
     The layers next to held ones take on the field of these; the next ones the field of those, and
     so on: layers that have not been reached yet exert none. Of a chain whose input is held that is
     the pass of a feed-forward network. It costs one product with each weight, half as much as one
-    even-odd step. Layers that nothing held leads to start at zero.
+    even-odd step. Layers that nothing held leads to start at zero. A bias leads nowhere: it adds to
+    the field of a layer that is reached.
 
     Returns:
         the free layers' states, ``(batch, *shape)`` each.
@@ -23,21 +24,21 @@ def forward_sweep(model: Clamped) -> State:
     x = model.ham.zero_state(some, model.layers)
     # What is held in part is known to that extent, before its free neurons are.
     g = {name: model.layer(name).activation(x[name]) for name in model.partly}
-    todo = [name for name in model.layers if name not in g]
-    while todo:
+    links = [c for c in model.ham.connections if len(c[0]) > 1]
+    while True:
         known = {*g, *model.held}
-        # The synapses whose other layers are known, by the layer they lead to next.
-        to = {name: [c for c in model.connections if _unknown(c, known) == [name]] for name in todo}
-        front = [a for a in todo if a in model.drive or any(len(layers) > 1 for layers, _ in to[a])]
+        front = [name for name in model.layers if any(_leads(c, known, name) for c in links)]
         if not front:
-            break
-        # Under autocast a field may come out in half precision.
-        new = {name: model.field(g, name, to[name]).to(x[name].dtype) for name in front}
+            return x
+        new = {}
+        for name in front:
+            field = model.field(g, name, [c for c in model.connections if _leads(c, known, name)])
+            # Under autocast it may come out in half precision.
+            new[name] = field.to(x[name].dtype)
         x |= new
         g |= model.activations(new)
-        todo = [name for name in todo if name not in front]
-    return x
 
 
-def _unknown(connection: Connection, known: set[str]) -> list[str]:
-    return [name for name in connection[0] if name not in known]
+def _leads(connection: Connection, known: set[str], to: str) -> bool:
+    """Whether the layer is the only one in the connection that is not known."""
+    return [name for name in connection[0] if name not in known] == [to]

@@ -39,6 +39,7 @@ from hamdeq import (
     Synapse,
     Tanh,
     clamp,
+    colouring,
     eliminate,
     two_colouring,
 )
@@ -91,6 +92,8 @@ class Case:
     held: State
     start: State
     bounded: bool = True
+    # Of the layers that are not hidden, to be updated one after another.
+    colours: Sequence[Sequence[str]] | None = None
 
     @property
     def batch(self) -> int:
@@ -105,10 +108,17 @@ class Case:
     def hidden(self, splitting: str | None) -> tuple[str, ...]:
         return two_colouring(self.ham, clamped=tuple(self.held))[1] if splitting else ()
 
+    def swept(self) -> tuple[Case, tuple[str, ...]]:
+        """The same with an order of its layers, and those to hide."""
+        hidden, *colours = colouring(self.ham, clamped=tuple(self.held))
+        return dataclasses.replace(self, colours=colours), hidden
+
     def model(self, hidden: Sequence[str], rows: Tensor | None = None) -> EnergyModel:
         """What is left of it: an eliminated energy, or without hidden layers a plain one."""
         layered = self.layered(rows)
-        return eliminate(layered, hidden) if hidden else layered
+        if not hidden and self.colours is None:
+            return layered
+        return eliminate(layered, hidden, colours=self.colours)
 
     def visible(self, hidden: Sequence[str]) -> State:
         return {name: x for name, x in self.start.items() if name not in hidden}

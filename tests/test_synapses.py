@@ -410,7 +410,8 @@ def test_energy_of_attention_falls_by_small_steps_to_rest():
 def test_attention_cannot_be_split_or_eliminated():
     ham = attention(3)
     with pytest.raises(
-        ValueError, match=r"'tokens' acts on itself through SelfAttention .*splitting='sweep' or None"
+        ValueError,
+        match=r"'tokens' acts on itself through SelfAttention .*splitting='sweep' or None",
     ):
         two_colouring(ham, clamped=("input",))
     with pytest.raises(ValueError, match=r"SelfAttention .* is not linear in 'tokens'"):

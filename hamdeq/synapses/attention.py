@@ -69,8 +69,9 @@ class SelfAttention(Synapse):
     token has nothing to attend to, and its energy and field are defined as zero.
 
     A token is a query and a key at once: E is not linear, and its layer cannot be eliminated. Use
-    ``splitting=None``; a full step may raise the energy, which every solver but a plain
-    :class:`~hamdeq.Picard` prevents, and ``Picard(damping=0.3)`` too where that is small enough.
+    ``splitting="sweep"`` or ``None``; a full step may raise the energy, which every solver but a
+    plain :class:`~hamdeq.Picard` prevents, and with ``None`` ``Picard(damping=0.3)`` too where that
+    is small enough.
 
     Args:
         dim: numbers of a token.

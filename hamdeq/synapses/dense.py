@@ -105,7 +105,8 @@ class Lateral(Synapse):
     synapse between a layer and itself, in two places, it would have the same energy and field, in
     two products instead of one.
 
-    A layer with lateral synapses can be clamped, but not eliminated: use ``splitting=None``.
+    A layer with lateral synapses can be clamped, but not eliminated: use
+    ``splitting="sweep"`` or ``None``.
 
     Args:
         n: neurons in the layer, at least two.

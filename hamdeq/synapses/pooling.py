@@ -67,7 +67,7 @@ class MaxPool2d(_Pool):
 
     E is linear in the second layer alone. Therefore the second layer can be eliminated, the first
     cannot, and ``splitting="even-odd"`` refuses the synapse unless the first is clamped: use
-    ``splitting=None``, or :func:`~hamdeq.eliminate` with the layers that can be. Where no
+    ``splitting="sweep"``, or :func:`~hamdeq.eliminate` with the layers that can be. Where no
     activation of the second layer is negative (sigmoid, softmax, rectifiers), E is concave in g₁,
     its tangent lies above it, and the update of the first layer by itself never raises the
     energy. With negative ones it may. Where two pixels of a window are equal the field jumps: a
