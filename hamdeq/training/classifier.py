@@ -32,6 +32,11 @@ class HAMClassifier(Classifier):
         optimizer: from parameters to an optimiser; default Madam with its defaults.
         scheduler: from an optimiser to a learning-rate schedule, stepped once an epoch.
         output: name of the layer to read.
+        width: if given, a weight matrix (n₁, n₂) between two layers that settle learns at the rate
+            ``lr · width/√(n₁ n₂)``, where that is less than ``lr``. Optimisers of Adam's kind move
+            each number by about ``lr``, and so a matrix by up to lr·√(n₁ n₂) in spectral norm: of
+            wide layers further in one step than weights may go that are to settle. The weights of
+            the clamped input, which do not matter for that, can learn as fast as they will.
 
     Attributes:
         solution: the last batch's :class:`~hamdeq.Solution`, without its graph, for callbacks.
@@ -47,8 +52,11 @@ class HAMClassifier(Classifier):
         optimizer: OptimizerCallable = Madam,
         scheduler: SchedulerCallable | None = None,
         output: str = "output",
+        width: float | None = None,
     ) -> None:
         super().__init__(optimizer, scheduler)
+        if width is not None and not (math.isfinite(width) and width > 0):
+            raise ValueError(f"width: expected a finite number > 0 or None, got {width!r}")
         if loss not in ("mse", "cross-entropy"):
             raise ValueError(f"loss: expected 'mse' or 'cross-entropy', got {loss!r}")
         if len(deq.clamped) != 1:
@@ -56,6 +64,7 @@ class HAMClassifier(Classifier):
         deq.ham.check_names([output])
         self.deq = deq
         self.loss = loss
+        self.width = width
         self.input, self.output = deq.clamped[0], output
         self.solution: Solution | None = None
 
@@ -81,6 +90,22 @@ class HAMClassifier(Classifier):
                     f"samples {bad[:8]} of the batch; remove them from the data"
                 )
         return super().training_step(batch, batch_idx)
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        if self.width is None:
+            return super()._parameter_groups()
+        settling = {
+            p: min(1.0, self.width / math.sqrt(p.shape[0] * p.shape[1:].numel()))
+            for layers, synapse in self.deq.ham.connections
+            if self.input not in layers
+            for p in synapse.parameters()
+            if p.dim() > 1
+        }
+        others = [p for p in self.parameters() if p not in settling]
+        return [
+            {"params": others, "factor": 1.0},
+            *({"params": [p], "factor": factor} for p, factor in settling.items()),
+        ]
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Predicted classes ``(batch,)``."""

@@ -55,10 +55,17 @@ class Classifier(L.LightningModule):
         self.log(f"{stage}/accuracy", accuracy, on_step=False, prog_bar=stage == "val", **options)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
+        groups = self._parameter_groups()
+        optimizer = self.optimizer([{"params": group["params"]} for group in groups])
+        for placed, group in zip(optimizer.param_groups, groups, strict=True):
+            placed["lr"] *= group["factor"]
         if self.scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """The parameters in groups, each with the factor on its learning rate."""
+        return [{"params": [*self.parameters()], "factor": 1.0}]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another architecture in one sentence."""
