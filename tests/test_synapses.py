@@ -89,6 +89,7 @@ KINDS = {
     "Dense, one neuron": lambda: Dense(1, 1),
     "Bias": lambda: Bias(4),
     "Bias of an image": lambda: Bias((2, 3), std=1.0),
+    "Bias by channel": lambda: Bias((2, 3, 2), std=1.0, by_channel=True),
     "Triple": lambda: Triple(2, 3, 4),
     "Quartic": lambda: Quartic(3, 2),
     "Images": lambda: Images(),
@@ -536,6 +537,7 @@ def test_places_that_a_dense_synapse_does_not_have():
 def test_printed_forms():
     assert repr(Dense(4, 3)) == "Dense(4, 3)"
     assert repr(Bias((2, 3))) == "Bias((2, 3))"
+    assert repr(Bias((2, 3), by_channel=True)) == "Bias((2, 3), by_channel=True)"
     assert repr(Lateral(3)) == "Lateral(3)"
     assert repr(SelfAttention(8, 2, 4)) == "SelfAttention(8, heads=2, head_dim=4, beta=0.5)"
     assert repr(Interaction(cubic, linear_in=[2])) == "Interaction(cubic, linear_in=(2,))"

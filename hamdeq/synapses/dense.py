@@ -74,15 +74,23 @@ class Bias(Synapse):
         std: standard deviation of the initial values, drawn from N(0, std²). It is not zero by
             default because a multiplicative optimiser such as :class:`~hamdeq.Madam` can never
             move a zero.
+        by_channel: whether one number serves a whole channel, an entry of the layer's first axis,
+            as in convolutional networks.
+
+    Shape:
+        ``bias`` has the layer's shape; by channel, ``(channels, 1, …)``.
     """
 
-    def __init__(self, shape: int | Sequence[int], *, std: float = 0.01) -> None:
+    def __init__(
+        self, shape: int | Sequence[int], *, std: float = 0.01, by_channel: bool = False
+    ) -> None:
         super().__init__()
         shape = layer_shape(shape)
         if not std >= 0:
             raise ValueError(f"std: expected a number ≥ 0, got {std!r}")
         self.shapes = (shape,)
-        self.bias = nn.Parameter(torch.randn(shape) * std)
+        numbers = (shape[0], *[1] * (len(shape) - 1)) if by_channel else shape
+        self.bias = nn.Parameter(torch.randn(numbers) * std)
 
     def energy(self, *g: Tensor) -> Tensor:
         return -(g[0] * self.bias).flatten(1).sum(1)
@@ -94,7 +102,8 @@ class Bias(Synapse):
         return True
 
     def extra_repr(self) -> str:
-        return f"{tuple(self.bias.shape)}"
+        (shape,) = self.shapes or ()
+        return f"{shape}" + ", by_channel=True" * (tuple(self.bias.shape) != shape)
 
 
 class Lateral(Synapse):

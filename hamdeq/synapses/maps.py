@@ -117,6 +117,11 @@ class Composed(Map):
         self.maps = nn.ModuleList(maps)
         self.linear = all(each.linear for each in maps)
 
+    @classmethod
+    def of(cls, maps: Sequence[Map]) -> Composed:
+        """The same, of a list of maps, as a configuration gives them."""
+        return cls(*maps)
+
     def forward(self, g: Tensor) -> Tensor:
         for each in self.maps:
             g = each.forward(g)
