@@ -278,30 +278,94 @@ def heat(**changes):
     return HeatMap((0.1, 0.5), (0.5, 0.9, 1.3), **given)
 
 
+def panels_of(figure):
+    return [axes for axes in figure.axes if axes.images]
+
+
+def scales_of(figure):
+    return [axes for axes in figure.axes if not axes.images]
+
+
+def marks(scale):
+    return {text.get_text() for text in scale.get_xticklabels()}
+
+
 def test_a_heat_map_labels_its_axes_and_hatches_what_has_no_number():
     distance = np.ones((2, 3))
     distance[1, 2] = np.nan
-    figure = heat_maps({"n = 3": heat(distance=distance)}, farthest=14.0)
-    panels = [axes for axes in figure.axes if axes.images]
+    figure = heat_maps({"n = 3": heat(distance=distance)}, farthest=14.0, good=1.4)
+    panels = panels_of(figure)
     assert len(panels) == 3
-    assert [text.get_text() for text in panels[0].get_xticklabels()] == ["0.5", "0.9", "1.3"]
-    assert [text.get_text() for text in panels[0].get_yticklabels()] == ["0.1", "0.5"]
-    assert panels[0].get_xlabel() == "1/T"
+    for panel in panels:
+        assert [text.get_text() for text in panel.get_xticklabels()] == ["0.5", "0.9", "1.3"]
+        assert [text.get_text() for text in panel.get_yticklabels()] == ["0.1", "0.5"]
+        assert panel.yaxis.get_tick_params()["labelleft"]
+        assert panel.get_xlabel() == "1/T"
     assert panels[0].images[0].get_clim() == (0, 14.0)
     hatched = [len([c for c in panel.collections if c.get_hatch()]) for panel in panels]
     assert hatched == [1, 0, 0]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_scales_say_which_end_is_good(count):
+    figure = heat_maps({f"n = {n}": heat() for n in range(count)}, farthest=14.0, good=1.4)
+    scales = scales_of(figure)
+    heads = [scale.get_title() for scale in scales]
+    assert [head.splitlines()[-1] for head in heads] == [
+        "(0 is best)",
+        "(0 is best)",
+        "(1 is best)",
+    ]
+    assert {"1.4\ngood below", "14 = √(2N)\nrandom states"} < marks(scales[0])
+    assert "1\nno prediction" in marks(scales[1])
+
+
+def test_a_loss_beyond_that_of_no_prediction_is_white_but_for_rounding():
+    loss = np.array([[0.0, 0.5, 1.0], [1.0 + 1e-9, 1.1, 2.0]])
+    figure = heat_maps({"n = 3": heat(loss=loss)}, farthest=14.0, good=1.4)
+    image = panels_of(figure)[1].images[0]
+    white = (image.to_rgba(image.get_array())[..., :3] == 1).all(-1)
+    assert white.tolist() == [[False, False, False], [False, True, True]]
+
+
 def test_several_heat_maps_share_their_scales():
-    figure = heat_maps({"n = 2": heat(), "n = 3": heat(loss=np.zeros((2, 3)))}, farthest=14.0)
-    panels = [axes for axes in figure.axes if axes.images]
+    maps = {"n = 2": heat(), "n = 3": heat(loss=np.zeros((2, 3)))}
+    figure = heat_maps(maps, farthest=14.0, good=1.4)
+    panels = panels_of(figure)
     assert len(panels) == 6
     limits = [panel.images[0].get_clim() for panel in panels]
-    assert limits == [(0, 14.0)] * 2 + [(0, 2.0)] * 2 + [(0, 1.0)] * 2
+    assert limits == [(0, 14.0), (0, 1.0), (0, 1.0)] * 2
+    assert [panel.get_title() for panel in panels] == ["n = 2", "", "", "n = 3", "", ""]
+
+
+@pytest.mark.parametrize(("count", "columns"), [(2, 2), (8, 8), (9, 5), (15, 8), (17, 6)])
+def test_many_heat_maps_fill_rows_of_at_most_eight(count, columns):
+    figure = heat_maps({f"n = {n}": heat() for n in range(count)}, farthest=14.0, good=1.4)
+    panels = panels_of(figure)
+    assert len(panels) == 3 * count
+    assert len({round(panel.get_position().x0, 6) for panel in panels}) == columns
+    assert len({round(panel.get_position().y0, 6) for panel in panels}) == 3 * -(-count // 8)
+    assert figure.get_size_inches()[0] == 10
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_no_text_of_heat_maps_is_cut_off(count):
+    one = HeatMap((0.0316, 0.1), (0.00316, 0.01, 0.0316), *[np.ones((2, 3))] * 3)
+    figure = heat_maps({f"n = {n}": one for n in range(count)}, farthest=14.142, good=1.4142)
+    figure.draw_without_rendering()
+    whole = figure.bbox
+    for each in figure.axes:
+        box = each.get_tightbbox()
+        assert whole.x0 <= box.x0
+        assert box.x1 <= whole.x1
+        assert whole.y0 <= box.y0
+        assert box.y1 <= whole.y1
 
 
 def test_heat_maps_that_do_not_fit():
     with pytest.raises(ValueError, match=re.escape("loss: expected a number for each of (2, 3)")):
         heat(loss=np.ones((3, 2)))
     with pytest.raises(ValueError, match="maps: expected at least one"):
-        heat_maps({}, farthest=14.0)
+        heat_maps({}, farthest=14.0, good=1.4)
+    with pytest.raises(ValueError, match="good: expected a distance between 0 and 14, got 20"):
+        heat_maps({"n = 3": heat()}, farthest=14.0, good=20.0)

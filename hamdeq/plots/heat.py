@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -41,55 +41,196 @@ class HeatMap:
                 raise ValueError(f"{name}: expected a number for each of {shape}, got {given}")
 
 
-def heat_maps(maps: Mapping[str, HeatMap], *, farthest: float, title: str = "") -> Figure:
-    """Distance, loss and recall of maps: of one side by side, of several a column for each.
+@dataclass(frozen=True)
+class _Measure:
+    """How one of the numbers is shown: its names, the end of its scale, and the scale's marks."""
+
+    name: str
+    short: str
+    label: str
+    end: float
+    marks: Mapping[float, str]
+    extend: Literal["neither", "max"] = "max"
+    line: float | None = None
+    """Where a line crosses the scale."""
+    beyond: str | None = None
+    """Color of what is beyond the end, that of the end by default."""
+
+
+def _measures(farthest: float, good: float) -> Sequence[_Measure]:
+    return (
+        _Measure(
+            "distance",
+            "distance",
+            "distance from where learned states end\n(0 is best)",
+            farthest,
+            {
+                0: "0",
+                good: f"{good:.3g}\ngood below",
+                farthest / 2: f"{farthest / 2:.3g}",
+                farthest: f"{farthest:.3g} = √(2N)\nrandom states",
+            },
+            line=good,
+        ),
+        _Measure(
+            "loss",
+            "loss",
+            "loss per neuron\n(0 is best)",
+            1.0,
+            {0: "0", 0.5: "0.5", 1: "1\nno prediction"},
+            beyond="white",
+        ),
+        _Measure(
+            "recalled",
+            "recall",
+            "share of states recalled exactly\n(1 is best)",
+            1.0,
+            {0: "0", 0.5: "0.5", 1: "1"},
+            extend="neither",
+        ),
+    )
+
+
+# Lengths are in inches: panels are placed one by one, as only that leaves no strip empty whatever
+# the number of maps, and text keeps its size on the page.
+_WIDTH = 10.0
+_LEFT, _RIGHT, _GAP = 0.95, 0.2, 0.1
+_BAR = 0.13
+_MOST = 8
+"""Maps side by side."""
+_SMALL = 8.0
+"""Of text, in points; shrunk to a page's width it can still be read."""
+
+
+def heat_maps(
+    maps: Mapping[str, HeatMap], *, farthest: float, good: float, title: str = ""
+) -> Figure:
+    """Distance, loss and recall of maps: of one side by side, of several one above the other.
+
+    Several maps are columns, in rows of at most eight.
 
     Args:
         maps: label -> numbers, such as ``n = 20``.
-        farthest: end of the scale of distances, such as √(2N), that of random states. Scales are
-            the same in all figures, so that maps can be compared.
+        farthest: end of the scale of distances: √(2N), that of random states. Scales are the same
+            in all figures, so that maps can be compared.
+        good: a distance to be marked on the scale: below it a cell counts as good.
         title: of the figure.
 
     The scale is cividis, made to be read by the colour-blind; dark is good in distance and loss,
-    and bright in recall. Cells without a number are grey and hatched.
+    and bright in recall, as the scales say. A loss above 1, worse than that of no prediction, is
+    white; distances beyond the end have the color of the end. Cells without a number are grey and
+    hatched.
+
+    Raises:
+        ValueError: no maps, or a good distance that is not between 0 and the farthest.
     """
     if not maps:
         raise ValueError("maps: expected at least one, got none")
-    measures = (
-        ("distance", "distance from where\nlearned states end", farthest),
-        ("loss", "loss per neuron\n(1: no prediction)", 2.0),
-        ("recalled", "share of states\nrecalled exactly", 1.0),
-    )
-    single = len(maps) == 1
-    rows, columns = (1, 3) if single else (3, len(maps))
-    size = (10.5, 3.4) if single else (1.2 + 1.9 * columns, 6.6)
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False)
-    for i, (name, label, highest) in enumerate(measures):
-        image = None
-        for j, (head, one) in enumerate(maps.items()):
-            panel = panels[0, i] if single else panels[i, j]
-            image = _draw(panel, one, getattr(one, name), highest)
-            bottom, left = single or i == 2, (i if single else j) == 0
-            panel.set_xlabel("1/T" if bottom else "")
-            panel.set_ylabel("learning rate" if left else "")
-            panel.tick_params(labelbottom=bottom, labelleft=left)
-            if i == 0 or single:
-                panel.set_title(label.replace("\n", " ") if single else head, fontsize="medium")
-        beside: Any = panels[0, i] if single else list(panels[i])
-        assert image is not None
-        made = figure.colorbar(image, ax=beside, extend="neither" if name == "recalled" else "max")
-        if not single:
-            made.set_label(label, fontsize="small")
-    heading = f"{title}, {next(iter(maps))}".strip(", ") if single else title
-    figure.suptitle(heading, fontsize="large")
+    if not 0 < good < farthest:
+        raise ValueError(f"good: expected a distance between 0 and {farthest:g}, got {good:g}")
+    measures = _measures(farthest, good)
+    lines = title.count("\n") + 1 if title or len(maps) == 1 else 0
+    head = 0.12 + 0.22 * lines
+    if len(maps) > 1:
+        figure = _several(maps, measures, head)
+    else:
+        figure = _one(next(iter(maps.values())), measures, head)
+        title = f"{title}, {next(iter(maps))}".strip(", ")
+    height = figure.get_size_inches()[1]
+    figure.suptitle(title, fontsize=12, y=1 - 0.1 / height, va="top")
     return figure
 
 
-def _draw(panel: Axes, one: HeatMap, values: np.ndarray, highest: float) -> AxesImage:
-    colors = colormaps["cividis"].with_extremes(bad="0.8")
-    shown = np.ma.masked_invalid(values)
-    image = panel.imshow(shown, origin="lower", aspect="auto", vmin=0, vmax=highest, cmap=colors)
+def _one(one: HeatMap, measures: Sequence[_Measure], head: float) -> Figure:
+    """Panels side by side, each below its scale."""
+    gap, top, size = 0.6, head + 0.95, 2.4
+    figure = Figure(figsize=(_WIDTH, top + size + 0.8), dpi=150)
+    width = (_WIDTH - _LEFT - _RIGHT + gap) / 3 - gap
+    for i, measure in enumerate(measures):
+        left = _LEFT + i * (width + gap)
+        panel = _axes(figure, left, top, width, size)
+        image = _draw(panel, one, measure, most=(13, 13))
+        panel.set_xlabel("1/T", fontsize=9)
+        if i == 0:
+            panel.set_ylabel("learning rate", fontsize=9)
+        _scale(_axes(figure, left, head + 0.38, width - 0.25, _BAR), image, measure)
+    return figure
+
+
+def _several(maps: Mapping[str, HeatMap], measures: Sequence[_Measure], head: float) -> Figure:
+    """Scales above, and below them rows of maps, of each map the measures in a column."""
+    rows = -(-len(maps) // _MOST)
+    columns = -(-len(maps) // rows)
+    room = _WIDTH - _LEFT - _RIGHT
+    width = (room + _GAP) / columns - _GAP
+    size = min(max(width, 1.0), 1.5)
+    ticks = 0.6  # with the name of their axis
+    block = 3 * (size + _GAP) + ticks + 0.3
+    start = head + 1.2
+    figure = Figure(figsize=(_WIDTH, start + rows * block - 0.2), dpi=150)
+    most = max(2, int(width / 0.17)), max(2, int(size / 0.13))
+    images: list[AxesImage] = []
+    for k, (label, one) in enumerate(maps.items()):
+        row, column = divmod(k, columns)
+        left = _LEFT + column * (width + _GAP)
+        images = []
+        for i, measure in enumerate(measures):
+            top = start + row * block + i * (size + _GAP)
+            panel = _axes(figure, left, top, width, size)
+            images.append(_draw(panel, one, measure, most=most))
+            bottom, first = i == len(measures) - 1, column == 0
+            panel.tick_params(labelbottom=bottom, labelleft=first)
+            if i == 0:
+                panel.set_title(label, fontsize=10, pad=4)
+            if bottom:
+                panel.set_xlabel("1/T", fontsize=9)
+            if first:
+                panel.set_ylabel(f"{measure.short}\nlearning rate", fontsize=9)
+    gap = 0.7
+    wide = (room + gap) / 3 - gap
+    for i, (image, measure) in enumerate(zip(images, measures, strict=True)):
+        left = _LEFT + i * (wide + gap)
+        _scale(_axes(figure, left, head + 0.38, wide, _BAR), image, measure)
+    return figure
+
+
+def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes at a distance from the figure's left and upper edge."""
+    wide, high = figure.get_size_inches()
+    place = left / wide, 1 - (top + height) / high, width / wide, height / high
+    return figure.add_axes(place)
+
+
+def _scale(place: Axes, image: AxesImage, measure: _Measure) -> None:
+    """A colour bar with its name above, and what its marks mean below."""
+    figure: Any = place.figure
+    bar = figure.colorbar(
+        image,
+        cax=place,
+        orientation="horizontal",
+        extend=measure.extend,
+        extendfrac=0.06,
+    )
+    bar.set_ticks(list(measure.marks), labels=list(measure.marks.values()))
+    place.tick_params(labelsize=_SMALL, length=3)
+    place.set_title(measure.label, fontsize=9, pad=4)
+    if measure.line is not None:
+        place.axvline(measure.line, color="white", linewidth=1.2)
+    if measure.beyond:
+        text = f"> {measure.end:g}"
+        place.text(1.08, 0.5, text, transform=place.transAxes, va="center", fontsize=_SMALL)
+
+
+def _draw(panel: Axes, one: HeatMap, measure: _Measure, most: tuple[int, int]) -> AxesImage:
+    """Cells, and as many labels of columns and rows as can be read."""
+    values = np.asarray(getattr(one, measure.name), dtype=float)
+    colors = colormaps["cividis"].with_extremes(bad="0.8", over=measure.beyond)
+    # What is 1 but for rounding, or nearly so, is not to look like what is beyond.
+    shown = np.where((values > measure.end) & (values < 1.005 * measure.end), measure.end, values)
+    shown = np.ma.masked_invalid(shown)
+    image = panel.imshow(
+        shown, origin="lower", aspect="auto", vmin=0, vmax=measure.end, cmap=colors
+    )
     missing = np.argwhere(~np.isfinite(values))
     for row, column in missing:
         panel.fill_between(
@@ -101,10 +242,11 @@ def _draw(panel: Axes, one: HeatMap, values: np.ndarray, highest: float) -> Axes
             edgecolor="0.45",
             linewidth=0,
         )
-    for axis, ticks in ((panel.xaxis, one.inverse_temperatures), (panel.yaxis, one.rates)):
-        # As many labels as can be read: every second or third where there are more cells.
-        step = -(-len(ticks) // 9)
+    axes = (panel.xaxis, one.inverse_temperatures), (panel.yaxis, one.rates)
+    for (axis, ticks), count in zip(axes, most, strict=True):
+        step = -(-len(ticks) // count)
         places = range(0, len(ticks), step)
-        axis.set_ticks(list(places), [f"{ticks[k]:.3g}" for k in places], fontsize=7)
+        axis.set_ticks(list(places), [f"{ticks[k]:.3g}" for k in places], fontsize=_SMALL)
     panel.tick_params(axis="x", rotation=90)
+    panel.tick_params(length=3, pad=2)
     return image

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hamdeq.experiments.hyperparameters.protocol import random_distance
-from hamdeq.experiments.hyperparameters.results import MEASURES, Results
+from hamdeq.experiments.hyperparameters.results import GOOD, MEASURES, Results
 from hamdeq.plots import heat_maps
 
 __all__ = ["draw", "draw_overviews", "table", "write_csv"]
@@ -19,7 +19,8 @@ def draw(results: Results, folder: Path) -> Path:
     path = folder / f"{protocol.name}.png"
     folder.mkdir(parents=True, exist_ok=True)
     far = random_distance(protocol.size)
-    heat_maps({protocol.title: results.picture}, farthest=far).savefig(path)
+    title = f"{protocol.title}, {_mean(protocol.repeats)}"
+    heat_maps({title: results.picture}, farthest=far, good=GOOD * far).savefig(path)
     return path
 
 
@@ -34,9 +35,17 @@ def draw_overviews(found: Sequence[Results], folder: Path) -> list[Path]:
         if len(members) > 1:
             ordered = sorted(members, key=lambda each: each.protocol.n)
             maps = {f"n = {each.protocol.n}": each.picture for each in ordered}
-            title = f"{formulation}, {interaction}, N = {size}, {grid}"
+            states, repeats = (
+                sorted({getattr(each.protocol, key) for each in members})
+                for key in ("states", "repeats")
+            )
+            title = (
+                f"{formulation}, {interaction}, N = {size}, {_listed(states)} states, {grid}, "
+                f"{_mean(*repeats)}"
+            )
             path = folder / f"all-{interaction}-{formulation}-N{size}-{grid}.png"
-            heat_maps(maps, farthest=random_distance(size), title=title).savefig(path)
+            far = random_distance(size)
+            heat_maps(maps, farthest=far, good=GOOD * far, title=title).savefig(path)
             paths.append(path)
     return paths
 
@@ -87,6 +96,15 @@ def table(found: Sequence[Results]) -> str:
             ]
         )
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _mean(*repeats: int) -> str:
+    """Over what a cell is averaged."""
+    return "one draw" if repeats == (1,) else f"mean of {_listed(repeats)} repeats"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _range(ends: Sequence[float] | None) -> str:

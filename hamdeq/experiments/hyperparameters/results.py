@@ -18,9 +18,11 @@ from hamdeq.experiments.hyperparameters.protocol import Protocol, random_distanc
 from hamdeq.memories.grid import Kernel, measure
 from hamdeq.plots import HeatMap
 
-__all__ = ["MEASURES", "Results", "load", "run"]
+__all__ = ["GOOD", "MEASURES", "Results", "load", "run"]
 
 MEASURES = ("distance", "loss", "recalled", "resting", "silent")
+GOOD = 0.1
+"""A distance below this share of that of random states is good."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +65,7 @@ class Results:
             recalled=self.mean("recalled"),
         )
 
-    def region(self, share: float = 0.1) -> dict[str, Any]:
+    def region(self, share: float = GOOD) -> dict[str, Any]:
         """The best cell, and where the distance is below a share of that of random states."""
         p, distance = self.protocol, self.mean("distance")
         filled = np.where(np.isnan(distance), np.inf, distance)
