@@ -26,6 +26,7 @@ from hamdeq import (
     Tanh,
     Unrolled,
     clamp,
+    contract_,
     eliminate,
     two_colouring,
 )
@@ -220,6 +221,49 @@ def test_the_implicit_gradient_is_the_unrolled_one(kind, solver, splitting):
 
 
 # ------------------------------------------------------------------------- HAM.chain
+
+
+@pytest.mark.parametrize(
+    "coupled", [lambda: Softmax(1.0), lambda: LayerNorm(0.3, 0.1), lambda: Spherical(0.1)]
+)
+def test_trained_on_digits(coupled):
+    """A hierarchy with a coupled layer in its middle learns, settles to one equilibrium by either
+    splitting, and never raises its energy on the way."""
+    load_digits = pytest.importorskip("sklearn.datasets").load_digits
+    torch.manual_seed(0)
+    data = load_digits()
+    x = torch.tensor(data.data / 16.0)
+    y = torch.tensor(data.target)
+    layers = [Identity(), Tanh(), coupled(), Identity()]
+    ham = HAM.chain([64, 48, 24, 10], layers, gain=[2.0, 0.5, 0.5]).double()
+    model = DEQ(ham, solver=Anderson(tol=1e-4), adjoint=Implicit())
+    optimizer = torch.optim.Adam(ham.parameters(), lr=1e-2)
+    for step in range(200):
+        rows = torch.randint(0, 1500, (64,), generator=torch.Generator().manual_seed(step))
+        scores = model({"input": x[rows]}).value["output"]
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(20.0 * scores, y[rows]).backward()
+        optimizer.step()
+        contract_(ham, rate=0.95)
+    x, y = x[1500:], y[1500:]
+    exact = Anderson(tol=1e-11, max_steps=500)
+    with torch.no_grad():
+        found = DEQ(ham, solver=exact)({"input": x})
+        same = DEQ(ham, splitting=None, solver=exact, start="zeros")({"input": x})
+    assert found.converged.all()
+    assert (found.value["output"].argmax(1) == y).double().mean() > 0.85
+    for name in ("hidden1", "hidden2", "output"):
+        torch.testing.assert_close(same.value[name], found.value[name], rtol=1e-8, atol=1e-8)
+
+    reduced = DEQ(ham).reduced({"input": x})
+    state = {name: torch.randn(len(x), *ham.layer(name).shape).double() for name in reduced.visible}
+    energies = []
+    for _ in range(30):
+        energies.append(reduced.energy(state).detach())
+        state = reduced.update(state)
+    energies = torch.stack(energies)
+    assert (energies.diff(dim=0) <= 64 * EPS * energies[:-1].abs()).all()
+    assert (energies[0] - energies[-1] > 0.1).all()
 
 
 def test_a_chain_takes_a_lagrangian_for_each_layer():
