@@ -401,13 +401,14 @@ def test_weights_that_act_in_several_places_are_scaled_once():
     shared = Dense(4, 4, gain=5.0)
     tied = Dense(4, 4)
     tied.weight = shared.weight
-    layers = {"a": Neurons(4, Tanh()), "b": Neurons(4, Tanh(2.0)), "c": Neurons(4, Tanh())}
+    layers = {"a": Neurons(4, Tanh()), "b": Neurons(4, Tanh(2.0)), "c": Neurons(4, Tanh(0.5))}
     for other in (shared, tied):
         torch.nn.init.normal_(shared.weight)
         ham = memory(layers, [(("a", "b"), shared), (("b", "c"), other)]).double()
         limit = contract_(ham, rate=0.9)
+        # Between the steeper layers they are at the limit, between the others below it.
         assert math.sqrt(2.0) * norm(shared.weight) == pytest.approx(limit, rel=STEEP)
-        assert contraction(ham) == pytest.approx(0.9, rel=STEEP)
+        assert contraction(ham) < 0.9
 
 
 # ------------------------------------------------------------------- errors
