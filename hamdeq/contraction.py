@@ -7,9 +7,16 @@ norm of what two layers exert on each other. With
 
 and ρ(N), the largest eigenvalue of this small symmetric matrix, below one, the energy of the free
 layers is strictly convex in their activations: whatever is clamped, there is one equilibrium, and
-every solver ends there. Plain iteration gets there at the rate ρ(N) a step, and with even-odd
-splitting at ρ(N)². The reason: the energy has the Hessian D⁻¹ − S in g, with D = ∇²L ≤ s and S of
-blocks W_AB, and D^½ S D^½ has no eigenvalue beyond ρ(N).
+every solver ends there. The reason: the energy has the Hessian D⁻¹ − S in g, with D = ∇²L ≤ s and
+S of blocks W_AB, and D^½ S D^½ has no eigenvalue beyond ρ(N).
+
+A step of plain iteration brings any two states x and y closer by the factor ρ(N) at least, in
+
+    ‖x − y‖² = Σ_A s_A ‖x_A − y_A‖²,
+
+the sum being over free layers; a step of even-odd splitting by ρ(N)², with the sum over those that
+are left. The reason: with n_A = √s_A ‖x_A − y_A‖, no layer moves its neighbours apart by more than
+N n, and N has no negative number. In other norms that holds up to a constant.
 """
 
 from __future__ import annotations
@@ -22,7 +29,7 @@ from torch import Tensor
 
 from hamdeq.ham import HAM
 from hamdeq.lagrangians.base import positive
-from hamdeq.synapses import Lateral, Map, Synapse
+from hamdeq.synapses import Dense, Lateral, Map, Synapse
 from hamdeq.synapses.base import Shape
 
 __all__ = ["contract_", "contraction"]
@@ -30,10 +37,11 @@ __all__ = ["contract_", "contraction"]
 
 @torch.no_grad()
 def contraction(ham: HAM, *, clamped: Collection[str] = ("input",)) -> float:
-    """An upper bound ρ(N) of how little a step contracts, whatever is clamped.
+    """An upper bound ρ(N) of how little a step contracts, whatever the states of what is clamped.
 
     Below one the memory has one equilibrium for every input, at which plain iteration arrives with
-    an error that falls by this factor in each step, with even-odd splitting by its square.
+    an error that falls by this factor at least in each step, with even-odd splitting by its square:
+    in the norm √(Σ s_A ‖x_A‖²), with s_A the largest slope of a layer's activation.
 
     Args:
         ham: the memory.
@@ -82,18 +90,20 @@ def contract_(ham: HAM, *, clamped: Collection[str] = ("input",), rate: float = 
         if a != b:
             counts[names.index(b), names.index(a)] += 1
     limit = rate / _largest(counts) if found else math.inf
-    strongest: dict[Synapse, tuple[float, str, str]] = {}
-    for a, b, synapse, strength in found:  # one synapse may act in several places
-        strongest[synapse] = max(strongest.get(synapse, (0.0, a, b)), (strength, a, b))
-    for synapse, (strength, a, b) in strongest.items():
+    strongest: dict[tuple[Tensor, ...], float] = {}  # the same weights may act in several places
+    for a, b, synapse, strength in found:
+        weights = tuple(p for p in synapse.parameters() if p.requires_grad)
+        if strength > limit and not weights:
+            raise ValueError(
+                f"{type(synapse).__name__} between {a!r} and {b!r}: expected a strength of at most "
+                f"{limit:.4g}, or weights to scale down, got {strength:.4g} and none; let layers "
+                "have activations that are less steep, or raise the rate"
+            )
+        strongest[weights] = max(strongest.get(weights, 0.0), strength)
+    for weights, strength in strongest.items():
         if strength > limit:
-            weights = [p for p in synapse.parameters() if p.requires_grad]
-            if len(weights) != 1:
-                raise ValueError(
-                    f"{type(synapse).__name__} between {a!r} and {b!r}: expected one weight to "
-                    f"scale down, got {len(weights)}"
-                )
-            weights[0].mul_(limit / strength)
+            for weight in weights:  # several of maps one after the other: an equal part each
+                weight.mul_((limit / strength) ** (1 / len(weights)))
     return limit
 
 
@@ -107,13 +117,14 @@ def _couplings(ham: HAM, names: list[str]) -> Iterator[tuple[str, str, Synapse, 
     for layers, synapse in ham.connections:
         free = [name for name in layers if name in names]
         if isinstance(synapse, Lateral) and free:
-            a, b = free[0], free[0]
-            norm = float(torch.linalg.matrix_norm(synapse.matrix(), 2))
+            a = b = free[0]
+            norm = _matrix_norm(synapse.matrix())
         elif len(free) < 2 and all(synapse.is_linear_in(layers.index(name)) for name in free):
             continue  # of one free layer: a constant field
         elif isinstance(synapse, Map) and synapse.linear:
             a, b = free
-            norm = spectral_norm(synapse, ham.layer(a).shape)
+            # From a layer to itself it acts both ways at once, as A + Aᵀ.
+            norm = spectral_norm(synapse, ham.layer(a).shape) * (2 if a == b else 1)
         else:
             raise TypeError(
                 f"{type(synapse).__name__} {layers}: expected linear maps between free layers, "
@@ -131,30 +142,49 @@ def _couplings(ham: HAM, names: list[str]) -> Iterator[tuple[str, str, Synapse, 
 
 
 @torch.no_grad()
-def spectral_norm(synapse: Map, shape: Shape, *, tol: float = 1e-4, max_steps: int = 500) -> float:
+def spectral_norm(synapse: Map, shape: Shape, *, tol: float = 1e-6, max_steps: int = 200) -> float:
     """The largest singular value of a linear map whose first layer has this shape.
 
-    Of a weight matrix from the eigenvalues of its smaller Gram matrix; of others by the power
-    method, until it grows by less than ``tol``, relative, in a step.
+    Of a weight matrix from the eigenvalues of its smaller Gram matrix; of others by the method of
+    Lanczos, from below, until it grows by less than ``tol``, relative, in ten steps.
+
+    Source: Golub & Kahan, "Calculating the singular values and pseudo-inverse of a matrix" (1965).
     """
-    weight = getattr(synapse, "weight", None)
-    if isinstance(weight, Tensor) and weight.dim() == 2:
-        small = weight if weight.shape[0] <= weight.shape[1] else weight.T
-        gram = (small @ small.T).float() if weight.dtype != torch.float64 else small @ small.T
-        return math.sqrt(max(float(torch.linalg.eigvalsh(gram)[-1]), 0.0))
+    if isinstance(synapse, Dense) and type(synapse).forward is Dense.forward:
+        return _matrix_norm(synapse.weight)
     like = next(synapse.parameters(), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
-    u = torch.randn((1, *shape), generator=generator).to(like)
-    size = 0.0
-    for _ in range(max_steps):
-        u = u / torch.linalg.vector_norm(u)
-        u = synapse.adjoint(synapse(u), u)
-        last, size = size, float(torch.linalg.vector_norm(u))
-        if size <= last * (1 + tol):
+    v = torch.randn((1, *shape), generator=generator).to(like)
+    v, u, beta = v / torch.linalg.vector_norm(v), None, 0.0
+    # A V = U B, with B upper bidiagonal: its singular values approach those of A, the largest
+    # first. Rounding makes it find some of them again, which does not matter here.
+    diagonal, above, sizes = [], [], [0.0]
+    for _ in range(min(max_steps, math.prod(shape))):
+        h = synapse(v) if u is None else synapse(v) - beta * u
+        alpha = float(torch.linalg.vector_norm(h))
+        diagonal.append(alpha)
+        bidiagonal = torch.tensor(diagonal, dtype=torch.float64).diag()
+        if above:
+            bidiagonal += torch.tensor(above, dtype=torch.float64).diag(1)
+        sizes.append(float(torch.linalg.matrix_norm(bidiagonal, 2)))
+        if alpha == 0 or (len(sizes) > 10 and sizes[-1] <= sizes[-11] * (1 + tol)):
             break
-    return math.sqrt(size)
+        u = h / alpha
+        w = synapse.adjoint(u, v) - alpha * v
+        beta = float(torch.linalg.vector_norm(w))
+        if beta <= torch.finfo(w.dtype).eps * sizes[-1]:  # nothing is left to be found
+            break
+        above.append(beta)
+        v = w / beta
+    return sizes[-1]
+
+
+def _matrix_norm(matrix: Tensor) -> float:
+    small = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    small = small if small.dtype == torch.float64 else small.float()
+    return math.sqrt(max(_largest(small @ small.T), 0.0))
 
 
 def _largest(symmetric: Tensor) -> float:
-    """The largest eigenvalue of a symmetric matrix without negative numbers; of none, zero."""
+    """The largest eigenvalue of a symmetric matrix; of an empty one, zero."""
     return float(torch.linalg.eigvalsh(symmetric)[-1]) if symmetric.numel() else 0.0

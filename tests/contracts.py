@@ -273,6 +273,16 @@ class LagrangianContract:
             assert values.min() >= -64 * EPS * values.abs().max()
         assert values.max() > 0  # the last state is random: a flat L would be no layer
 
+    def test_slope_is_bounded(self, lagrangian):
+        bound = lagrangian.max_slope
+        assert type(bound) is float
+        assert bound > 0
+        for x in (*self.states(0.01), *self.states(2.0)):
+            x0 = x[0].clone()
+            hessian = torch.autograd.functional.hessian(lambda x: lagrangian(x[None]).sum(), x0)
+            values = torch.linalg.eigvalsh(hessian.reshape(x0.numel(), x0.numel()))
+            assert values.max() <= bound * (1 + 64 * EPS)
+
     def test_fenchel_inequality(self, lagrangian):
         for shape in self.shapes:
             x = 2.0 * normal(*shape, seed=1)

@@ -172,7 +172,7 @@ def test_energy_never_rises_along_even_odd_steps(layers, scale):
         energies, sizes_of_terms = [], []
         with torch.no_grad():
             for _ in range(25):
-                _, fx, terms = reduced.step(x)
+                _, _, fx, terms = reduced.step(x)
                 energies.append(terms().sum(0))
                 sizes_of_terms.append(terms().abs().sum(0))
                 x = fx

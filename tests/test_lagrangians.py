@@ -102,6 +102,38 @@ def test_a_learnable_beta_learns_through_a_whole_memory():
     torch.testing.assert_close(gradient, (values[0] - values[1]) / (2 * h), rtol=1e-7, atol=1e-9)
 
 
+# -------------------------------------------------------------------- steepness
+
+FAR = -1e3  # where softmax gives no weight
+
+STEEPEST = {
+    "Identity": (Identity(), [0.3, -2.0, 1.0]),
+    "Sigmoid": (Sigmoid(3.0, 0.25), [0.25, 9.0, -1.0]),
+    "Tanh": (Tanh(0.7), [0.0, 2.0, -1.0]),
+    "ReLU": (ReLU(), [0.5, -1.0, -2.0]),
+    "RePU(2)": (RePU(2), [0.5, -1.0, -2.0]),
+    "Softmax": (Softmax(3.0), [1.5, 1.5, FAR]),
+    "Softmax of several β": (Softmax(torch.tensor([[3.0], [0.2]])), [[1.5, 1.5, FAR]] * 2),
+    "LayerNorm": (LayerNorm(2.0, 0.1), [0.4, 0.4, 0.4]),
+    "Spherical": (Spherical(0.1), [0.0, 0.0, 0.0]),
+    "learnable": (Tanh(0.7, learnable=True), [0.0, 2.0, -1.0]),
+}
+
+
+@pytest.mark.parametrize("name", STEEPEST)
+def test_slopes_are_attained_where_the_docstrings_say(name):
+    lagrangian, state = STEEPEST[name]
+    lagrangian, x = lagrangian.double(), torch.tensor(state, dtype=torch.float64)
+    hessian = torch.autograd.functional.hessian(lambda x: lagrangian(x[None]).sum(), x)
+    steepest = torch.linalg.eigvalsh(hessian.reshape(x.numel(), x.numel())).max()
+    assert lagrangian.max_slope == pytest.approx(float(steepest), rel=1e-12)
+
+
+@pytest.mark.parametrize("lagrangian", [RePU(2.5), RePU(5), Exp()])
+def test_no_bound_is_known_of_slopes_that_grow(lagrangian):
+    assert lagrangian.max_slope == math.inf
+
+
 # --------------------------------------------------------------- known special cases
 
 

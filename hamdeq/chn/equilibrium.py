@@ -102,7 +102,8 @@ class CHNDEQ(DEQ):
         for name, s in clamped.items():
             u = solution.value[name]
             s = torch.where(u.isnan(), u, s)  # of a sample that is lost, nothing is kept
-            value[name] = torch.where(known[name], s, value[name]) if name in value else s
+            mask = (known or {}).get(name)
+            value[name] = s if mask is None else torch.where(mask, s, value[name])
         return replace(solution, value={name: value[name] for name in self.ham.layers})
 
     def reduced(self, clamped: State, known: State | None = None) -> Reduced:

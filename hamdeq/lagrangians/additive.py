@@ -60,7 +60,7 @@ class Sigmoid(Tempered):
     @property
     def max_slope(self) -> float:
         """β/4, at the center."""
-        return float(self.beta) / 4
+        return self._largest() / 4
 
     def __init__(self, beta: float = 1.0, center: float = 0.0, *, learnable: bool = False) -> None:
         super().__init__(beta, learnable=learnable)
@@ -112,7 +112,7 @@ class Tanh(Tempered):
     @property
     def max_slope(self) -> float:
         """β, at zero."""
-        return float(self.beta)
+        return self._largest()
 
     def forward(self, x: Tensor) -> Tensor:
         return total(_log_cosh(self.beta * x)) / self.beta
@@ -154,6 +154,11 @@ class RePU(Lagrangian):
             )
         self.n = float(n)
 
+    @property
+    def max_slope(self) -> float:
+        """1, of positive states, for n = 2; none for n above."""
+        return 1.0 if self.n == 2 else math.inf
+
     def forward(self, x: Tensor) -> Tensor:
         return total(torch.relu(x) ** self.n) / self.n
 
@@ -171,11 +176,6 @@ class ReLU(RePU):
     """Rectified linear neurons: L(x) = ½ Σᵢ max(xᵢ, 0)², gᵢ = max(xᵢ, 0), L*(g) = ½‖g‖²."""
 
     additive = True
-
-    @property
-    def max_slope(self) -> float:
-        """1, of positive states."""
-        return 1.0
 
     def __init__(self) -> None:
         super().__init__(2.0)

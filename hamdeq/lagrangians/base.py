@@ -76,6 +76,11 @@ class Scaled(Lagrangian):
     def _number(self) -> Any:
         return getattr(self, f"log_{self._name}").exp() if self.learnable else self._given
 
+    def _largest(self) -> float:
+        """The number, of several the largest, outside of any graph."""
+        number = self._number()
+        return float(number.detach().max()) if isinstance(number, Tensor) else number
+
     def extra_repr(self) -> str:
         return f"{self._name}={_shown(self._number())}" + ", learnable=True" * self.learnable
 

@@ -41,7 +41,7 @@ class LayerNorm(Scaled):
     @property
     def max_slope(self) -> float:
         """γ/√ε, of states that are all equal."""
-        return float(self.gamma) / math.sqrt(self.eps)
+        return self._largest() / math.sqrt(self.eps)
 
     def _deviation(self, x: Tensor) -> Tensor:
         centred = x - x.mean(dim=-1, keepdim=True)

@@ -94,7 +94,7 @@ class Softmax(Separation):
     @property
     def max_slope(self) -> float:
         """β/2, of two neurons that share all of the weight equally; of several β the largest."""
-        return float(torch.as_tensor(self.beta).max()) / 2
+        return self._largest() / 2
 
     def potential(self, z: Tensor) -> Tensor:
         # torch.logsumexp has a gradient that is off by 1e-5 at states of 1e4 in float32.

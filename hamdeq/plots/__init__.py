@@ -2,6 +2,7 @@
 
 from hamdeq.plots.binary import binary_capacity
 from hamdeq.plots.capacity import capacity_curves
+from hamdeq.plots.cost import cost_curves, growth
 from hamdeq.plots.gallery import retrieval_gallery
 from hamdeq.plots.heat import HeatMap, heat_maps
 from hamdeq.plots.settling import residual_histogram
@@ -11,6 +12,8 @@ __all__ = [
     "HeatMap",
     "binary_capacity",
     "capacity_curves",
+    "cost_curves",
+    "growth",
     "heat_maps",
     "residual_histogram",
     "retrieval_gallery",

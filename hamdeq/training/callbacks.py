@@ -211,7 +211,7 @@ class Contraction(Callback):
         self._project(pl_module)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.is_last_batch or trainer.global_step % self.every == 0:
             self._project(pl_module)

@@ -32,7 +32,7 @@ class HAMClassifier(Classifier):
         optimizer: from parameters to an optimiser; default Madam with its defaults.
         scheduler: from an optimiser to a learning-rate schedule, stepped once an epoch.
         output: name of the layer to read.
-        width: if given, a weight matrix (n₁, n₂) between two layers that settle learns at the rate
+        width: if given, a weight matrix (n₁, n₂) between layers that settle learns at the rate
             ``lr · width/√(n₁ n₂)``, where that is less than ``lr``. Optimisers of Adam's kind move
             each number by about ``lr``, and so a matrix by up to lr·√(n₁ n₂) in spectral norm: of
             wide layers further in one step than weights may go that are to settle. The weights of
@@ -97,7 +97,8 @@ class HAMClassifier(Classifier):
         settling = {
             p: min(1.0, self.width / math.sqrt(p.shape[0] * p.shape[1:].numel()))
             for layers, synapse in self.deq.ham.connections
-            if self.input not in layers
+            # A constant field of one layer, a bias, is no weight, whatever its shape.
+            if self.input not in layers and (len(layers) > 1 or not synapse.is_linear_in(0))
             for p in synapse.parameters()
             if p.dim() > 1
         }

@@ -58,7 +58,7 @@ class Classifier(L.LightningModule):
         groups = self._parameter_groups()
         optimizer = self.optimizer([{"params": group["params"]} for group in groups])
         for placed, group in zip(optimizer.param_groups, groups, strict=True):
-            placed["lr"] *= group["factor"]
+            placed["lr"] = placed["lr"] * group["factor"]  # a tensor may be shared by all groups
         if self.scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
