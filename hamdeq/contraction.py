@@ -29,7 +29,7 @@ from torch import Tensor
 
 from hamdeq.ham import HAM
 from hamdeq.lagrangians.base import positive
-from hamdeq.synapses import Dense, Lateral, Map, Synapse
+from hamdeq.synapses import Composed, Dense, Flatten, Lateral, Map, Synapse
 from hamdeq.synapses.base import Shape
 
 __all__ = ["contract_", "contraction"]
@@ -62,11 +62,13 @@ def contraction(ham: HAM, *, clamped: Collection[str] = ("input",)) -> float:
 
 @torch.no_grad()
 def contract_(ham: HAM, *, clamped: Collection[str] = ("input",), rate: float = 0.99) -> float:
-    """Scale weights down, in place, where needed for ρ(N) ≤ rate: see :func:`contraction`.
+    """Weaken weights, in place, where needed for ρ(N) ≤ rate: see :func:`contraction`.
 
     Each synapse between free layers keeps its share c = rate/ρ(A) of the strength N_AB, with A the
     number of synapses between two layers; in a chain of n free layers c = rate/(2 cos(π/(n + 1))).
-    Stronger ones are scaled down to it; others, and those of clamped layers, stay as they are.
+    Of stronger weight matrices the singular values beyond c are set to c, so that what they do in
+    other directions is kept: the nearest matrix within the bound. Other stronger synapses are
+    scaled down; weaker ones, and those of clamped layers, stay as they are.
 
     Args:
         ham: the memory.
@@ -91,6 +93,7 @@ def contract_(ham: HAM, *, clamped: Collection[str] = ("input",), rate: float = 
             counts[names.index(b), names.index(a)] += 1
     limit = rate / _largest(counts) if found else math.inf
     strongest: dict[tuple[Tensor, ...], float] = {}  # the same weights may act in several places
+    plain: dict[tuple[Tensor, ...], bool] = {}
     for a, b, synapse, strength in found:
         weights = tuple(p for p in synapse.parameters() if p.requires_grad)
         if strength > limit and not weights:
@@ -100,8 +103,12 @@ def contract_(ham: HAM, *, clamped: Collection[str] = ("input",), rate: float = 
                 "have activations that are less steep, or raise the rate"
             )
         strongest[weights] = max(strongest.get(weights, 0.0), strength)
+        plain[weights] = plain.get(weights, True) and _matrix(synapse) is not None
     for weights, strength in strongest.items():
-        if strength > limit:
+        if strength > limit and plain[weights]:
+            (weight,) = weights
+            weight.copy_(_clipped(weight, limit / strength))
+        elif strength > limit:
             for weight in weights:  # several of maps one after the other: an equal part each
                 weight.mul_((limit / strength) ** (1 / len(weights)))
     return limit
@@ -150,8 +157,9 @@ def spectral_norm(synapse: Map, shape: Shape, *, tol: float = 1e-6, max_steps: i
 
     Source: Golub & Kahan, "Calculating the singular values and pseudo-inverse of a matrix" (1965).
     """
-    if isinstance(synapse, Dense) and type(synapse).forward is Dense.forward:
-        return _matrix_norm(synapse.weight)
+    matrix = _matrix(synapse)
+    if matrix is not None:
+        return _matrix_norm(matrix)
     like = next(synapse.parameters(), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     v = torch.randn((1, *shape), generator=generator).to(like)
@@ -177,6 +185,33 @@ def spectral_norm(synapse: Map, shape: Shape, *, tol: float = 1e-6, max_steps: i
         above.append(beta)
         v = w / beta
     return sizes[-1]
+
+
+def _matrix(synapse: Synapse) -> Tensor | None:
+    """The weight matrix of a synapse that is one, if of an image laid out as a vector."""
+    if isinstance(synapse, Composed):
+        plain = [each for each in synapse.maps if not isinstance(each, Flatten)]
+        return _matrix(plain[0]) if len(plain) == 1 else None  # type: ignore[arg-type]
+    if isinstance(synapse, Dense) and type(synapse).forward is Dense.forward:
+        return synapse.weight
+    return None
+
+
+def _clipped(matrix: Tensor, share: float) -> Tensor:
+    """The matrix with no singular value beyond this share of the largest.
+
+    From the eigenvectors of the smaller Gram matrix, of which only those of too large singular
+    values matter: these are the accurate ones.
+    """
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide = wide if wide.dtype == torch.float64 else wide.float()
+    squares, directions = torch.linalg.eigh(wide @ wide.T)
+    sizes = squares.clamp_min(0.0).sqrt()
+    bound = share * sizes[-1]
+    beyond = sizes > bound
+    u, excess = directions[:, beyond], 1.0 - bound / sizes[beyond]
+    wide = wide - (u * excess) @ (u.T @ wide)
+    return (wide if matrix.shape[0] <= matrix.shape[1] else wide.T).to(matrix.dtype)
 
 
 def _matrix_norm(matrix: Tensor) -> float:

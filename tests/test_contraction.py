@@ -333,8 +333,8 @@ def test_the_rate_is_attained():
 # ---------------------------------------------------------------- contract_
 
 
-def test_weak_weights_stay_as_they_are_and_strong_ones_keep_their_direction():
-    ham = chain(gain=[5.0, 0.01, 3.0])
+def test_weak_weights_stay_as_they_are_and_strong_ones_become_the_nearest_within_the_bound():
+    ham = chain(gain=[5.0, 0.01, 0.25])
     torch.nn.init.uniform_(ham.synapses[0].weight)
     before = {name: p.clone() for name, p in ham.named_parameters()}
     ham.synapses[0].weight.requires_grad_(False)
@@ -344,8 +344,12 @@ def test_weak_weights_stay_as_they_are_and_strong_ones_keep_their_direction():
         if name != "synapses.2.weight":
             assert torch.equal(p, before[name]), name
     weight = ham.synapses[2].weight
-    ratio = weight / before["synapses.2.weight"]
-    torch.testing.assert_close(ratio, ratio[0, 0].expand_as(ratio), rtol=1e-14, atol=0)
+    u, sizes, vh = torch.linalg.svd(before["synapses.2.weight"], full_matrices=False)
+    bound = limit / 1.5  # of neurons whose steepest slope is 1.5
+    assert (sizes > bound).any()
+    assert (sizes < bound).any()
+    nearest = (u * sizes.clamp_max(bound)) @ vh
+    torch.testing.assert_close(weight.detach(), nearest.detach(), rtol=0, atol=1e-13)
     assert 1.5 * norm(weight) == pytest.approx(limit, rel=STEEP)
     assert weight.requires_grad
     assert weight.is_leaf
