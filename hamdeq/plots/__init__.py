@@ -4,6 +4,7 @@ from hamdeq.plots.binary import binary_capacity
 from hamdeq.plots.capacity import capacity_curves
 from hamdeq.plots.gallery import retrieval_gallery
 from hamdeq.plots.heat import HeatMap, heat_maps
+from hamdeq.plots.recall import recall_gallery
 from hamdeq.plots.settling import residual_histogram
 from hamdeq.plots.time import trajectory_curves
 
@@ -12,6 +13,7 @@ __all__ = [
     "binary_capacity",
     "capacity_curves",
     "heat_maps",
+    "recall_gallery",
     "residual_histogram",
     "retrieval_gallery",
     "trajectory_curves",
