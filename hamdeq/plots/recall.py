@@ -83,7 +83,7 @@ def recall_gallery(
     steps = np.arange(len(falls))
     axes = right.subplots()
     axes.plot(steps, falls, color=_LINE, linewidth=0.8, alpha=0.4)
-    axes.plot(steps, falls.mean(1), color=_LINE, linewidth=2.2, marker=".", label="mean")
+    axes.plot(steps, falls.mean(1), color=_LINE, linewidth=2.2, label="mean")
     # As a logarithm, for the last steps are small; linear near zero, which has none.
     if (top := float(falls.max())) > 0:
         axes.set_yscale("symlog", linthresh=1e-4 * top)

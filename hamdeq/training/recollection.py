@@ -76,7 +76,7 @@ class RecallPictures(Callback):
         steps: plain steps to take.
     """
 
-    def __init__(self, folder: str | Path | None = None, steps: int = 40) -> None:
+    def __init__(self, folder: str | Path | None = None, steps: int = 100) -> None:
         if steps < 1:
             raise ValueError(f"steps: expected at least 1, got {steps!r}")
         self.folder = folder
@@ -116,7 +116,7 @@ class RecallPictures(Callback):
 
 
 def pictures(
-    module: HAMReconstructor, images: Tensor, labels: list[int], *, steps: int = 40
+    module: HAMReconstructor, images: Tensor, labels: list[int], *, steps: int = 100
 ) -> dict[str, Any]:
     """Figures by name: images from these labels, from halves of these images, from what is left.
 

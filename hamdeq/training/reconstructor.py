@@ -43,6 +43,9 @@ class HAMReconstructor(EquilibriumModule):
             order, such as ``clamped=("input", "output")``. Neither may couple its neurons.
         questions: what is known; default :class:`Questions` with its defaults.
         label_weight: weight of the labels' error, ≥ 0.
+        label_scale: state of the neuron of a known label, > 0; the loss divides by it. An energy
+            weighs states by their squares, and a label of one neuron at 1 counts as little as one
+            white pixel: too little where an image is to follow from it alone.
         image_shape: height and width of an image; default a square.
         seed: of the questions; default the seed of torch's random numbers, which the command line
             sets by ``seed_everything``.
@@ -64,6 +67,7 @@ class HAMReconstructor(EquilibriumModule):
         deq: DEQ,
         questions: Questions | None = None,
         label_weight: float = 1.0,
+        label_scale: float = 1.0,
         image_shape: tuple[int, int] | None = None,
         seed: int | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
@@ -84,6 +88,8 @@ class HAMReconstructor(EquilibriumModule):
                 )
         if not (math.isfinite(label_weight) and label_weight >= 0):
             raise ValueError(f"label_weight: expected a finite number ≥ 0, got {label_weight!r}")
+        if not (math.isfinite(label_scale) and label_scale > 0):
+            raise ValueError(f"label_scale: expected a finite number > 0, got {label_scale!r}")
         image, label = deq.clamped
         super().__init__(
             deq,
@@ -95,12 +101,13 @@ class HAMReconstructor(EquilibriumModule):
             width=width,
         )
         self.questions = Questions() if questions is None else questions
-        self.label_weight = label_weight
+        self.label_weight, self.label_scale = label_weight, label_scale
         pixels = math.prod(deq.ham.layer(image).shape)
         self.image_shape = _image_shape(pixels, image_shape)
         self.seed = torch.initial_seed() if seed is None else seed
         # Part of the checkpoint, with which a test has the baseline of its own training.
-        self.register_buffer("mean_image", torch.zeros(pixels))
+        like = next(deq.parameters(), torch.empty(0))
+        self.register_buffer("mean_image", like.new_zeros(pixels))
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.long))
 
     def forward(
@@ -154,7 +161,7 @@ class HAMReconstructor(EquilibriumModule):
                 f"labels: expected −1 (unknown) to {classes - 1}, as {self.output!r} has {classes} "
                 f"neurons, got {int(labels.min())} to {int(labels.max())}"
             )
-        y = F.one_hot(labels.clamp(min=0), classes).to(x)
+        y = self.label_scale * F.one_hot(labels.clamp(min=0), classes).to(x)
         told = (labels >= 0)[:, None].expand(batch, classes)
         label_shape = self.deq.ham.layer(self.output).shape
         y, told = (t.reshape(batch, *label_shape) for t in (y, told))
@@ -191,7 +198,7 @@ class HAMReconstructor(EquilibriumModule):
         what = What(*(part.to(images.device) for part in drawn))
         solution = self(images, labels.where(what.label, -1), what.pixels)
         state, scores = (solution.value[a].flatten(1) for a in (self.input, self.output))
-        images = images.flatten(1)
+        images, scores = images.flatten(1), scores / self.label_scale
         asked = ~what.pixels
         target = F.one_hot(labels, scores.shape[1]).to(scores)
         # Sums over counts, as a batch may have no unknown pixel or label at all.

@@ -20,10 +20,10 @@ __all__ = ["StoredExamples"]
 class StoredExamples(Callback):
     """Starts the training of a :class:`HAMReconstructor` from a memory of some training examples.
 
-    Each neuron of a softmax layer gets one of them: the image x and the one-hot label y as its
-    weights, and the bias −½‖x‖² − ½‖y‖². Its field is then highest for the example nearest to
-    what is known, and the answer a mean of examples, weighted by softmax: attention over them.
-    Training moves on from there. A run that is resumed keeps what it has learned.
+    Each neuron of a softmax layer gets one of them: the image x and the label y, as they are
+    given, as its weights, and the bias −½‖x‖² − ½‖y‖². Its field is then highest for the example
+    nearest to what is known, and the answer a mean of examples, weighted by softmax: attention over
+    them. Training moves on from there. A run that is resumed keeps what it has learned.
 
     Args:
         layer: the layer's name. It is connected by `Dense` to layers of images and labels with
