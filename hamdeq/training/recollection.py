@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,9 +135,13 @@ def pictures(
         "half": ("Halves completed, the label unknown", {"images": images, "known": halves}),
         "holes": ("Damaged images restored, the label unknown", {"images": images, "known": holes}),
     }
+    # The last steps change an energy by less than float32 rounds it.
+    dtype = torch.float32 if images.device.type == "mps" else torch.float64
+    deq = copy.deepcopy(module.deq).to(dtype)
     figures = {}
     for kind, (title, question) in asked.items():
-        found = recall(module.deq, *module.ask(**question), steps=steps)
+        given, parts = module.ask(**question)
+        found = recall(deq, {a: x.to(dtype) for a, x in given.items()}, parts, steps=steps)
         states = [state[module.input].flatten(1) for state in found.states]
         rows: dict[str, Tensor] = {}
         if (known := question.get("known")) is not None:
