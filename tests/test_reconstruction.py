@@ -49,15 +49,15 @@ def memory(pixels: int = 64, hidden: int = 64, image=None, label=None) -> HAM:
     )
 
 
-def attention(memories: int = 128) -> HAM:
+def attention(memories: int = 128, pixels: int = 64, beta: float = 1.0) -> HAM:
     """As the configurations have it: examples in a softmax layer between image and label."""
     torch.manual_seed(0)
-    sizes = {"input": 64, "memories": memories, "output": 10}
-    kinds = {"input": Identity(), "memories": Softmax(1.0, learnable=True), "output": Identity()}
+    sizes = {"input": pixels, "memories": memories, "output": 10}
+    kinds = {"input": Identity(), "memories": Softmax(beta, learnable=True), "output": Identity()}
     return HAM(
         {name: Neurons(n, kinds[name]) for name, n in sizes.items()},
         [
-            (("input", "memories"), Dense(64, memories)),
+            (("input", "memories"), Dense(pixels, memories)),
             (("output", "memories"), Dense(10, memories)),
             *(((name,), Bias(n)) for name, n in sizes.items()),
         ],
@@ -213,7 +213,8 @@ def test_a_run_from_the_command_line_and_on_from_where_it_ended(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])
     quick = ["--trainer.enable_progress_bar=false", "--run.wandb=disabled"]
-    quick += ["--trainer.limit_train_batches=4"]
+    quick += ["--trainer.limit_train_batches=4", "--trainer.log_every_n_steps=1"]
+    quick += ["--model.deq.on_failure=ignore"]
     fit = ["fit", "--config", CONFIG, *quick]
     main([*fit, "--trainer.max_epochs=2", "--run.root=whole"])
     main([*fit, "--trainer.max_epochs=1", "--run.root=cut"])
@@ -383,9 +384,11 @@ def test_unknown_pixels_are_marked():
 )
 def test_mnist():
     """A few batches already recall better than the mean image does."""
-    made = module(memory(784, 128), optimizer=lambda p: torch.optim.Adam(p, lr=0.005))
+    ham = attention(200, 784, beta=0.1)
+    options = {"limit_train_batches": 40, "limit_test_batches": 1, "limit_val_batches": 0}
+    options["callbacks"] = [StoredExamples()]
+    made = module(ham, label_scale=4.0, optimizer=lambda p: torch.optim.Adam(p, lr=0.002))
     data = MNISTDataModule(batch_size=128, download=False)
-    options = {"limit_train_batches": 80, "limit_test_batches": 1, "limit_val_batches": 0}
     fit = trainer(max_epochs=1, **options)
     fit.fit(made, data)
     found = fit.test(made, data, verbose=False)[0]
