@@ -5,6 +5,7 @@ from hamdeq.plots.capacity import capacity_curves
 from hamdeq.plots.cost import cost_curves, growth
 from hamdeq.plots.gallery import retrieval_gallery
 from hamdeq.plots.heat import HeatMap, heat_maps
+from hamdeq.plots.recall import recall_gallery
 from hamdeq.plots.settling import residual_histogram
 from hamdeq.plots.time import trajectory_curves
 
@@ -15,6 +16,7 @@ __all__ = [
     "cost_curves",
     "growth",
     "heat_maps",
+    "recall_gallery",
     "residual_histogram",
     "retrieval_gallery",
     "trajectory_curves",

@@ -4,12 +4,22 @@ from hamdeq.training.binary import BinaryClassifier
 from hamdeq.training.callbacks import Contraction, ConvergenceMonitor, ResidualPicture
 from hamdeq.training.classifier import HAMClassifier
 from hamdeq.training.memory_classifier import MemoryClassifier
+from hamdeq.training.questions import Questions
+from hamdeq.training.recollection import Recall, RecallPictures, recall
+from hamdeq.training.reconstructor import HAMReconstructor
+from hamdeq.training.stored import StoredExamples
 
 __all__ = [
     "BinaryClassifier",
     "Contraction",
     "ConvergenceMonitor",
     "HAMClassifier",
+    "HAMReconstructor",
     "MemoryClassifier",
+    "Questions",
+    "Recall",
+    "RecallPictures",
     "ResidualPicture",
+    "StoredExamples",
+    "recall",
 ]

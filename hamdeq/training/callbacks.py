@@ -16,7 +16,7 @@ from torch import Tensor
 from hamdeq.contraction import contract_
 from hamdeq.plots import residual_histogram
 from hamdeq.solvers import Failures, Solution
-from hamdeq.training.classifier import HAMClassifier
+from hamdeq.training.equilibrium import EquilibriumModule
 
 __all__ = ["Contraction", "ConvergenceMonitor", "ProgressBar", "ResidualPicture"]
 
@@ -59,7 +59,7 @@ class ConvergenceMonitor(Callback):
     def __init__(self) -> None:
         self._means: dict[str, _Means] = {}
 
-    def _observe(self, stage: str, module: HAMClassifier, energy: bool) -> None:
+    def _observe(self, stage: str, module: EquilibriumModule, energy: bool) -> None:
         solution = module.solution
         if solution is None:
             return
@@ -77,7 +77,7 @@ class ConvergenceMonitor(Callback):
         means.add(f"{prefix}not_converged", ~solution.converged)
         means.add(f"{prefix}residual", solution.residual[solution.residual.isfinite()])
 
-    def _report(self, stage: str, module: HAMClassifier) -> None:
+    def _report(self, stage: str, module: EquilibriumModule) -> None:
         means = self._means.pop(stage, None)
         for name, value in (means.compute(module.trainer.strategy) if means else {}).items():
             shown = stage == "val" and name == "iterations"
@@ -92,13 +92,12 @@ class ConvergenceMonitor(Callback):
         self._observe("train", pl_module, energy=now)
         if now:
             solution = pl_module.solution
-            scores = solution.value[pl_module.output]
             live = {
-                "acc": (scores.argmax(1) == batch[1]).float().mean(),
+                "acc": pl_module.accuracy,
                 "iter": solution.steps.float().mean(),
                 "res": solution.residual.mean(),
             }
-            pl_module.log_dict(live, prog_bar=True, logger=False, batch_size=len(scores))
+            pl_module.log_dict(live, prog_bar=True, logger=False, batch_size=len(batch[1]))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._report("train", pl_module)
@@ -217,9 +216,12 @@ class Contraction(Callback):
             self._project(pl_module)
 
     def _project(self, module: L.LightningModule) -> None:
-        if not isinstance(module, HAMClassifier):
-            raise TypeError(f"Contraction: expected a HAMClassifier, got {type(module).__name__}")
-        contract_(module.deq.ham, clamped=module.deq.clamped, rate=self.rate)
+        if not isinstance(module, EquilibriumModule):
+            raise TypeError(
+                "Contraction: expected a HAMClassifier or HAMReconstructor, got "
+                f"{type(module).__name__}"
+            )
+        contract_(module.deq.ham, clamped=module.held, rate=self.rate)
 
 
 class ProgressBar(TQDMProgressBar):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -12,7 +10,8 @@ from torch import Tensor
 from hamdeq.deq import DEQ
 from hamdeq.optim import Madam
 from hamdeq.solvers import Solution
-from hamdeq.training.module import Classifier, OptimizerCallable, SchedulerCallable
+from hamdeq.training.equilibrium import EquilibriumModule
+from hamdeq.training.module import OptimizerCallable, SchedulerCallable
 
 __all__ = ["HAMClassifier"]
 
@@ -21,7 +20,7 @@ __all__ = ["HAMClassifier"]
 _SHARPNESS = 10.0
 
 
-class HAMClassifier(Classifier):
+class HAMClassifier(EquilibriumModule):
     """Classify by settling: clamp the image, read the class from the output layer's state.
 
     Args:
@@ -32,11 +31,10 @@ class HAMClassifier(Classifier):
         optimizer: from parameters to an optimiser; default Madam with its defaults.
         scheduler: from an optimiser to a learning-rate schedule, stepped once an epoch.
         output: name of the layer to read.
-        width: if given, a weight matrix (n₁, n₂) between layers that settle learns at the rate
-            ``lr · width/√(n₁ n₂)``, where that is less than ``lr``. Optimisers of Adam's kind move
-            each number by about ``lr``, and so a matrix by up to lr·√(n₁ n₂) in spectral norm: of
-            wide layers further in one step than weights may go that are to settle. The weights of
-            the clamped input, which do not matter for that, can learn as fast as they will.
+        width: if given, a weight matrix (n₁, n₂) between two layers that settle learns at the rate
+            ``lr · width/√(n₁ n₂)``, where that is less than ``lr``: see
+            :class:`~hamdeq.training.equilibrium.EquilibriumModule`. The weights of the clamped
+            input can learn as fast as they will.
 
     Attributes:
         solution: the last batch's :class:`~hamdeq.Solution`, without its graph, for callbacks.
@@ -54,59 +52,24 @@ class HAMClassifier(Classifier):
         output: str = "output",
         width: float | None = None,
     ) -> None:
-        super().__init__(optimizer, scheduler)
-        if width is not None and not (math.isfinite(width) and width > 0):
-            raise ValueError(f"width: expected a finite number > 0 or None, got {width!r}")
         if loss not in ("mse", "cross-entropy"):
             raise ValueError(f"loss: expected 'mse' or 'cross-entropy', got {loss!r}")
         if len(deq.clamped) != 1:
             raise ValueError(f"deq: expected one clamped layer, the input, got {deq.clamped}")
-        deq.ham.check_names([output])
-        self.deq = deq
+        super().__init__(
+            deq,
+            held=deq.clamped,
+            input=deq.clamped[0],
+            output=output,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            width=width,
+        )
         self.loss = loss
-        self.width = width
-        self.input, self.output = deq.clamped[0], output
-        self.solution: Solution | None = None
 
     def forward(self, images: Tensor) -> Solution:
         """Let the memory settle on images; the class scores are ``value[output]``."""
-        shape = self.deq.ham.layer(self.input).shape
-        if images.dim() == 0 or math.prod(images.shape[1:]) != math.prod(shape):
-            raise ValueError(
-                f"images: expected (batch, …) with {math.prod(shape)} numbers a sample, for the "
-                f"layer {self.input!r}, got {tuple(images.shape)}"
-            )
-        return self.deq({self.input: images.reshape(len(images), *shape)})
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, _ = batch
-        # One NaN in one image would reach every weight through the mean of the losses. A finite sum
-        # proves every number finite, at a fraction of the time of testing each.
-        if not images.sum().isfinite():
-            bad = (~images.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
-            if bad:
-                raise ValueError(
-                    f"training batch {batch_idx}: expected finite images, got NaN or infinity in "
-                    f"samples {bad[:8]} of the batch; remove them from the data"
-                )
-        return super().training_step(batch, batch_idx)
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        if self.width is None:
-            return super()._parameter_groups()
-        settling = {
-            p: min(1.0, self.width / math.sqrt(p.shape[0] * p.shape[1:].numel()))
-            for layers, synapse in self.deq.ham.connections
-            # A constant field of one layer, a bias, is no weight, whatever its shape.
-            if self.input not in layers and (len(layers) > 1 or not synapse.is_linear_in(0))
-            for p in synapse.parameters()
-            if p.dim() > 1
-        }
-        others = [p for p in self.parameters() if p not in settling]
-        return [
-            {"params": others, "factor": 1.0},
-            *({"params": [p], "factor": factor} for p, factor in settling.items()),
-        ]
+        return self.deq({self.input: self.as_input(images)})
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Predicted classes ``(batch,)``."""
@@ -116,13 +79,10 @@ class HAMClassifier(Classifier):
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         images, labels = batch
         solution = self.forward(images)
-        # Detached, lest the graph outlive the step. The list ``adjoint`` is shared with the
-        # original, so that the backward pass is still reported in it.
-        values = {name: x.detach() for name, x in solution.value.items()}
-        self.solution = replace(solution, value=values)
         scores = solution.value[self.output]
         loss = self._loss(scores, labels)
         accuracy = (scores.argmax(1) == labels).float().mean()
+        self._keep(solution, accuracy)
         self._log_epoch(stage, loss, accuracy, len(labels))
         return loss
 

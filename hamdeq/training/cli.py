@@ -19,9 +19,11 @@ from lightning.pytorch.trainer.states import TrainerStatus
 
 from hamdeq.data import InMemoryDataModule
 from hamdeq.training.callbacks import ConvergenceMonitor, ProgressBar, ResidualPicture
-from hamdeq.training.classifier import HAMClassifier
+from hamdeq.training.equilibrium import EquilibriumModule
 from hamdeq.training.hints import Parser, innermost
 from hamdeq.training.module import OtherArchitectureError
+from hamdeq.training.recollection import RecallPictures
+from hamdeq.training.reconstructor import HAMReconstructor
 from hamdeq.training.results import add_results, table, where
 from hamdeq.training.run import (
     MetricsFile,
@@ -75,7 +77,7 @@ class HAMCLI(LightningCLI):
     """LightningCLI with a run folder, resume by ``--ckpt_path last``, and a test after fit.
 
     It trains any Lightning module that logs ``val/accuracy``, named by ``model.class_path``;
-    :class:`HAMClassifier` where none is.
+    :class:`~hamdeq.training.HAMClassifier` where none is.
 
     Attributes:
         folder: the run folder; None with ``--trainer.fast_dev_run``, which leaves nothing behind.
@@ -146,10 +148,12 @@ class HAMCLI(LightningCLI):
 
     def _callbacks(self, trainer: Any) -> list[Callback]:
         callbacks: list[Callback] = [self._timer]
-        if isinstance(self.model, HAMClassifier):
+        if isinstance(self.model, EquilibriumModule):
             callbacks.append(ConvergenceMonitor())
             if self.folder is not None:
                 callbacks.append(ResidualPicture(self.folder))
+        if isinstance(self.model, HAMReconstructor) and self.folder is not None:
+            callbacks.append(RecallPictures(self.folder))
         if trainer.enable_progress_bar is not False:
             callbacks.append(ProgressBar(refresh_rate=20))
         if self.folder is not None and trainer.enable_checkpointing is not False:

@@ -11,6 +11,8 @@ _FORMATS = {
     "accuracy": ("{stage} accuracy", "{:.2%}"),
     "f1": ("{stage} F1", "{:.4f}"),
     "auc": ("{stage} AUC", "{:.4f}"),
+    "pixel_error": ("{stage} pixel error", "{:.4f}"),
+    "mean_image_error": ("pixel error of the mean image", "{:.4f}"),
     "loss": ("{stage} loss", "{:.4g}"),
     "iterations": ("mean iterations", "{:.2f}"),
     "not_converged": ("not converged", "{:.2%}"),
@@ -48,7 +50,8 @@ def where(folder: Path | None) -> str:
     """Which of a run's files there are, and how to upload what wandb has recorded."""
     if folder is None:
         return ""
-    names = ("results.json", "residuals.png", "metrics.csv", "config.yaml", "checkpoints")
+    names = ["results.json", "residuals.png", "metrics.csv", "config.yaml", "checkpoints"]
+    names[2:2] = sorted(path.name for path in folder.glob("recall_*.png"))
     found = ", ".join(name for name in names if (folder / name).exists())
     text = f"  {folder}: {found}\n" if found else ""
     if any(folder.glob("wandb/offline-run-*")):

@@ -10,7 +10,7 @@ import lightning as L
 from hamdeq.chn import CHNDEQ
 from hamdeq.data import TensorDataModule
 from hamdeq.memories import FeedForward
-from hamdeq.training.classifier import HAMClassifier
+from hamdeq.training.equilibrium import EquilibriumModule
 from hamdeq.training.memory_classifier import MemoryClassifier
 
 __all__ = ["check_sizes"]
@@ -40,11 +40,15 @@ def check_sizes(model: L.LightningModule, data: L.LightningDataModule) -> None:
 
 def _neurons(model: L.LightningModule) -> Iterator[tuple[int, str, str, str]]:
     """Of inputs and of classes: how many, in what object, which of its neurons, set by what."""
-    if isinstance(model, HAMClassifier):
+    if isinstance(model, EquilibriumModule):
         where = "model.deq.chn" if isinstance(model.deq, CHNDEQ) else "model.deq.ham"
+        layers = model.deq.ham.layers
+        # What of a chain is set by its sizes is of any other graph set by its neurons.
+        chain = ["input", *(f"hidden{i}" for i in range(1, len(layers) - 1)), "output"]
+        option = f"{where}.sizes" if [*layers] == chain else f"{where}.neurons"
         for layer in (model.input, model.output):
             count = math.prod(model.deq.ham.layer(layer).shape)
-            yield count, where, f"in the layer {layer!r}", f"{where}.sizes"
+            yield count, where, f"in the layer {layer!r}", option
     elif isinstance(model, MemoryClassifier):
         memory = model.memory
         where = "model.memory" + ".memory" * isinstance(memory, FeedForward)

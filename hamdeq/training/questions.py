@@ -1,0 +1,135 @@
+"""Questions to a memory: which part of an image is known, and whether the label is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Questions", "What", "generator"]
+
+_SHARES = {"half": 0.3, "block": 0.2, "pixels": 0.2, "label": 0.15, "image": 0.15}
+
+
+class What(NamedTuple):
+    """What is known of each sample.
+
+    Attributes:
+        pixels: which pixels are known: ``(n, height · width)``, boolean.
+        label: whether the label is known: ``(n,)``, boolean.
+        kind: the kind of question, as an index into :attr:`Questions.kinds`: ``(n,)``.
+    """
+
+    pixels: Tensor
+    label: Tensor
+    kind: Tensor
+
+
+class Questions:
+    """Draws what a memory is told of each sample; the rest is asked.
+
+    ========== ============================================ =========
+    kind       known of the image                           label
+    ========== ============================================ =========
+    ``half``   the left, right, upper or lower half         sometimes
+    ``block``  all but a rectangle, ¼ to ¾ of either side   sometimes
+    ``pixels`` 10 to 90 % of the pixels, scattered          sometimes
+    ``label``  nothing                                      known
+    ``image``  everything                                   asked
+    ========== ============================================ =========
+
+    Args:
+        shares: kind -> how often it is asked, relative to the others; kinds left out never are.
+        label_known: how often the label is known besides part of an image.
+
+    Raises:
+        ValueError: an unknown kind, a share below zero, none above; a probability outside [0, 1].
+    """
+
+    def __init__(
+        self, shares: Mapping[str, float] | None = None, label_known: float = 0.25
+    ) -> None:
+        shares = dict(_SHARES if shares is None else shares)
+        for kind, share in shares.items():
+            if kind not in _PIXELS:
+                raise ValueError(f"shares: expected kinds among {list(_PIXELS)}, got {kind!r}")
+            if not (math.isfinite(share) and share >= 0):
+                raise ValueError(f"shares: expected numbers ≥ 0, got {share!r} for {kind!r}")
+        if not sum(shares.values()) > 0:
+            raise ValueError(
+                f"shares: expected at least one above 0, got {shares}; "
+                "give a kind of question, such as {'half': 1.0}"
+            )
+        if not 0 <= label_known <= 1:
+            raise ValueError(f"label_known: expected a number in [0, 1], got {label_known!r}")
+        self.shares = {kind: share for kind, share in shares.items() if share > 0}
+        self.label_known = label_known
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds that are asked, in the order of their indices."""
+        return tuple(self.shares)
+
+    def draw(self, n: int, shape: tuple[int, int], generator: torch.Generator) -> What:
+        """What is known of n samples, images of this height and width."""
+        weights = torch.tensor([*self.shares.values()])
+        kind = torch.multinomial(weights, n, replacement=True, generator=generator)
+        label = torch.rand(n, generator=generator) < self.label_known
+        pixels = torch.zeros(n, *shape, dtype=torch.bool)
+        for index, name in enumerate(self.kinds):
+            rows = (kind == index).nonzero().flatten()
+            pixels[rows] = _PIXELS[name](len(rows), shape, generator)
+            if name in ("label", "image"):
+                label[rows] = name == "label"
+        return What(pixels.flatten(1), label, kind)
+
+    def __repr__(self) -> str:
+        return f"Questions({self.shares}, label_known={self.label_known})"
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """A generator whose draws depend on these numbers ≥ 0 alone, such as seed, epoch and batch.
+
+    A run that is resumed then draws what the uninterrupted one would have.
+    """
+    # Neighbouring numbers, as those of batches, must not give related streams.
+    words = np.random.SeedSequence(numbers).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
+
+
+def _half(n: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    height, width = shape
+    upper = (torch.arange(height) < (height + 1) // 2)[:, None].expand(shape)
+    left = (torch.arange(width) < (width + 1) // 2).expand(shape)
+    sides = torch.stack([upper, ~upper, left, ~left])
+    return sides[torch.randint(4, (n,), generator=generator)]
+
+
+def _block(n: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    inside = []
+    for size in shape:
+        sides = 0.25 + 0.5 * torch.rand(n, 1, generator=generator)
+        length = (sides * size).round().clamp(1, size)
+        first = (torch.rand(n, 1, generator=generator) * (size - length + 1)).floor()
+        place = torch.arange(size)
+        inside.append((place >= first) & (place < first + length))
+    rows, columns = inside
+    return ~(rows[:, :, None] & columns[:, None, :])
+
+
+def _scattered(n: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    share = 0.1 + 0.8 * torch.rand(n, 1, 1, generator=generator)
+    return torch.rand(n, *shape, generator=generator) < share
+
+
+_PIXELS: dict[str, Callable[[int, tuple[int, int], torch.Generator], Tensor]] = {
+    "half": _half,
+    "block": _block,
+    "pixels": _scattered,
+    "label": lambda n, shape, _: torch.zeros(n, *shape, dtype=torch.bool),
+    "image": lambda n, shape, _: torch.ones(n, *shape, dtype=torch.bool),
+}
