@@ -102,7 +102,7 @@ class Bias(Synapse):
         return True
 
     def extra_repr(self) -> str:
-        (shape,) = self.shapes or ()
+        shape = self.shapes[0] if self.shapes else None
         return f"{shape}" + ", by_channel=True" * (tuple(self.bias.shape) != shape)
 
 
