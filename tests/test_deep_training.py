@@ -242,7 +242,9 @@ def test_wrong_choices_are_refused():
         def training_step(self, batch, batch_idx):
             raise AssertionError("refused before")
 
-    with pytest.raises(TypeError, match="Contraction: expected a HAMClassifier or HAMReconstructor, got Other"):
+    with pytest.raises(
+        TypeError, match="Contraction: expected a HAMClassifier or HAMReconstructor, got Other"
+    ):
         trainer(max_epochs=1, callbacks=[Contraction()]).fit(Other(), [torch.zeros(1)])
 
 
