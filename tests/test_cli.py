@@ -318,3 +318,9 @@ def test_torchvision_that_does_not_match_is_explained_in_one_line(tmp_path):
         check=True,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
     )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_configuration_is_accepted(cli, path):
+    printed = cli("fit", "--config", str(path), "--print_config")
+    assert "model:" in printed

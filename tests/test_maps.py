@@ -439,3 +439,12 @@ def test_agrees_with_torch():
     twin = nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False).double()
     twin.load_state_dict(conv.state_dict())
     torch.testing.assert_close(conv(x), twin(x))
+
+
+def test_composed_of_a_list_is_composed_of_its_maps():
+    conv, pool = Conv2d(1, 2, 3), AvgPool2d(2)
+    listed = Composed.of([conv, pool])
+    g = torch.randn(2, 1, 8, 8)
+    assert torch.equal(listed(g), Composed(conv, pool)(g))
+    with pytest.raises(ValueError, match="maps: expected at least one"):
+        Composed.of([])
