@@ -179,18 +179,22 @@ class ResidualPicture(Callback):
         if not self._traces or not trainer.is_global_zero:
             return
         figure = residual_histogram(torch.cat(self._traces, dim=1), tol=pl_module.deq.solver.tol)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "residuals.png"
-        figure.savefig(path)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_image("residuals", [str(path)])
+        save_picture(figure, folder / "residuals.png", trainer)
+
+
+def save_picture(figure: Any, path: Path, trainer: L.Trainer) -> None:
+    """Write a figure, and log it by its file's name where wandb logs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(path.stem, [str(path)])
 
 
 class Contraction(Callback):
     """Keeps a memory within one equilibrium while it learns: a projected gradient method.
 
-    Every few steps the weights between layers that settle are scaled down where they have grown
+    Every few steps the weights between layers that settle are weakened where they have grown
     too strong (:func:`~hamdeq.contract_`), so that a step of settling always contracts.
 
     Args:

@@ -10,7 +10,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from hamdeq.clamping import Clamped
@@ -18,6 +17,7 @@ from hamdeq.deq import DEQ
 from hamdeq.layers import State
 from hamdeq.plots import recall_gallery
 from hamdeq.starting import forward_sweep
+from hamdeq.training.callbacks import save_picture
 from hamdeq.training.questions import generator
 from hamdeq.training.reconstructor import HAMReconstructor
 
@@ -105,15 +105,10 @@ class RecallPictures(Callback):
         if not self._examples or not trainer.is_global_zero:
             return
         folder = Path(self.folder or trainer.log_dir or trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         labels = sorted(self._examples)
         images = torch.stack([self._examples[label] for label in labels])
         for name, figure in pictures(pl_module, images, labels, steps=self.steps).items():
-            path = folder / f"recall_{name}.png"
-            figure.savefig(path)
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.log_image(path.stem, [str(path)])
+            save_picture(figure, folder / f"recall_{name}.png", trainer)
 
 
 def pictures(
