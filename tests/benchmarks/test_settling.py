@@ -29,7 +29,7 @@ def test_trained(benchmark, splitting):
     for _ in range(300):
         training()
     deqs = {
-        name: DEQ(training.deq.ham, splitting=SPLITTINGS[splitting], solver=solver)
+        name: DEQ(training.deq.ham, splitting=SPLITTINGS[splitting], solver=solver, start="zeros")
         for name, solver in SOLVERS[splitting].items()
     }
     times: dict[str, list[float]] = {name: [] for name in deqs}
@@ -64,7 +64,13 @@ def test_untrained(benchmark, sizes, splitting):
     @torch.no_grad()
     def row(solver):
         solutions = [
-            DEQ(ham, splitting=SPLITTINGS[splitting], solver=solver, on_failure="ignore")(x)
+            DEQ(
+                ham,
+                splitting=SPLITTINGS[splitting],
+                solver=solver,
+                start="zeros",
+                on_failure="ignore",
+            )(x)
             for ham, x in memories
         ]
         share = torch.cat([solution.converged for solution in solutions]).double().mean()

@@ -54,7 +54,9 @@ def trained(hidden: list[int]) -> tuple[HAM, Tensor]:
     """On digits of 28 × 28 pixels."""
     torch.manual_seed(0)
     sizes = [784, *hidden, 10]
-    deq = DEQ(HAM.chain(sizes, gain=[2.0] + [0.7] * len(hidden)), on_failure="ignore")
+    deq = DEQ(
+        HAM.chain(sizes, gain=[2.0] + [0.7] * len(hidden)), start="zeros", on_failure="ignore"
+    )
     optimizer = Madam(deq.parameters(), lr=0.01)
     data = batches()
     for count in range(100):
@@ -86,7 +88,7 @@ def compare(ham: HAM, images: Tensor) -> dict[str, str]:
     x0 = ham.zero_state(images, names)
     cells = {}
     for label, solver in SOLVERS.items():
-        even_odd = DEQ(ham, solver=solver, on_failure="ignore")({"input": images})
+        even_odd = DEQ(ham, solver=solver, start="zeros", on_failure="ignore")({"input": images})
         cells[f"{label}, even-odd"] = cell(even_odd, 1.0)
         for way, back in (("forwards", False), ("there and back", True)):
             order = (*names, *names[-2::-1]) if back else names

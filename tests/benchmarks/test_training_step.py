@@ -74,7 +74,13 @@ class Training:
     def __init__(self, solver: Solver, backward: Solver | ConjugateGradient) -> None:
         torch.manual_seed(0)
         ham = HAM.chain([784, 512, 10], gain=[2.0, 0.3])
-        self.deq = DEQ(ham, solver=solver, adjoint=Implicit(solver=backward), on_failure="ignore")
+        self.deq = DEQ(
+            ham,
+            solver=solver,
+            adjoint=Implicit(solver=backward),
+            start="zeros",
+            on_failure="ignore",
+        )
         self.optimizer = Madam(self.deq.parameters(), lr=0.01)
         self.batches = batches()
         self.count = 0
