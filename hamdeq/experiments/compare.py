@@ -10,74 +10,20 @@ that was interrupted goes on.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import statistics
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-__all__ = ["Series", "compare", "main", "table"]
+from hamdeq.experiments.series import Series
+
+__all__ = ["compare", "main", "table"]
 
 _COLUMNS = {
     "test/accuracy": ("accuracy", "{:.3f}"),
     "test/auc": ("AUC", "{:.3f}"),
     "fit_seconds": ("seconds of a fit", "{:.0f}"),
 }
-
-
-@dataclass(frozen=True)
-class Series:
-    """The runs of one configuration, each with a seed of its own.
-
-    Args:
-        config: the configuration's file.
-        options: further options of the command line.
-        root: folder of all comparisons.
-    """
-
-    config: Path
-    options: tuple[str, ...]
-    root: Path
-
-    @property
-    def name(self) -> str:
-        """The configuration's folder and name."""
-        return f"{self.config.resolve().parent.name}/{self.config.stem}"
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the runs, another one for other options or a configuration with edits."""
-        content = "\0".join([self.config.read_text(), *self.options])
-        return self.root / self.name / hashlib.sha256(content.encode()).hexdigest()[:8]
-
-    def results(self, seed: int) -> dict[str, float] | None:
-        """What the run with this seed has measured; None as long as it has not ended."""
-        found = sorted((self.folder / f"seed_{seed}").glob("version_*/results.json"))
-        return json.loads(found[-1].read_text()) if found else None
-
-    def run(self, seed: int) -> dict[str, float]:
-        """Train and test with this seed, unless that has been done.
-
-        Raises:
-            RuntimeError: the command line failed.
-        """
-        if (results := self.results(seed)) is not None:
-            return results
-        root = self.folder / f"seed_{seed}"
-        command = [sys.executable, "-m", "hamdeq.training", "fit"]
-        command += [f"--config={self.config}", f"--seed_everything={seed}", f"--data.seed={seed}"]
-        command += [f"--run.root={root}", "--trainer.enable_progress_bar=false", *self.options]
-        if any(root.glob("version_*/checkpoints/last.ckpt")):
-            command.append("--ckpt_path=last")
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        results = self.results(seed)
-        if done.returncode or results is None:
-            raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}".rstrip())
-        return results
 
 
 def compare(series: list[Series], seeds: int) -> dict[Series, list[dict[str, float]]]:
@@ -91,7 +37,9 @@ def compare(series: list[Series], seeds: int) -> dict[Series, list[dict[str, flo
         for seed in range(seeds):
             for one in series:
                 bar.set_description(f"{one.name}, seed {seed}")
-                found[one].append(one.run(seed))
+                results = one.run(seed)
+                assert results is not None  # it waits for what another process trains
+                found[one].append(results)
                 bar.update()
     return found
 

@@ -1,0 +1,33 @@
+"""A piece of work that one process at a time may do, also of those on other machines."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+__all__ = ["claim"]
+
+
+@contextmanager
+def claim(path: Path, *, wait: bool = True) -> Iterator[IO[str] | None]:
+    """Hold the lock on a file, which is made where there is none.
+
+    The operating system lets go of the lock when the last process that has the file open ends,
+    however that happens: a killed process leaves nothing to clear away. A child that is given the
+    file (``pass_fds=[file.fileno()]``) holds the lock as well, for as long as it runs.
+
+    Args:
+        path: the file.
+        wait: whether to wait for the lock, or else to yield None where another process has it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield None
+        else:
+            yield file

@@ -1,0 +1,4 @@
+from hamdeq.experiments.convergence.cli import main
+
+if __name__ == "__main__":
+    main()
