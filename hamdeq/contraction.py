@@ -23,13 +23,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hamdeq.ham import HAM
 from hamdeq.lagrangians.base import positive
-from hamdeq.synapses import Composed, Dense, Flatten, Lateral, Map, Synapse
+from hamdeq.spectral import clip_, cut_, largest, matrix_norm, spectral_norm, weight_matrix
+from hamdeq.synapses import Lateral, Map
 from hamdeq.synapses.base import Shape
 
 __all__ = ["contract_", "contraction"]
@@ -53,11 +55,10 @@ def contraction(ham: HAM, *, clamped: Collection[str] = ("input",)) -> float:
     """
     names = _free(ham, clamped)
     bounds = torch.zeros(len(names), len(names), dtype=torch.float64)
-    for a, b, _, strength in _couplings(ham, names):
-        bounds[names.index(a), names.index(b)] += strength
-        if a != b:
-            bounds[names.index(b), names.index(a)] += strength
-    return _largest(bounds)
+    for each in _couplings(ham, names):
+        a, b = names.index(each.a), names.index(each.b)
+        bounds[a, b] = bounds[b, a] = bounds[a, b] + each.strength
+    return largest(bounds)
 
 
 @torch.no_grad()
@@ -67,8 +68,10 @@ def contract_(ham: HAM, *, clamped: Collection[str] = ("input",), rate: float = 
     Each synapse between free layers keeps its share c = rate/ρ(A) of the strength N_AB, with A the
     number of synapses between two layers; in a chain of n free layers c = rate/(2 cos(π/(n + 1))).
     Of stronger weight matrices the singular values beyond c are set to c, so that what they do in
-    other directions is kept: the nearest matrix within the bound. Other stronger synapses are
-    scaled down; weaker ones, and those of clamped layers, stay as they are.
+    other directions is kept: the nearest matrix within the bound. Convolutions and other maps lose
+    what makes them strongest, by a few steps that each lower the largest singular value with the
+    smallest change of the weights, and are scaled down by what is left; lateral weights are scaled
+    down. Weaker synapses, and those of clamped layers, stay as they are.
 
     Args:
         ham: the memory.
@@ -87,31 +90,40 @@ def contract_(ham: HAM, *, clamped: Collection[str] = ("input",), rate: float = 
     names = _free(ham, clamped)
     found = [*_couplings(ham, names)]
     counts = torch.zeros(len(names), len(names), dtype=torch.float64)
-    for a, b, _, _ in found:
-        counts[names.index(a), names.index(b)] += 1
-        if a != b:
-            counts[names.index(b), names.index(a)] += 1
-    limit = rate / _largest(counts) if found else math.inf
-    strongest: dict[tuple[Tensor, ...], float] = {}  # the same weights may act in several places
-    plain: dict[tuple[Tensor, ...], bool] = {}
-    for a, b, synapse, strength in found:
-        weights = tuple(p for p in synapse.parameters() if p.requires_grad)
-        if strength > limit and not weights:
+    for each in found:
+        a, b = names.index(each.a), names.index(each.b)
+        counts[a, b] = counts[b, a] = counts[a, b] + 1
+    limit = rate / largest(counts) if found else math.inf
+    acting: dict[tuple[Tensor, ...], list[_Coupling]] = {}  # the same weights, in several places
+    for each in found:
+        weights = tuple(p for p in each.synapse.parameters() if p.requires_grad)
+        if each.strength > limit and not weights:
             raise ValueError(
-                f"{type(synapse).__name__} between {a!r} and {b!r}: expected a strength of at most "
-                f"{limit:.4g}, or weights to scale down, got {strength:.4g} and none; let layers "
-                "have activations that are less steep, or raise the rate"
+                f"{type(each.synapse).__name__} between {each.a!r} and {each.b!r}: expected a "
+                f"strength of at most {limit:.4g}, or weights to weaken, got {each.strength:.4g} "
+                "and none; let layers have activations that are less steep, or raise the rate"
             )
-        strongest[weights] = max(strongest.get(weights, 0.0), strength)
-        plain[weights] = plain.get(weights, True) and _matrix(synapse) is not None
-    for weights, strength in strongest.items():
-        if strength > limit and plain[weights]:
-            (weight,) = weights
-            weight.copy_(_clipped(weight, limit / strength))
-        elif strength > limit:
-            for weight in weights:  # several of maps one after the other: an equal part each
-                weight.mul_((limit / strength) ** (1 / len(weights)))
+        acting.setdefault(weights, []).append(each)
+    for weights, places in acting.items():
+        if max(each.strength for each in places) > limit:
+            _weaken_(weights, places, limit)
     return limit
+
+
+def _weaken_(weights: tuple[Tensor, ...], places: list[_Coupling], limit: float) -> None:
+    """Bring weights that are too strong within the limit, wherever they act."""
+    if all(weight_matrix(each.synapse) is not None for each in places):
+        (weight,) = weights
+        clip_(weight, min(limit / each.steepness for each in places))
+        return
+    for each in places:
+        if isinstance(each.synapse, Map):
+            cut_(each.synapse, each.shape, limit / each.steepness)
+    # Scaled down, weights are weaker everywhere.
+    excess = max(each.measured().strength for each in places) / limit
+    if excess > 1:
+        for weight in weights:  # several of maps one after the other: an equal part each
+            weight.div_(excess ** (1 / len(weights)))
 
 
 def _free(ham: HAM, clamped: Collection[str]) -> list[str]:
@@ -119,19 +131,40 @@ def _free(ham: HAM, clamped: Collection[str]) -> list[str]:
     return [name for name in ham.layers if name not in clamped]
 
 
-def _couplings(ham: HAM, names: list[str]) -> Iterator[tuple[str, str, Synapse, float]]:
-    """The synapses between free layers, and within one, with their strengths √(s_A s_B) ‖W_AB‖."""
+class _Coupling(NamedTuple):
+    """What a synapse does between two free layers, or within one.
+
+    ``steepness`` is √(s_A s_B), ``norm`` is ‖W_AB‖, ``shape`` that of the synapse's first layer.
+    """
+
+    a: str
+    b: str
+    synapse: Map | Lateral
+    shape: Shape
+    steepness: float
+    norm: float
+
+    @property
+    def strength(self) -> float:
+        return self.steepness * self.norm
+
+    def measured(self) -> _Coupling:
+        """The same, of the weights as they are now."""
+        if isinstance(self.synapse, Lateral):
+            return self._replace(norm=matrix_norm(self.synapse.matrix()))
+        return self._replace(norm=spectral_norm(self.synapse, self.shape))
+
+
+def _couplings(ham: HAM, names: list[str]) -> Iterator[_Coupling]:
+    """The synapses between free layers, and within one."""
     for layers, synapse in ham.connections:
         free = [name for name in layers if name in names]
         if isinstance(synapse, Lateral) and free:
             a = b = free[0]
-            norm = _matrix_norm(synapse.matrix())
         elif len(free) < 2 and all(synapse.is_linear_in(layers.index(name)) for name in free):
             continue  # of one free layer: a constant field
         elif isinstance(synapse, Map) and synapse.linear:
             a, b = free
-            # From a layer to itself it acts both ways at once, as A + Aᵀ.
-            norm = spectral_norm(synapse, ham.layer(a).shape) * (2 if a == b else 1)
         else:
             raise TypeError(
                 f"{type(synapse).__name__} {layers}: expected linear maps between free layers, "
@@ -145,81 +178,7 @@ def _couplings(ham: HAM, names: list[str]) -> Iterator[tuple[str, str, Synapse, 
                     f"layer {name!r}: expected an activation of bounded slope, such as Tanh or "
                     f"Sigmoid, got {kind}, of which none is known"
                 )
-        yield a, b, synapse, math.sqrt(slopes[0] * slopes[1]) * norm
-
-
-@torch.no_grad()
-def spectral_norm(synapse: Map, shape: Shape, *, tol: float = 1e-6, max_steps: int = 200) -> float:
-    """The largest singular value of a linear map whose first layer has this shape.
-
-    Of a weight matrix from the eigenvalues of its smaller Gram matrix; of others by the method of
-    Lanczos, from below, until it grows by less than ``tol``, relative, in ten steps.
-
-    Source: Golub & Kahan, "Calculating the singular values and pseudo-inverse of a matrix" (1965).
-    """
-    matrix = _matrix(synapse)
-    if matrix is not None:
-        return _matrix_norm(matrix)
-    like = next(synapse.parameters(), torch.empty(0))
-    generator = torch.Generator().manual_seed(0)
-    v = torch.randn((1, *shape), generator=generator).to(like)
-    v, u, beta = v / torch.linalg.vector_norm(v), None, 0.0
-    # A V = U B, with B upper bidiagonal: its singular values approach those of A, the largest
-    # first. Rounding makes it find some of them again, which does not matter here.
-    diagonal, above, sizes = [], [], [0.0]
-    for _ in range(min(max_steps, math.prod(shape))):
-        h = synapse(v) if u is None else synapse(v) - beta * u
-        alpha = float(torch.linalg.vector_norm(h))
-        diagonal.append(alpha)
-        bidiagonal = torch.tensor(diagonal, dtype=torch.float64).diag()
-        if above:
-            bidiagonal += torch.tensor(above, dtype=torch.float64).diag(1)
-        sizes.append(float(torch.linalg.matrix_norm(bidiagonal, 2)))
-        if alpha == 0 or (len(sizes) > 10 and sizes[-1] <= sizes[-11] * (1 + tol)):
-            break
-        u = h / alpha
-        w = synapse.adjoint(u, v) - alpha * v
-        beta = float(torch.linalg.vector_norm(w))
-        if beta <= torch.finfo(w.dtype).eps * sizes[-1]:  # nothing is left to be found
-            break
-        above.append(beta)
-        v = w / beta
-    return sizes[-1]
-
-
-def _matrix(synapse: Synapse) -> Tensor | None:
-    """The weight matrix of a synapse that is one, if of an image laid out as a vector."""
-    if isinstance(synapse, Composed):
-        plain = [each for each in synapse.maps if not isinstance(each, Flatten)]
-        return _matrix(plain[0]) if len(plain) == 1 else None  # type: ignore[arg-type]
-    if isinstance(synapse, Dense) and type(synapse).forward is Dense.forward:
-        return synapse.weight
-    return None
-
-
-def _clipped(matrix: Tensor, share: float) -> Tensor:
-    """The matrix with no singular value beyond this share of the largest.
-
-    From the eigenvectors of the smaller Gram matrix, of which only those of too large singular
-    values matter: these are the accurate ones.
-    """
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    wide = wide if wide.dtype == torch.float64 else wide.float()
-    squares, directions = torch.linalg.eigh(wide @ wide.T)
-    sizes = squares.clamp_min(0.0).sqrt()
-    bound = share * sizes[-1]
-    beyond = sizes > bound
-    u, excess = directions[:, beyond], 1.0 - bound / sizes[beyond]
-    wide = wide - (u * excess) @ (u.T @ wide)
-    return (wide if matrix.shape[0] <= matrix.shape[1] else wide.T).to(matrix.dtype)
-
-
-def _matrix_norm(matrix: Tensor) -> float:
-    small = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    small = small if small.dtype == torch.float64 else small.float()
-    return math.sqrt(max(_largest(small @ small.T), 0.0))
-
-
-def _largest(symmetric: Tensor) -> float:
-    """The largest eigenvalue of a symmetric matrix; of an empty one, zero."""
-    return float(torch.linalg.eigvalsh(symmetric)[-1]) if symmetric.numel() else 0.0
+        steepness = math.sqrt(slopes[0] * slopes[1])
+        if a == b and isinstance(synapse, Map):
+            steepness *= 2  # from a layer to itself it acts both ways at once, as A + Aᵀ
+        yield _Coupling(a, b, synapse, ham.layer(a).shape, steepness, math.nan).measured()

@@ -39,7 +39,7 @@ from hamdeq import (
     eliminate,
     two_colouring,
 )
-from hamdeq.contraction import spectral_norm
+from hamdeq.spectral import clip_, cut_, spectral_norm
 
 STEEP = 1e-7  # what float64 leaves of the eigenvalues of Gram matrices, and more
 
@@ -392,13 +392,75 @@ def test_images():
             (("small", "output"), two),
         ],
     ).double()
-    weights = [two.maps[i].weight.detach() for i in (1, 2)]
-    parts = [weight.clone() for weight in weights]
     limit = contract_(ham, rate=0.9)
     assert norm(matrix(pooled, (2, 8, 8))) == pytest.approx(limit, rel=1e-5)
     assert norm(matrix(two, (4, 3, 3))) == pytest.approx(limit, rel=1e-5)
-    one, other = (float((w / part).mean()) for w, part in zip(weights, parts, strict=True))
-    assert one == pytest.approx(other)
+
+
+def of_images(layers, connections):
+    neurons = {"input": Neurons(3, Identity())}
+    return HAM(neurons | layers, connections).double()
+
+
+def test_convolutions_keep_more_than_scaling_would_leave():
+    torch.manual_seed(0)
+    conv = Conv2d(2, 4, 3, gain=0.4)
+    with torch.no_grad():
+        conv.weight.add_(0.1)  # most of all they pass on the mean
+    layers = {"maps": Neurons((2, 8, 8), Tanh()), "small": Neurons((4, 6, 6), Tanh())}
+    ham = of_images(layers, [(("maps", "small"), conv)])
+    before = conv.weight.detach().clone()
+    sizes = torch.linalg.svdvals(matrix(conv, (2, 8, 8)))
+    limit = contract_(ham, rate=0.9)
+    assert float(sizes[0]) > 1.3 * limit
+    after = torch.linalg.svdvals(matrix(conv, (2, 8, 8)))
+    assert float(after[0]) == pytest.approx(limit, rel=1e-5)
+    scaled = before * limit / sizes[0]
+    assert (conv.weight - before).norm() < 0.8 * (scaled - before).norm()
+    assert after.median() > 1.5 * sizes.median() * limit / sizes[0]
+
+
+def test_a_cut_of_a_matrix_is_exact():
+    torch.manual_seed(0)
+    cut, clipped = (Dense(6, 5).double() for _ in range(2))
+    clipped.load_state_dict(cut.state_dict())
+    first, second = torch.linalg.svdvals(cut.weight)[:2].tolist()
+    bound = (first + second) / 2
+    clip_(clipped.weight, bound)
+    cut_(cut, (6,), bound)
+    torch.testing.assert_close(cut.weight, clipped.weight, rtol=0, atol=1e-6 * first)
+
+
+def test_a_cut_of_a_convolution_comes_nearer_to_every_kernel_within_the_bound():
+    torch.manual_seed(0)
+    conv = Conv2d(2, 3, 3, padding=1, stride=2).double()
+    shape = (2, 7, 7)
+    bound = spectral_norm(conv, shape) / 2
+    before = conv.weight.detach().clone()
+    cut_(conv, shape, bound, times=2)
+    assert spectral_norm(conv, shape) >= bound * (1 - 1e-6)  # from above
+    after = conv.weight.detach().clone()
+    for seed in range(20):
+        inside = Conv2d(2, 3, 3, padding=1, stride=2).double()
+        with torch.no_grad():
+            inside.weight.copy_(before + normal(*before.shape, seed=seed) / 5)
+            inside.weight.mul_(bound / spectral_norm(inside, shape))
+        assert (after - inside.weight).norm() < (before - inside.weight).norm()
+
+
+def test_a_kernel_that_acts_in_several_places_is_within_the_bound_in_each():
+    torch.manual_seed(0)
+    narrow, wide = Conv2d(2, 2, 3, gain=4.0, padding=1), Conv2d(2, 2, 3, padding=1, stride=3)
+    wide.weight = narrow.weight
+    layers = {
+        "a": Neurons((2, 6, 6), Tanh()),
+        "b": Neurons((2, 6, 6), Tanh()),
+        "c": Neurons((2, 2, 2), Tanh(9.0)),
+    }
+    ham = of_images(layers, [(("a", "b"), narrow), (("b", "c"), wide)])
+    assert contraction(ham) > 1
+    contract_(ham, rate=0.9)
+    assert contraction(ham) <= 0.9 * (1 + 1e-5)
 
 
 def test_weights_that_act_in_several_places_are_scaled_once():
@@ -472,7 +534,7 @@ def test_what_is_too_strong_and_has_no_weights():
         contract_(pool)
     frozen = chain(gain=5.0).requires_grad_(False)
     before = frozen.synapses[1].weight.clone()
-    with pytest.raises(ValueError, match=r"Dense between.*weights to scale down"):
+    with pytest.raises(ValueError, match=r"Dense between.*weights to weaken"):
         contract_(frozen)
     assert torch.equal(frozen.synapses[1].weight, before)
 
