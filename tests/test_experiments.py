@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from hamdeq.experiments import (
     MNISTBagsDataModule,
     Readout,
     compare,
+    series,
 )
 from hamdeq.nn import Hopfield, HopfieldLayer, HopfieldPooling
 from hamdeq.training import BinaryClassifier
@@ -420,13 +420,13 @@ def test_compare_runs_once_and_takes_means(here, capfd):
     options = ["--trainer.max_epochs=1", "--data.train_size=512", "--run.wandb=disabled"]
     args = [str(config), "--seeds=1", *options]
     compare.main(args)
-    series = compare.Series(config, tuple(options), Path("runs/compare"))
-    first = series.results(0)
+    found = series.Series(config, tuple(options), Path("runs/compare"))
+    first = found.results(0)
     assert first is not None
     assert "| latch/pooling | 1 |" in capfd.readouterr().out
 
     # A second seed, made up: only the missing run would be run, and none is.
-    folder = series.folder / "seed_1/version_0"
+    folder = found.folder / "seed_1/version_0"
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps(first | {"test/accuracy": 0.25}))
     before = sorted(here.rglob("*"))
@@ -434,18 +434,15 @@ def test_compare_runs_once_and_takes_means(here, capfd):
     assert set(here.rglob("*")) == set(before)
     mean = (first["test/accuracy"] + 0.25) / 2
     assert f"| latch/pooling | 2 | {mean:.3f} ± " in (here / "runs/compare/table.md").read_text()
-    assert series.results(2) is None
+    assert found.results(2) is None
     # Other options are another series.
-    assert compare.Series(config, (), series.root).folder != series.folder
+    assert series.Series(config, (), found.root).folder != found.folder
 
 
 def test_compare_says_what_fails(here, capfd, monkeypatch):
     config = str(ROOT / "configs/latch/pooling.yaml")
 
-    def failed(command, **options):
-        return subprocess.CompletedProcess(command, 2, stdout="", stderr="what was wrong")
-
-    monkeypatch.setattr(subprocess, "run", failed)
+    monkeypatch.setattr(series, "_watch", lambda *args: (2, "what was wrong"))
     with pytest.raises(SystemExit, match=r"a run failed: .*--data.batchsize=3\nwhat was wrong"):
         compare.main([config, "--seeds=1", "--data.batchsize=3"])
     for args in (["nowhere.yaml"], [config, "--seeds=0"]):

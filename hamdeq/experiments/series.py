@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import subprocess
@@ -110,10 +111,9 @@ def _watch(command: list[str], lock: IO[str], look: Callable[[], object]) -> tup
 
 
 def _epochs(root: Path) -> int:
-    """Epochs that the newest run has validated, or else tested its training on."""
+    """Epochs that the newest run has logged."""
     files = sorted(root.glob("version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
     if not files:
         return 0
-    head, *rows = files[-1].read_text().splitlines() or [""]
-    place = head.split(",").index("epoch") if "epoch" in head else -1
-    return max((int(row.split(",")[place]) + 1 for row in rows), default=0)
+    with files[-1].open(newline="") as file:
+        return max((int(row["epoch"]) + 1 for row in csv.DictReader(file)), default=0)

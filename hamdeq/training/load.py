@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,10 @@ def load_run(
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(L.LightningModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(InMemoryDataModule, "data", subclass_mode=True)
-    made: Any = parser.instantiate_classes(parser.parse_object(config))
+    with warnings.catch_warnings():
+        # What jsonargparse has to say to Lightning, whose parser this is.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        made: Any = parser.instantiate_classes(parser.parse_object(config))
     state = torch.load(weights, weights_only=True, map_location="cpu")["state_dict"]
     made.model.load_state_dict(state)
     return made.model.eval(), made.data
