@@ -8,7 +8,7 @@ So everything that holds of layers, above all their elimination, holds of partly
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -39,14 +39,16 @@ class Clamped(Layered):
         self.ham = ham
         some = next(iter(held.values()))
         self._batch = len(some)
-        self.known = _checked(ham, held, {} if known is None else known)
-        self.partly = {
+        self.known: State = _checked(ham, held, {} if known is None else known)
+        self.partly: State = {
             name: torch.where(mask, held[name], 0.0) for name, mask in self.known.items()
         }
         held = {name: x for name, x in held.items() if name not in self.known}
         self.held = held
         g = ham.activations(held)
-        self.connections, self.drive, self._settled = [], {}, []
+        connections: list[Connection] = []
+        drive: State = {}
+        self._settled: list[Connection] = []
         for layers, synapse in ham.connections:
             free = [name for name in layers if name not in held]
             if not free:
@@ -55,9 +57,11 @@ class Clamped(Layered):
                 to = free[0]
                 around = g | ham.zero_state(some, [to])
                 field = synapse.field(place, *(around[name] for name in layers))
-                self.drive[to] = self.drive[to] + field if to in self.drive else field
+                drive[to] = drive[to] + field if to in drive else field
             else:
-                self.connections.append((layers, synapse))
+                connections.append((layers, synapse))
+        self.connections: Sequence[Connection] = connections
+        self.drive: Mapping[str, Tensor] = drive
         self._g = g
         self._free = tuple(name for name in ham.layers if name not in held)
         self._remake()

@@ -75,23 +75,23 @@ class DEQ(nn.Module):
             hint = "; use CHNDEQ, or DEQ(chn.to_ham())" if hasattr(ham, "to_ham") else ""
             raise TypeError(f"ham: expected a HAM, got {type(ham).__name__}{hint}")
         self.ham = ham
-        self.clamped = (clamped,) if isinstance(clamped, str) else tuple(clamped)
+        self.clamped: tuple[str, ...] = (clamped,) if isinstance(clamped, str) else tuple(clamped)
         if not self.clamped:
             raise ValueError("clamped: expected at least one layer, got none")
         ham.check_names(self.clamped)
         self.splitting = splitting
         self.start = start
         self._partings: dict[tuple[str, ...], _Parting] = {}
-        self.hidden = self._parting(self.clamped)[0]
-        self.solver = Broyden() if solver is None else solver
-        self.adjoint = Implicit() if adjoint is None else adjoint
+        self.hidden: tuple[str, ...] = self._parting(self.clamped)[0]
+        self.solver: Solver = Broyden() if solver is None else solver
+        self.adjoint: Adjoint = Implicit() if adjoint is None else adjoint
         for name, value, kind in (
             ("solver", self.solver, Solver),
             ("adjoint", self.adjoint, Adjoint),
         ):
             if not isinstance(value, kind):
                 raise TypeError(f"{name}: expected a hamdeq.{kind.__name__}, got {value!r}")
-        self.failures = Failures(on_failure, once=True)
+        self.failures: Failures = Failures(on_failure, once=True)
 
     def forward(
         self, clamped: State, *, known: State | None = None, init: State | None = None

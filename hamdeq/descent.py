@@ -47,8 +47,9 @@ class Descent:
     """
 
     def __init__(self, model: EnergyModel, form: Form) -> None:
-        self.model, self.form = model, form
-        self.certain = model.descends
+        self.model = model
+        self.form = form
+        self.certain: bool = model.descends
 
     def __call__(self, x: Tensor) -> Tensor:
         """f(x)."""

@@ -17,8 +17,8 @@ class Form:
     """The form of a state (tensor, tuple or dict), and its way to ``(batch, n)`` and back."""
 
     def __init__(self, x0: Any) -> None:
-        self.keys = tuple(x0) if isinstance(x0, dict) else None
-        self.kind = type(x0) if isinstance(x0, Tensor | tuple | list | dict) else Tensor
+        self.keys: tuple[str, ...] | None = tuple(x0) if isinstance(x0, dict) else None
+        self.kind: type[Any] = type(x0) if isinstance(x0, Tensor | tuple | list | dict) else Tensor
         leaves = self._leaves(x0, "x0")
         if not leaves:
             raise ValueError("x0: expected at least one tensor, got none")
@@ -28,9 +28,10 @@ class Form:
                     "x0: expected floating-point tensors (batch, *shape), got "
                     f"{leaf.dtype} of shape {tuple(leaf.shape)}"
                 )
-        self.batch, self.dtype = len(leaves[0]), leaves[0].dtype
-        self.shapes = [leaf.shape[1:] for leaf in leaves]
-        self.sizes = [math.prod(shape) for shape in self.shapes]
+        self.batch: int = len(leaves[0])
+        self.dtype: torch.dtype = leaves[0].dtype
+        self.shapes: list[torch.Size] = [leaf.shape[1:] for leaf in leaves]
+        self.sizes: list[int] = [math.prod(shape) for shape in self.shapes]
         self._check(leaves, "x0")
 
     def rows(self, f: Callable[[Any], Any]) -> Callable[[Tensor], Tensor]:

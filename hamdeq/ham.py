@@ -48,7 +48,7 @@ class HAM(nn.Module, Layered):
         super().__init__()
         if not neurons:
             raise ValueError("neurons: expected at least one layer, got none")
-        self.neurons = nn.ModuleDict()
+        self.neurons: nn.ModuleDict = nn.ModuleDict()
         for name, layer in neurons.items():
             if not isinstance(layer, Neurons):
                 raise TypeError(
@@ -64,7 +64,7 @@ class HAM(nn.Module, Layered):
             self.neurons[name] = layer
         for layers, synapse in connections:
             self._check_connection(layers, synapse)
-        self.synapses = nn.ModuleList(synapse for _, synapse in connections)
+        self.synapses: nn.ModuleList = nn.ModuleList(synapse for _, synapse in connections)
         self._wiring = [tuple(layers) for layers, _ in connections]
 
     @classmethod

@@ -35,8 +35,10 @@ class Flow:
         tau: Tensor,
         paces: Mapping[str, float | Tensor],
     ) -> None:
-        self.f, self.tau, self.paces = f, tau, paces
-        self.n_evals = 0
+        self.f = f
+        self.tau = tau
+        self.paces = paces
+        self.n_evals: int = 0
 
     def __call__(self, x: Tensor) -> Tensor:
         self.n_evals += 1

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hamdeq.lagrangians import Lagrangian
 from hamdeq.lagrangians.base import total
-from hamdeq.synapses import Synapse, layer_shape
+from hamdeq.synapses import Shape, Synapse, layer_shape
 
 __all__ = ["Connection", "EnergyModel", "Layered", "Neurons", "State"]
 
@@ -84,7 +84,7 @@ class Neurons(nn.Module):
                 "lagrangian: expected a Lagrangian such as hamdeq.Sigmoid(4.0, 0.5), "
                 f"got {type(lagrangian).__name__}"
             )
-        self.shape = layer_shape(shape)
+        self.shape: Shape = layer_shape(shape)
         self.lagrangian = lagrangian
 
     def activation(self, x: Tensor) -> Tensor:

@@ -50,9 +50,11 @@ class Reduced:
         colours: Sequence[Collection[str]] | None = None,
     ) -> None:
         self.model = model
-        self.hidden = tuple(name for name in model.layers if name in hidden)
-        self.visible = tuple(name for name in model.layers if name not in hidden)
-        self.colours = (self.visible,) if colours is None else tuple(map(tuple, colours))
+        self.hidden: tuple[str, ...] = tuple(name for name in model.layers if name in hidden)
+        self.visible: tuple[str, ...] = tuple(name for name in model.layers if name not in hidden)
+        self.colours: tuple[tuple[str, ...], ...] = (
+            (self.visible,) if colours is None else tuple(map(tuple, colours))
+        )
         self._untouched = [
             (layers, synapse)
             for layers, synapse in model.connections

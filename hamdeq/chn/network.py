@@ -78,7 +78,7 @@ class CHN(nn.Module):
                 except ValueError as error:
                     raise ValueError(f"layer {name!r}: {error}") from None
             layers[name] = Neurons(layer.shape, warped[rho])
-        self.ham = HAM(layers, connections)
+        self.ham: HAM = HAM(layers, connections)
 
     @classmethod
     def chain(

@@ -60,12 +60,16 @@ class TensorBatches:
         expect(batch_size >= 1, "batch_size >= 1", batch_size, "give a number of samples")
         for part in images if isinstance(images, tuple) else (images,):
             expect(len(labels) == len(part), f"{len(part)} labels", len(labels), "one per image")
-        self.images, self.labels, self.batch_size = images, labels, batch_size
+        self.images = images
+        self.labels = labels
+        self.batch_size = batch_size
         n_processes, rank = 1, 0
         if dist.is_available() and dist.is_initialized():
             n_processes, rank = dist.get_world_size(), dist.get_rank()
         dataset = TensorDataset(labels)  # asked for its length alone
-        self.sampler = DistributedSampler(dataset, n_processes, rank, shuffle=shuffle, seed=seed)
+        self.sampler: DistributedSampler[tuple[Tensor, ...]] = DistributedSampler(
+            dataset, n_processes, rank, shuffle=shuffle, seed=seed
+        )
         self._position = {"epoch": 0, "batch": 0}
         self._resumed = False
 

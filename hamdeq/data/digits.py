@@ -23,7 +23,7 @@ class DigitsDataModule(TensorDataModule):
         seed: Seed of the validation split and of the order of the training batches.
     """
 
-    image_shape = (8, 8)
+    image_shape: tuple[int, int] = (8, 8)
     n_classes = 10
 
     def __init__(

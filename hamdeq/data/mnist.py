@@ -37,7 +37,7 @@ class MNISTDataModule(TensorDataModule):
         seed: Seed of the validation split and of the order of the training batches.
     """
 
-    image_shape = (28, 28)
+    image_shape: tuple[int, int] = (28, 28)
     n_classes = 10
 
     def __init__(
@@ -50,8 +50,8 @@ class MNISTDataModule(TensorDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, val_size, seed)
-        self.root = Path(root or os.environ.get("HAMDEQ_DATA") or "data").expanduser()
-        self.raw = self.root / "MNIST" / "raw"
+        self.root: Path = Path(root or os.environ.get("HAMDEQ_DATA") or "data").expanduser()
+        self.raw: Path = self.root / "MNIST" / "raw"
         self.download = download
 
     def prepare_data(self) -> None:

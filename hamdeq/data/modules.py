@@ -41,8 +41,10 @@ class InMemoryDataModule(LightningDataModule, ABC):
         for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             expect(size >= 1, f"{name} >= 1", size, "give a number of samples")
         expect(val_size >= 0, "val_size >= 0", val_size, "give a number of samples, or 0 for none")
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.val_size, self.seed = val_size, seed
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.val_size = val_size
+        self.seed = seed
         self._splits: dict[str, Split] = {}
 
     @abstractmethod

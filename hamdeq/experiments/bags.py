@@ -62,9 +62,12 @@ class MNISTBagsDataModule(InMemoryDataModule):
         expect(0 <= target <= 9, "target in 0..9", target, "name a digit")
         expect(mean_length >= 1, "mean_length >= 1", mean_length, "give a number of digits")
         expect(std_length >= 0, "std_length >= 0", std_length, "0 makes all bags equally long")
-        self.mnist = MNISTDataModule(root, download)
-        self.train_size, self.test_size = train_size, test_size
-        self.target, self.mean_length, self.std_length = target, mean_length, std_length
+        self.mnist: MNISTDataModule = MNISTDataModule(root, download)
+        self.train_size = train_size
+        self.test_size = test_size
+        self.target = target
+        self.mean_length = mean_length
+        self.std_length = std_length
 
     def prepare_data(self) -> None:
         """Download MNIST if needed, and check it; raises as `MNISTDataModule` does."""

@@ -59,8 +59,11 @@ class BitPatternDataModule(InMemoryDataModule):
         most = 2**n_bits - 2
         remedy = "leave a pattern for the background, or raise n_bits"
         expect(1 <= n_signals <= most, f"n_signals in 1..{most}", n_signals, remedy)
-        self.train_size, self.test_size = train_size, test_size
-        self.n_instances, self.n_bits, self.n_signals = n_instances, n_bits, n_signals
+        self.train_size = train_size
+        self.test_size = test_size
+        self.n_instances = n_instances
+        self.n_bits = n_bits
+        self.n_signals = n_signals
 
     def make_splits(self) -> dict[str, Split]:
         """Draw the signals, then the bags."""

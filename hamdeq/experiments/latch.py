@@ -48,8 +48,10 @@ class LatchDataModule(InMemoryDataModule):
             expect(size >= 1, f"{name} >= 1", size, "give a number of sequences")
         expect(length >= 1, "length >= 1", length, "give a number of symbols")
         expect(n_symbols >= 3, "n_symbols >= 3", n_symbols, "two name a class, others fill")
-        self.train_size, self.test_size = train_size, test_size
-        self.length, self.n_symbols = length, n_symbols
+        self.train_size = train_size
+        self.test_size = test_size
+        self.length = length
+        self.n_symbols = n_symbols
 
     def make_splits(self) -> dict[str, Split]:
         """Draw the sequences."""

@@ -38,8 +38,8 @@ class Readout(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.layer = layer
-        self.mean = MeanPooling() if average else None
-        self.linear = nn.Linear(features, 1)
+        self.mean: MeanPooling | None = MeanPooling() if average else None
+        self.linear: nn.Linear = nn.Linear(features, 1)
 
     def forward(self, instances: Tensor, padding: Tensor | None = None) -> Tensor:
         if self.encoder is not None:
@@ -89,7 +89,7 @@ class DigitEncoder(nn.Module):
         super().__init__()
         first, second = channels
         self.shift = shift
-        self.layers = nn.Sequential(
+        self.layers: nn.Sequential = nn.Sequential(
             nn.Conv2d(1, first, 5),
             nn.ReLU(),
             nn.MaxPool2d(2),
@@ -146,9 +146,9 @@ class GatedAttention(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int = 128) -> None:
         super().__init__()
-        self.content = nn.Linear(input_size, hidden_size)
-        self.gate = nn.Linear(input_size, hidden_size)
-        self.score = nn.Linear(hidden_size, 1, bias=False)  # softmax ignores a bias
+        self.content: nn.Linear = nn.Linear(input_size, hidden_size)
+        self.gate: nn.Linear = nn.Linear(input_size, hidden_size)
+        self.score: nn.Linear = nn.Linear(hidden_size, 1, bias=False)  # softmax ignores a bias
 
     def forward(self, instances: Tensor, padding: Tensor | None = None) -> Tensor:
         hidden = self.content(instances).tanh() * self.gate(instances).sigmoid()
@@ -171,7 +171,7 @@ class LastState(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(input_size, hidden_size, batch_first=True)
+        self.lstm: nn.LSTM = nn.LSTM(input_size, hidden_size, batch_first=True)
 
     def forward(self, sequence: Tensor) -> Tensor:
         return self.lstm(sequence)[1][0][-1]

@@ -42,10 +42,10 @@ class Graph:
     """
 
     def __init__(self, f: Map | Descent, x: Tensor) -> None:
-        self.x = x.detach().requires_grad_()
+        self.x: Tensor = x.detach().requires_grad_()
         if isinstance(f, Descent):
-            self.g = f.activations(self.x)
-            self.fx = f.fields(self.g)
+            self.g: Tensor = f.activations(self.x)
+            self.fx: Tensor = f.fields(self.g)
         else:
             self.fx = f(self.x)
 

@@ -66,7 +66,7 @@ class Sigmoid(Tempered):
         super().__init__(beta, learnable=learnable)
         if not math.isfinite(center):
             raise ValueError(f"center: expected a finite number, got {center!r}")
-        self.center = float(center)
+        self.center: float = float(center)
 
     def _argument(self, x: Tensor) -> Tensor:
         # In place on the fresh difference: one pass over new memory less.
@@ -152,7 +152,7 @@ class RePU(Lagrangian):
                 f"n: expected a finite power of at least 2, got {n!r}; "
                 "below 2 the activation has no finite slope at zero"
             )
-        self.n = float(n)
+        self.n: float = float(n)
 
     @property
     def max_slope(self) -> float:

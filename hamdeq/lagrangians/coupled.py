@@ -31,7 +31,7 @@ class LayerNorm(Scaled):
 
     def __init__(self, gamma: float = 1.0, eps: float = 1e-5, *, learnable: bool = False) -> None:
         super().__init__("gamma", gamma, learnable=learnable)
-        self.eps = positive("eps", eps)
+        self.eps: float = positive("eps", eps)
 
     @property
     def gamma(self) -> Tensor | float:
@@ -71,7 +71,7 @@ class Spherical(Lagrangian):
 
     def __init__(self, eps: float = 1e-5) -> None:
         super().__init__()
-        self.eps = positive("eps", eps)
+        self.eps: float = positive("eps", eps)
 
     @property
     def max_slope(self) -> float:

@@ -145,7 +145,7 @@ class Entmax(Separation):
             raise ValueError(
                 f"alpha: expected a finite number > 1, got {alpha!r}; for alpha 1 use Softmax"
             )
-        self.alpha = float(alpha)
+        self.alpha: float = float(alpha)
         _entmax()
 
     def distribution(self, z: Tensor) -> Tensor:

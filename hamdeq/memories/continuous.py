@@ -35,7 +35,8 @@ class Interacting(Lagrangian):
                 f"interaction: expected a convex function, got {interaction}; use an even n, or "
                 "RectifiedPolynomial, which agrees with it where similarities are positive"
             )
-        self.interaction, self.inner = interaction, positive("inner", inner)
+        self.interaction = interaction
+        self.inner: float = positive("inner", inner)
 
     def forward(self, x: Tensor) -> Tensor:
         return total(self.interaction(self.inner * x))

@@ -84,9 +84,12 @@ class DenseAssociativeMemory(BinaryMemory):
             raise TypeError(f"scaling: expected Normalised() or Original(), got {scaling!r}")
         if not std >= 0:
             raise ValueError(f"std: expected a number ≥ 0, got {std!r}")
-        self.inputs, self.classes, self.size = size, classes, size + classes
-        self.interaction, self.scaling = interaction, scaling
-        self.memories = nn.Parameter(torch.randn(memories, self.size) * std + mean)
+        self.inputs = size
+        self.classes = classes
+        self.size: int = size + classes
+        self.interaction = interaction
+        self.scaling = scaling
+        self.memories: nn.Parameter = nn.Parameter(torch.randn(memories, self.size) * std + mean)
 
     _stored = "memories"
 

@@ -60,11 +60,15 @@ class Single:
         *,
         gauged: bool,
     ) -> None:
-        self.interaction, self.gauged = interaction, gauged
+        self.interaction = interaction
+        self.gauged = gauged
+        self.memories: Tensor
+        self.states: Tensor
+        self.inner: float | Tensor
         self.memories, self.states, self.inner = _prepared(
             memories, states.clone(), interaction, inner, gauged
         )
-        self.own = self.states @ self.memories.mT
+        self.own: Tensor = self.states @ self.memories.mT
 
     def field(self, neuron: int) -> Tensor:
         """The field on a neuron, as of :func:`fields`: ``(batch,)``."""

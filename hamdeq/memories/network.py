@@ -54,7 +54,8 @@ class HopfieldNetwork(BinaryMemory):
         rule = Hebbian() if rule is None else rule
         if not isinstance(rule, Rule):
             raise TypeError(f"rule: expected Hebbian(), PseudoInverse() or Storkey(), got {rule!r}")
-        self.size, self.rule = size, rule
+        self.size = size
+        self.rule = rule
         self.register_buffer("weights", torch.zeros(size, size))
         self.register_buffer("patterns", torch.zeros(0, size))
 

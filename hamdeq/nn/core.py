@@ -65,8 +65,11 @@ class HopfieldCore(nn.Module):
         factory: dict[str, Any],
     ) -> None:
         super().__init__()
-        self.sizes, self.memories = sizes, memories
-        self.zero_pattern, self.normalize, self.eps = zero_pattern, normalize, eps
+        self.sizes = sizes
+        self.memories = memories
+        self.zero_pattern = zero_pattern
+        self.normalize = normalize
+        self.eps = eps
         space, read = sizes.own_space, sizes.own_pattern
         if bias_pattern and not (space and read):
             raise ValueError(
@@ -80,7 +83,9 @@ class HopfieldCore(nn.Module):
             )
         static = (sizes.state_static, sizes.stored_static, sizes.projection_static)
         # Rows of each projection; none of what is not projected.
-        self.rows = [0 if s else n for s, n in zip(static, (space, space, read), strict=True)]
+        self.rows: list[int] = [
+            0 if s else n for s, n in zip(static, (space, space, read), strict=True)
+        ]
 
         def parameter(name: str, wanted: bool, *shape: int | None) -> None:
             value = (
@@ -98,7 +103,7 @@ class HopfieldCore(nn.Module):
         parameter("p_norm_bias", affine, sizes.hidden)
         parameter("bias_k", bias_pattern, 1, 1, space)
         parameter("bias_v", bias_pattern, 1, 1, read)
-        self.out_proj = None
+        self.out_proj: nn.Linear | None = None
         if sizes.out_projection:
             self.out_proj = nn.Linear(read, sizes.output or 0, bias=bias, **factory)
         self.reset_parameters()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hamdeq.implicit import Adjoint, Implicit
 from hamdeq.lagrangians import Separation
@@ -145,15 +145,16 @@ class Hopfield(Associating, Getters):
         )
         if not (isinstance(dropout, int | float) and 0 <= dropout <= 1):
             raise ValueError(f"dropout: expected a probability, 0 to 1, got {dropout!r}")
-        self._batch_first, self.dropout = batch_first, float(dropout)
+        self._batch_first = batch_first
+        self.dropout: float = float(dropout)
         self._steps_max = update_steps_max
         self._groups = groups(update_steps_max, num_heads)
-        self.solver = settling_solver(solver, update_steps_eps, num_heads)
-        self.adjoint = Implicit() if adjoint is None else adjoint
+        self.solver: Solver = settling_solver(solver, update_steps_eps, num_heads)
+        self.adjoint: Adjoint = Implicit() if adjoint is None else adjoint
         if not isinstance(self.adjoint, Adjoint):
             raise TypeError(f"adjoint: expected a hamdeq.Adjoint, got {adjoint!r}")
-        self.failures = Failures(on_failure, once=True)
-        self.association_activation = (
+        self.failures: Failures = Failures(on_failure, once=True)
+        self.association_activation: Callable[[Tensor], Tensor] | None = (
             None
             if association_activation is None
             else elementwise("association_activation", association_activation)
@@ -163,7 +164,7 @@ class Hopfield(Associating, Getters):
         self._initial_beta = initial_beta(scaling, sizes)
         trained = scaling_as_trainable or getattr(scaling, "requires_grad", False)
         memories = memory_layer(lagrangian, self._initial_beta, sizes.heads, trained, factory)
-        self.association_core = HopfieldCore(
+        self.association_core: HopfieldCore = HopfieldCore(
             sizes,
             memories,
             bias=input_bias,
@@ -180,21 +181,21 @@ class Hopfield(Associating, Getters):
         def norm(name: str, size: int | None, wanted: bool, affine: bool, eps: float) -> Any:
             return layer_norm(f"normalize_{name}", size, affine, eps, factory) if wanted else None
 
-        self.norm_stored_pattern = norm(
+        self.norm_stored_pattern: nn.LayerNorm | None = norm(
             "stored_pattern",
             stored_size or sizes.stored or sizes.state,
             normalize_stored_pattern,
             normalize_stored_pattern_affine,
             normalize_stored_pattern_eps,
         )
-        self.norm_state_pattern = norm(
+        self.norm_state_pattern: nn.LayerNorm | None = norm(
             "state_pattern",
             state_size or sizes.state,
             normalize_state_pattern,
             normalize_state_pattern_affine,
             normalize_state_pattern_eps,
         )
-        self.norm_pattern_projection = norm(
+        self.norm_pattern_projection: nn.LayerNorm | None = norm(
             "pattern_projection",
             projection_size or sizes.projection or sizes.state,
             normalize_pattern_projection,

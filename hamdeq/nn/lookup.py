@@ -67,7 +67,7 @@ class HopfieldLayer(Wrapping):
         if not lookup_weights_as_separated and options.get("pattern_projection_size") is None:
             # The stored patterns are the pattern projections.
             options["pattern_projection_size"] = options.get("stored_pattern_size")
-        self.hopfield = Hopfield(
+        self.hopfield: Hopfield = Hopfield(
             input_size,
             hidden_size,
             output_size,
@@ -82,8 +82,8 @@ class HopfieldLayer(Wrapping):
         size = self.hidden_size if self.stored_pattern_as_static else self.stored_pattern_dim
         size = size or input_size
         factory = {"device": options.get("device"), "dtype": options.get("dtype")}
-        self.lookup_weights = self._learned(size, trainable, factory)
-        self.target_weights = None
+        self.lookup_weights: nn.Parameter = self._learned(size, trainable, factory)
+        self.target_weights: nn.Parameter | None = None
         if lookup_weights_as_separated:
             static = self.pattern_projection_as_static
             read = self.pattern_size if static else self.pattern_projection_dim

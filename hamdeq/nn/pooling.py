@@ -60,7 +60,7 @@ class HopfieldPooling(Wrapping):
         **options: Unpack[Options],
     ) -> None:
         super().__init__()
-        self.hopfield = Hopfield(
+        self.hopfield: Hopfield = Hopfield(
             input_size,
             hidden_size,
             output_size,
@@ -74,7 +74,7 @@ class HopfieldPooling(Wrapping):
         self.quantity = quantity
         size = self.hidden_size if self.state_pattern_as_static else self.input_size
         factory = {"device": options.get("device"), "dtype": options.get("dtype")}
-        self.pooling_weights = self._learned(size or input_size, trainable, factory)
+        self.pooling_weights: nn.Parameter = self._learned(size or input_size, trainable, factory)
         nn.init.normal_(self.pooling_weights, std=0.02)
 
     def reset_parameters(self) -> None:

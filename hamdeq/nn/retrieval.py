@@ -46,9 +46,13 @@ class Retrieval:
         beta: float | Tensor = 1.0,
         mask: Tensor | None = None,
     ) -> None:
-        self.stored, self.lagrangian, self.beta = stored, lagrangian, beta
+        self.stored = stored
+        self.lagrangian = lagrangian
+        self.beta = beta
         # ``keep`` is the mask as the kernels want it: True, or 0, for what takes part. ``alive``
         # says in which rows there is such.
+        self.keep: Tensor | None
+        self.alive: Tensor | None
         self.keep, self.alive = (None, None) if mask is None else _usable(mask, stored.dtype)
 
     def update(self, x: Tensor) -> Tensor:

@@ -125,7 +125,9 @@ class Rows:
     descends = True
 
     def __init__(self, memory: Retrieval, count: int, slots: Tensor | None = None) -> None:
-        self.memory, self.count, self.slots = memory, count, slots
+        self.memory = memory
+        self.count = count
+        self.slots = slots
 
     def check_state(self, x: State) -> None:
         """Nothing to refuse: the model is made for its states."""

@@ -44,16 +44,16 @@ class HopfieldEncoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         size = _size("hopfield_association", hopfield_association)
-        self.hopfield_association = deepcopy(hopfield_association)
+        self.hopfield_association: Hopfield = deepcopy(hopfield_association)
         like = _factory(hopfield_association)
-        self.linear_residual = nn.Linear(size, dim_feedforward, **like)
-        self.dropout_residual = nn.Dropout(dropout)
-        self.linear_output = nn.Linear(dim_feedforward, size, **like)
-        self.norm_residual = nn.LayerNorm(size, **like)
-        self.norm_output = nn.LayerNorm(size, **like)
-        self.dropout_hopfield_association = nn.Dropout(dropout)
-        self.dropout_output = nn.Dropout(dropout)
-        self.activation_residual = elementwise("activation", activation)
+        self.linear_residual: nn.Linear = nn.Linear(size, dim_feedforward, **like)
+        self.dropout_residual: nn.Dropout = nn.Dropout(dropout)
+        self.linear_output: nn.Linear = nn.Linear(dim_feedforward, size, **like)
+        self.norm_residual: nn.LayerNorm = nn.LayerNorm(size, **like)
+        self.norm_output: nn.LayerNorm = nn.LayerNorm(size, **like)
+        self.dropout_hopfield_association: nn.Dropout = nn.Dropout(dropout)
+        self.dropout_output: nn.Dropout = nn.Dropout(dropout)
+        self.activation_residual: Callable[[Tensor], Tensor] = elementwise("activation", activation)
 
     def reset_parameters(self) -> None:
         """Draw the parameters anew, the association's too."""
@@ -150,19 +150,19 @@ class HopfieldDecoderLayer(nn.Module):
                 "hopfield_association_cross: expected batch_first as of "
                 f"hopfield_association_self, {first[0]}, got {first[1]}"
             )
-        self.hopfield_association_self = deepcopy(hopfield_association_self)
-        self.hopfield_association_cross = deepcopy(hopfield_association_cross)
+        self.hopfield_association_self: Hopfield = deepcopy(hopfield_association_self)
+        self.hopfield_association_cross: Hopfield = deepcopy(hopfield_association_cross)
         like = _factory(hopfield_association_self)
-        self.linear_residual = nn.Linear(size, dim_feedforward, **like)
-        self.dropout_residual = nn.Dropout(dropout)
-        self.linear_output = nn.Linear(dim_feedforward, size, **like)
-        self.norm_residual_self = nn.LayerNorm(size, **like)
-        self.norm_residual_cross = nn.LayerNorm(size, **like)
-        self.norm_output = nn.LayerNorm(size, **like)
-        self.dropout_hopfield_association_self = nn.Dropout(dropout)
-        self.dropout_hopfield_association_cross = nn.Dropout(dropout)
-        self.dropout_output = nn.Dropout(dropout)
-        self.activation_residual = elementwise("activation", activation)
+        self.linear_residual: nn.Linear = nn.Linear(size, dim_feedforward, **like)
+        self.dropout_residual: nn.Dropout = nn.Dropout(dropout)
+        self.linear_output: nn.Linear = nn.Linear(dim_feedforward, size, **like)
+        self.norm_residual_self: nn.LayerNorm = nn.LayerNorm(size, **like)
+        self.norm_residual_cross: nn.LayerNorm = nn.LayerNorm(size, **like)
+        self.norm_output: nn.LayerNorm = nn.LayerNorm(size, **like)
+        self.dropout_hopfield_association_self: nn.Dropout = nn.Dropout(dropout)
+        self.dropout_hopfield_association_cross: nn.Dropout = nn.Dropout(dropout)
+        self.dropout_output: nn.Dropout = nn.Dropout(dropout)
+        self.activation_residual: Callable[[Tensor], Tensor] = elementwise("activation", activation)
 
     def reset_parameters(self) -> None:
         """Draw the parameters anew, those of the associations too."""

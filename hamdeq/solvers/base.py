@@ -154,16 +154,16 @@ class Run(Memory):
     """What is known of each sample, and which of them are still running."""
 
     def __init__(self, x0: Tensor, *, traced: bool = True) -> None:
-        self.best = x0
-        self.lowest = x0.new_full((len(x0),), math.inf)
-        self.steps = torch.zeros(len(x0), dtype=torch.long, device=x0.device)
-        self.running = torch.ones_like(self.steps, dtype=torch.bool)
-        self.diverged = torch.zeros_like(self.running)
-        self.rows = torch.arange(len(x0), device=x0.device)
-        self.left = len(x0)
+        self.best: Tensor = x0
+        self.lowest: Tensor = x0.new_full((len(x0),), math.inf)
+        self.steps: Tensor = torch.zeros(len(x0), dtype=torch.long, device=x0.device)
+        self.running: Tensor = torch.ones_like(self.steps, dtype=torch.bool)
+        self.diverged: Tensor = torch.zeros_like(self.running)
+        self.rows: Tensor = torch.arange(len(x0), device=x0.device)
+        self.left: int = len(x0)
         # Of the whole batch, as of the last time that samples were dropped.
         self.whole: dict[str, Tensor] | None = None
-        self.count = 0
+        self.count: int = 0
         self.trace: list[Tensor] | None = [] if traced else None
 
     def record(
@@ -196,7 +196,8 @@ class Run(Memory):
             stopped = self.running & ~running
             self.steps = torch.where(stopped, self.count, self.steps)
             self.diverged = self.diverged | (stopped & ~sound)
-            self.running, self.left = running, left
+            self.running = running
+            self.left = left
         return left
 
     def drop(self, rows: Tensor) -> None:

@@ -28,7 +28,7 @@ class Association(Synapse):
 
     def __init__(self, heads: int, states: int, stored: int, size: int) -> None:
         super().__init__()
-        self.shapes = (
+        self.shapes: tuple[Shape | None, ...] | None = (
             layer_shape((heads, states, size)),
             layer_shape((heads, stored, size)),
             layer_shape((heads, states, stored)),
@@ -91,7 +91,7 @@ class SelfAttention(Synapse):
     Source: Hoover et al., "Energy Transformer" (2023), equations 3 and 4.
     """
 
-    shapes = (None,)
+    shapes: tuple[Shape | None, ...] | None = (None,)
 
     def __init__(
         self,
@@ -106,11 +106,17 @@ class SelfAttention(Synapse):
         dim, heads = positive_integer("dim", dim), positive_integer("heads", heads)
         head_dim = positive_integer("head_dim", head_dim)
         bound = math.sqrt(6 / (dim + head_dim))
-        self.queries = nn.Parameter(torch.empty(dim, heads, head_dim).uniform_(-bound, bound))
-        self.keys = nn.Parameter(torch.empty(dim, heads, head_dim).uniform_(-bound, bound))
+        self.queries: nn.Parameter = nn.Parameter(
+            torch.empty(dim, heads, head_dim).uniform_(-bound, bound)
+        )
+        self.keys: nn.Parameter = nn.Parameter(
+            torch.empty(dim, heads, head_dim).uniform_(-bound, bound)
+        )
         beta = 1 / math.sqrt(head_dim) if beta is None else positive("beta", beta)
         self._given = beta
-        self.log_beta = nn.Parameter(torch.tensor(math.log(beta))) if learnable else None
+        self.log_beta: nn.Parameter | None = (
+            nn.Parameter(torch.tensor(math.log(beta))) if learnable else None
+        )
 
     @property
     def beta(self) -> Tensor | float:

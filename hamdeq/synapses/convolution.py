@@ -65,9 +65,9 @@ class Conv2d(Windowed):
         gain: float = 1.0,
     ) -> None:
         super().__init__(kernel_size, stride, padding, dilation)
-        self.in_channels = positive_integer("in_channels", in_channels)
-        self.out_channels = positive_integer("out_channels", out_channels)
-        self.groups = positive_integer("groups", groups)
+        self.in_channels: int = positive_integer("in_channels", in_channels)
+        self.out_channels: int = positive_integer("out_channels", out_channels)
+        self.groups: int = positive_integer("groups", groups)
         for name, n in (("in_channels", in_channels), ("out_channels", out_channels)):
             if n % groups:
                 raise ValueError(f"{name}: expected a multiple of groups = {groups}, got {n}")
@@ -76,7 +76,7 @@ class Conv2d(Windowed):
         onto_second = taps * in_channels // groups
         onto_first = taps * out_channels / groups / math.prod(self.stride)
         bound = positive("gain", gain) * math.sqrt(6 / (onto_second + onto_first))
-        self.weight = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+        self.weight: nn.Parameter = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
     def forward(self, g: Tensor) -> Tensor:
         return F.conv2d(g, self.weight, None, self.stride, self.padding, self.dilation, self.groups)

@@ -41,8 +41,8 @@ class Dense(Map):
         n_from, n_to = positive_integer("n_from", n_from), positive_integer("n_to", n_to)
         if not (math.isfinite(gain) and gain > 0):
             raise ValueError(f"gain: expected a finite number > 0, got {gain!r}")
-        self.shapes = ((n_from,), (n_to,))
-        self.weight = nn.Parameter(torch.empty(n_from, n_to))
+        self.shapes: tuple[Shape | None, ...] | None = ((n_from,), (n_to,))
+        self.weight: nn.Parameter = nn.Parameter(torch.empty(n_from, n_to))
         start = nn.init.orthogonal_ if orthogonal else nn.init.xavier_uniform_
         start(self.weight, gain)
 
@@ -88,9 +88,9 @@ class Bias(Synapse):
         shape = layer_shape(shape)
         if not std >= 0:
             raise ValueError(f"std: expected a number ≥ 0, got {std!r}")
-        self.shapes = (shape,)
+        self.shapes: tuple[Shape | None, ...] | None = (shape,)
         numbers = (shape[0], *[1] * (len(shape) - 1)) if by_channel else shape
-        self.bias = nn.Parameter(torch.randn(numbers) * std)
+        self.bias: nn.Parameter = nn.Parameter(torch.randn(numbers) * std)
 
     def energy(self, *g: Tensor) -> Tensor:
         return -(g[0] * self.bias).flatten(1).sum(1)
@@ -136,9 +136,9 @@ class Lateral(Synapse):
         n = positive_integer("n", n)
         if n < 2:
             raise ValueError(f"n: expected at least 2 neurons, as none acts on itself, got {n}")
-        self.shapes = ((n,),)
+        self.shapes: tuple[Shape | None, ...] | None = ((n,),)
         weight = nn.init.xavier_uniform_(torch.empty(n, n), positive("gain", gain)).triu(1)
-        self.weight = nn.Parameter(weight + weight.T)
+        self.weight: nn.Parameter = nn.Parameter(weight + weight.T)
 
     def matrix(self) -> Tensor:
         """W, symmetric with zero diagonal: ``(n, n)``."""

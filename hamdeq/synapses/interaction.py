@@ -48,7 +48,7 @@ class Interaction(Synapse):
         ):
             raise ValueError(f"linear_in: expected places, such as (0, 1), got {linear_in!r}")
         self.function = function
-        self.linear_in = tuple(sorted(set(linear_in)))
+        self.linear_in: tuple[int, ...] = tuple(sorted(set(linear_in)))
 
     def energy(self, *g: Tensor) -> Tensor:
         energy = self.function(*g)

@@ -114,8 +114,8 @@ class Composed(Map):
                     "maps: expected synapses that are maps, such as Conv2d, AvgPool2d, Flatten or "
                     f"Dense, got {type(each).__name__}"
                 )
-        self.maps = nn.ModuleList(maps)
-        self.linear = all(each.linear for each in maps)
+        self.maps: nn.ModuleList = nn.ModuleList(maps)
+        self.linear: bool = all(each.linear for each in maps)
 
     @classmethod
     def of(cls, maps: Sequence[Map]) -> Composed:

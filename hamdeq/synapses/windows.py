@@ -28,10 +28,10 @@ class Windowed(Map):
         self, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair = (1, 1)
     ) -> None:
         super().__init__()
-        self.kernel_size = _pair("kernel_size", kernel_size, least=1)
-        self.stride = _pair("stride", stride, least=1)
-        self.padding = _pair("padding", padding, least=0)
-        self.dilation = _pair("dilation", dilation, least=1)
+        self.kernel_size: tuple[int, int] = _pair("kernel_size", kernel_size, least=1)
+        self.stride: tuple[int, int] = _pair("stride", stride, least=1)
+        self.padding: tuple[int, int] = _pair("padding", padding, least=0)
+        self.dilation: tuple[int, int] = _pair("dilation", dilation, least=1)
 
     def output_shape(self, shape: int | Sequence[int]) -> Shape:
         shape = layer_shape(shape)

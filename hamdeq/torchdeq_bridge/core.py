@@ -56,14 +56,16 @@ class HamdeqCore(nn.Module):
                 )
         for key in ("f_stop_mode", "b_stop_mode"):
             refuse_absolute(config.get(key, "rel"))
-        self.f_solver = _chosen(config, "f", Anderson())
-        self.b_solver = _chosen(config, "b", self.f_solver)
+        self.f_solver: Solver = _chosen(config, "f", Anderson())
+        self.b_solver: Solver = _chosen(config, "b", self.f_solver)
         steps = int(self.f_solver.max_steps * config.get("eval_factor", 1.0))
         self.eval_max_steps: int = config.get("eval_f_max_iter") or steps
         grad: Any = config.get("grad", 1)
         grad = grad[0] if isinstance(grad, list) and len(grad) == 1 else grad
         phantom = Phantom(grad, config.get("tau", 1.0))
-        self.phantom = None if config.get("ift", not {"grad", "tau"} & config.keys()) else phantom
+        self.phantom: Phantom | None = (
+            None if config.get("ift", not {"grad", "tau"} & config.keys()) else phantom
+        )
         self.on_failure: OnFailure = config.get("on_failure", "warn")
 
     def forward(

@@ -39,7 +39,9 @@ class BinaryClassifier(Classifier):
         super().__init__(optimizer, scheduler)
         self.network = network
         # A plain name such as "train" would hide the method of that name.
-        self.auc = nn.ModuleDict({f"{stage}_auc": BinaryAUROC() for stage in _STAGES})
+        self.auc: nn.ModuleDict = nn.ModuleDict(
+            {f"{stage}_auc": BinaryAUROC() for stage in _STAGES}
+        )
 
     def forward(self, inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
         """The logits ``(batch,)``.

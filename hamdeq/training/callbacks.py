@@ -208,7 +208,8 @@ class Contraction(Callback):
             raise ValueError(f"rate: expected a number in (0, 1), got {rate!r}")
         if not isinstance(every, int) or every < 1:
             raise ValueError(f"every: expected an integer ≥ 1, got {every!r}")
-        self.rate, self.every = rate, every
+        self.rate = rate
+        self.every = every
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._project(pl_module)

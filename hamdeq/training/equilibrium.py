@@ -53,7 +53,8 @@ class EquilibriumModule(Classifier):
         deq.ham.check_names([input, output])
         self.deq = deq
         self.held = held
-        self.input, self.output = input, output
+        self.input = input
+        self.output = output
         self.width = width
         self.solution: Solution | None = None
         self.accuracy: Tensor | None = None

@@ -33,7 +33,8 @@ class MemoryLearner(L.LightningModule):
 
     def __init__(self, memory: DenseAssociativeMemory, learning: Learning) -> None:
         super().__init__()
-        self.memory, self.learning = memory, learning
+        self.memory = memory
+        self.learning = learning
         self.losses: list[Tensor] = []
         self._stuck = False
 

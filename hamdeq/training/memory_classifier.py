@@ -72,7 +72,7 @@ class MemoryClassifier(Classifier):
         self.memory = memory
         self._learning = Learning(exponent=exponent, temperatures=temperatures)
         # A plain name such as "train" would hide the method of that name.
-        self.f1 = nn.ModuleDict(
+        self.f1: nn.ModuleDict = nn.ModuleDict(
             {f"{stage}_f1": MulticlassF1Score(memory.classes) for stage in _STAGES}
         )
 

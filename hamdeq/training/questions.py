@@ -66,7 +66,7 @@ class Questions:
             )
         if not 0 <= label_known <= 1:
             raise ValueError(f"label_known: expected a number in [0, 1], got {label_known!r}")
-        self.shares = {kind: share for kind, share in shares.items() if share > 0}
+        self.shares: dict[str, float] = {kind: share for kind, share in shares.items() if share > 0}
         self.label_known = label_known
 
     @property

@@ -100,11 +100,12 @@ class HAMReconstructor(EquilibriumModule):
             scheduler=scheduler,
             width=width,
         )
-        self.questions = Questions() if questions is None else questions
-        self.label_weight, self.label_scale = label_weight, label_scale
+        self.questions: Questions = Questions() if questions is None else questions
+        self.label_weight = label_weight
+        self.label_scale = label_scale
         pixels = math.prod(deq.ham.layer(image).shape)
-        self.image_shape = _image_shape(pixels, image_shape)
-        self.seed = torch.initial_seed() if seed is None else seed
+        self.image_shape: tuple[int, int] = _image_shape(pixels, image_shape)
+        self.seed: int = torch.initial_seed() if seed is None else seed
         # Part of the checkpoint, with which a test has the baseline of its own training.
         like = next(deq.parameters(), torch.empty(0))
         self.register_buffer("mean_image", like.new_zeros(pixels))

@@ -73,8 +73,8 @@ class MetricsFile(Logger):
 
     def __init__(self, folder: str | Path, *, resume_step: int | None = None) -> None:
         super().__init__()
-        self.folder = Path(folder)
-        self.path = self.folder / "metrics.csv"
+        self.folder: Path = Path(folder)
+        self.path: Path = self.folder / "metrics.csv"
         self._rows: list[dict[str, Any]] = []
         self._columns: list[str] = []
         self._stale = False
