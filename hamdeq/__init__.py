@@ -3,6 +3,38 @@
 Write down an energy from neurons and synapses; get a differentiable layer that settles to its
 minimum. Classical Hopfield networks, dense associative memories, attention and hierarchical
 memories are choices of Lagrangian and graph.
+
+Example:
+    >>> import torch
+    >>> from hamdeq import DEQ, HAM
+    >>> ham = HAM.chain([784, 512, 10])  # layers input, hidden1, output
+    >>> deq = DEQ(ham, clamped=("input",))
+    >>> solution = deq({"input": torch.rand(64, 784)})
+    >>> solution.value["output"].shape
+    torch.Size([64, 10])
+
+The main names, in the order in which a memory is built and used:
+
+- ``Sigmoid``, ``Tanh``, ``ReLU``, ``Softmax``, ``LayerNorm``, …: Lagrangians, which give layers
+  their activation; ``Neurons``: a layer, of a shape and a Lagrangian.
+- ``Dense``, ``Bias``, ``Lateral``, ``Conv2d``, ``SelfAttention``, …: synapses between layers;
+  ``Interaction``: any function of activations as one.
+- ``HAM``: neurons and synapses on any graph; ``HAM.chain``: layers in a row. ``TwoLayer``: features
+  and memories; ``CHN``: the continuous Hopfield network.
+- ``clamp``, ``two_colouring``, ``eliminate``: hold layers, and remove others exactly.
+- ``Picard``, ``Anderson``, ``Broyden``, ``Newton``: solvers; a ``Solution`` says of every sample
+  how it settled. ``Euler``, ``trajectory``: the way there in time.
+- ``fixed_point``: an equilibrium with its gradient, by ``Implicit``, ``Phantom``, ``Unrolled`` or
+  ``EquilibriumPropagation``.
+- ``DEQ``: all of it as a layer.
+
+Modules with names of their own:
+
+- ``hamdeq.nn``: the layers ``Hopfield``, ``HopfieldPooling``, ``HopfieldLayer`` for deep models;
+- ``hamdeq.memories``: ``HopfieldNetwork``, ``DenseAssociativeMemory``, of binary neurons;
+- ``hamdeq.optim``: ``Madam``, ``NormalisedSGD``;
+- ``hamdeq.data``, ``hamdeq.plots``, ``hamdeq.training``, ``hamdeq.experiments``: data, pictures and
+  runs; they need the extra "train".
 """
 
 from hamdeq.chn import CHN, CHNDEQ, InnerIterations

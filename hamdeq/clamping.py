@@ -66,6 +66,12 @@ class Clamped(Layered):
         self._free = tuple(name for name in ham.layers if name not in held)
         self._remake()
 
+    def __repr__(self) -> str:
+        free = [name for name in self._free if name not in self.partly]
+        parts = {"held": self.held, "held in part": self.partly, "free": free}
+        text = "; ".join(f"{part}: {', '.join(names)}" for part, names in parts.items() if names)
+        return f"{type(self).__name__}({text})"
+
     def _remake(self) -> None:
         """The neurons of the partly held layers."""
         self._neurons = {

@@ -235,9 +235,13 @@ class DEQ(nn.Module):
         return {a: torch.where(model.known[a], 0.0, x[a]) if a in model.known else x[a] for a in x}
 
     def extra_repr(self) -> str:
+        eliminated = ", ".join(self.hidden) or "nothing"
         return (
-            f"clamped={self.clamped}, splitting={self.splitting!r}, solver={self.solver}, "
-            f"adjoint={self.adjoint}, start={self.start!r}"
+            f"clamped={self.clamped}\n"
+            f"splitting={self.splitting!r}, which eliminates {eliminated}\n"
+            f"solver={self.solver}\n"
+            f"adjoint={self.adjoint}\n"
+            f"start={self.start!r}"
         )
 
 

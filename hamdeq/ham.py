@@ -151,6 +151,31 @@ class HAM(nn.Module, Layered):
         names = self.layers if layers is None else layers
         return {a: like.new_zeros((like.shape[0], *self.layer(a).shape)) for a in names}
 
+    def __repr__(self) -> str:
+        """The graph: layers with their sizes and Lagrangians, synapses with their parameters."""
+        layers = [
+            (name, "×".join(map(str, self.layer(name).shape)), _line(self.layer(name).lagrangian))
+            for name in self.layers
+        ]
+        first: dict[Synapse, str] = {}
+        synapses = []
+        for names, synapse in self.connections:
+            where = " – ".join(names)
+            number = _number(sum(p.numel() for p in synapse.parameters()), "parameter")
+            number = f"as {first[synapse]}" if synapse in first else number
+            first.setdefault(synapse, where)
+            synapses.append((where, number, _line(synapse)))
+        head = ", ".join(
+            _number(count, noun)
+            for count, noun in (
+                (len(layers), "layer"),
+                (len(synapses), "connection"),
+                (sum(p.numel() for p in self.parameters()), "parameter"),
+            )
+        )
+        rows = (head, *_table(layers), *_table(synapses))
+        return "\n  ".join([f"{type(self).__name__}(", *rows]) + "\n)"
+
     def _check_connection(self, layers: tuple[str, ...], synapse: Synapse) -> None:
         self.check_names(layers)
         if not isinstance(synapse, Synapse):
@@ -161,3 +186,19 @@ class HAM(nn.Module, Layered):
             synapse.fit(layers, [self.layer(name).shape for name in layers])
         except ValueError as error:
             raise ValueError(f"connection {layers}: {error}") from error
+
+
+def _line(module: nn.Module) -> str:
+    """A module on one line: without what it is made of, if that takes more."""
+    text = repr(module)
+    return f"{type(module).__name__}({module.extra_repr()})" if "\n" in text else text
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def _table(rows: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Rows of three cells, the second against the right of its column."""
+    wide = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
+    return [f"{a:{wide[0]}}  {b:>{wide[1]}}  {c}" for a, b, c in rows]

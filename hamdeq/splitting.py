@@ -61,6 +61,11 @@ class Reduced:
             if not set(layers) & set(self.hidden)
         ]
 
+    def __repr__(self) -> str:
+        colours = " | ".join(", ".join(colour) for colour in self.colours)
+        hidden = ", ".join(self.hidden) or "none"
+        return f"{type(self).__name__}(visible: {colours}; hidden: {hidden})"
+
     def check_state(self, x: State) -> None:
         """Refuse a state that is not one of the visible layers."""
         self.model.check_state(x, self.visible)

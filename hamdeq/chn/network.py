@@ -16,7 +16,7 @@ from hamdeq.lagrangians.warp import log_slope
 from hamdeq.layers import Connection, Layered, Neurons, State
 from hamdeq.splitting import eliminate
 
-__all__ = ["CHN", "InnerIterations", "activations_of", "slope_of", "terms_of"]
+__all__ = ["CHN", "InnerIterations", "activations_of", "neurons_of", "slope_of", "terms_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +208,7 @@ def neurons_of(model: Layered, name: str) -> BengioFischer:
 
 
 def activations_of(model: Layered, s: State) -> State:
+    """ρ(s) of every layer in s."""
     return {name: neurons_of(model, name).rho.activation(x) for name, x in s.items()}
 
 

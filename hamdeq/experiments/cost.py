@@ -32,7 +32,7 @@ from tqdm import tqdm
 from hamdeq import DEQ, HAM, Anderson, ConjugateGradient, Implicit, Tanh
 from hamdeq.plots import cost_curves, growth
 
-__all__ = ["Chain", "main", "peak_memory"]
+__all__ = ["Chain", "main", "measure", "peak_memory"]
 
 _SHORTEST = 0.02  # seconds that are timed at a stretch, some thousand ticks of the clock
 _AXES = {

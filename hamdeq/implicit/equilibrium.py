@@ -15,7 +15,7 @@ from hamdeq.implicit.linear import Implicit
 from hamdeq.layers import EnergyModel
 from hamdeq.solvers import Broyden, Failures, OnFailure, Solution, Solver, Status
 
-__all__ = ["attach", "fixed_point", "solve"]
+__all__ = ["attach", "fixed_point", "rows", "solve"]
 
 
 def fixed_point(

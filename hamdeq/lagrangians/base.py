@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Lagrangian", "Scaled", "Tempered", "gradient", "positive", "total"]
+__all__ = ["Lagrangian", "Scaled", "Tempered", "gradient", "positive", "positives", "total"]
 
 
 class Lagrangian(nn.Module, ABC):

@@ -109,6 +109,10 @@ class BengioFischer(Lagrangian):
             self._known = Warp(self.rho)
         return self._known
 
+    def __repr__(self) -> str:
+        """As it is written: on one line."""
+        return f"{type(self).__name__}({self.rho})"
+
 
 class _Inverse(torch.autograd.Function):
     """Forward: s = ς⁻¹(u). Backward: ds/du = 1/ς′(s) = ρ′/(1 − s ρ″/ρ′)."""

@@ -24,7 +24,14 @@ from hamdeq.memories.few import are_few, error_of_few, states_at_once
 from hamdeq.memories.interactions import Interaction
 from hamdeq.memories.scaling import Factors
 
-__all__ = ["PredictionError", "blockwise", "loss_and_gradient", "margins", "similarities"]
+__all__ = [
+    "PredictionError",
+    "blockwise",
+    "error_of_block",
+    "loss_and_gradient",
+    "margins",
+    "similarities",
+]
 
 # Numbers in a block: it should stay in a core's cache from the first operation to the last.
 _BLOCK = 2**18

@@ -11,6 +11,7 @@ __all__ = ["check_beta", "check_fits", "check_patterns", "readable"]
 
 
 def check_beta(beta: float | Tensor) -> None:
+    """Refuse what is no inverse temperature, or tensor of them."""
     if not isinstance(beta, int | float | Tensor):
         raise TypeError(f"beta: expected a number or a tensor, got {type(beta).__name__}")
     if isinstance(beta, Tensor):
@@ -29,6 +30,7 @@ def readable(x: Tensor) -> bool:
 
 
 def check_fits(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse a tensor that does not broadcast to a shape."""
     pairs = zip(reversed(x.shape), reversed(shape), strict=False)
     if x.dim() > len(shape) or not all(n in (1, size) for n, size in pairs):
         raise ValueError(
@@ -37,6 +39,7 @@ def check_fits(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def check_patterns(name: str, patterns: Tensor) -> None:
+    """Refuse what are no patterns ``(…, patterns, size)`` of floating point."""
     if not isinstance(patterns, Tensor) or not patterns.is_floating_point() or patterns.dim() < 2:
         got = (
             f"{patterns.dtype} of shape {tuple(patterns.shape)}"

@@ -14,7 +14,7 @@ from hamdeq.layers import State
 from hamdeq.nn.retrieval import Retrieval, folded, shared, unfolded
 from hamdeq.solvers import Failures, Solution, Solver, Status
 
-__all__ = ["settle"]
+__all__ = ["Rows", "settle"]
 
 
 # Traced by the compiler, a solver breaks up into a graph for each thing that it looks at, and these

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+__all__ = ["Madam"]
+
 
 class Madam(Optimizer):
     r"""Multiplicative Adam: each step changes every weight by a bounded *fraction* of itself.

@@ -15,7 +15,19 @@ from torch import Tensor
 from hamdeq.descent import Descent, Energetic
 from hamdeq.solvers.solution import Solution, Status
 
-__all__ = ["Memory", "Method", "Run", "Solver", "Step", "Stopping"]
+__all__ = [
+    "Memory",
+    "Method",
+    "Run",
+    "Solver",
+    "Step",
+    "Stopping",
+    "choose",
+    "full_precision",
+    "norm",
+    "relative_residual",
+    "surely_all",
+]
 
 
 class Step(NamedTuple):

@@ -17,7 +17,7 @@ from torch import Tensor
 from hamdeq.descent import Descent, Energetic
 from hamdeq.solvers.base import Memory, Method, Solver, Step, choose, norm, surely_all
 
-__all__ = ["Accelerated", "Extrapolation"]
+__all__ = ["Accelerated", "Extrapolation", "at_least_one"]
 
 
 @dataclass(frozen=True, kw_only=True)

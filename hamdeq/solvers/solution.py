@@ -89,7 +89,13 @@ class Solution:
         value = self.value
         names = f"value: {{{', '.join(value)}}}, " if isinstance(value, dict) else ""
         return (
-            f"Solution({names}converged: {int(self.converged.sum())}/{total}, "
+            f"Solution({names}converged: {int(self.converged.sum())}/{total}{self._failures()}, "
             f"steps: mean {self.steps.double().mean():.1f}, worst {int(self.steps.max())}, "
             f"residual: worst {self.residual.max():.1e}, n_evals: {self.n_evals})"
         )
+
+    def _failures(self) -> str:
+        """How the other samples ended, with their number."""
+        ended = self.status[~self.converged].tolist()
+        counts = [f"{ended.count(status)} {status.name}" for status in Status if status in ended]
+        return f" ({', '.join(counts)})" if counts else ""

@@ -108,6 +108,7 @@ def layer_shape(shape: int | Sequence[int]) -> Shape:
 
 
 def positive_integer(name: str, n: object) -> int:
+    """n, refused by name where it is no positive integer."""
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise ValueError(f"{name}: expected a positive integer, got {n!r}")
     return n

@@ -153,6 +153,10 @@ class Composed(Map):
     def _maps(self) -> list[Map]:
         return list(self.maps)  # type: ignore[arg-type]
 
+    def __repr__(self) -> str:
+        """As it is written: on one line."""
+        return f"{type(self).__name__}({', '.join(map(repr, self.maps))})"
+
 
 class Flatten(Map):
     """A layer of any shape as a plain vector, in row-major order; for :class:`Composed`."""

@@ -16,7 +16,7 @@ from hamdeq.solvers import Anderson, Broyden, Method, Newton, Picard, Solution, 
 from hamdeq.solvers.base import norm
 from hamdeq.torchdeq_bridge.stock import OURS, STOCK, TorchDEQSolver, refuse_unknown
 
-__all__ = ["register"]
+__all__ = ["Observed", "Registered", "configured", "refuse_absolute", "register"]
 
 
 def register(name: str, solver: Solver) -> None:

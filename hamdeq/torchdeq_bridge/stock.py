@@ -16,7 +16,7 @@ from torchdeq.solver import get_solver
 from hamdeq.solvers import Method, Solution, Solver, Status
 from hamdeq.solvers.base import norm, relative_residual
 
-__all__ = ["TorchDEQSolver"]
+__all__ = ["TorchDEQSolver", "lookup", "refuse_unknown"]
 
 STOCK = ("anderson", "broyden", "fixed_point_iter", "simple_fixed_point_iter")
 OURS = ("hamdeq_picard", "hamdeq_anderson", "hamdeq_broyden", "hamdeq_newton")

@@ -18,7 +18,7 @@ from hamdeq.plots import residual_histogram
 from hamdeq.solvers import Failures, Solution
 from hamdeq.training.equilibrium import EquilibriumModule
 
-__all__ = ["Contraction", "ConvergenceMonitor", "ProgressBar", "ResidualPicture"]
+__all__ = ["Contraction", "ConvergenceMonitor", "ProgressBar", "ResidualPicture", "save_picture"]
 
 
 class _Means:

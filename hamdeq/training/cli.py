@@ -34,7 +34,7 @@ from hamdeq.training.run import (
 )
 from hamdeq.training.sizes import check_sizes
 
-__all__ = ["Run", "main"]
+__all__ = ["HAMCLI", "Run", "main"]
 
 _INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 

@@ -21,7 +21,7 @@ from hamdeq.training.callbacks import save_picture
 from hamdeq.training.questions import generator
 from hamdeq.training.reconstructor import HAMReconstructor
 
-__all__ = ["Recall", "RecallPictures", "recall"]
+__all__ = ["Recall", "RecallPictures", "pictures", "recall"]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-__all__ = ["MetricsFile", "last_checkpoint", "new_folder", "wandb_logger"]
+__all__ = ["MetricsFile", "checkpoint_step", "last_checkpoint", "new_folder", "wandb_logger"]
 
 
 def new_folder(root: str | Path) -> Path:
