@@ -70,7 +70,8 @@ def test_public_names_are_listed_and_documented(name):
     for public in module.__all__:
         value = getattr(module, public)
         assert not public.startswith("_")
-        assert value.__doc__ or not callable(value), public
+        if inspect.isroutine(value) or inspect.isclass(value):
+            assert value.__doc__, public
     if module.__file__.endswith("__init__.py"):  # what it takes from its modules is its own
         names = [n for n, value in vars(module).items() if not inspect.ismodule(value)]
     else:
@@ -79,7 +80,7 @@ def test_public_names_are_listed_and_documented(name):
 
 
 def _made_in(value, module):
-    return inspect.isroutine(value) | inspect.isclass(value) and value.__module__ == module
+    return (inspect.isroutine(value) or inspect.isclass(value)) and value.__module__ == module
 
 
 def test_the_package_tells_what_it_is():
@@ -168,10 +169,8 @@ def test_shared_weights_are_counted_once():
     )
     lines = repr(ham).splitlines()
     assert "36 parameters" in lines[1]
-    assert lines[5:7] == [
-        "  a – b  36 parameters  Dense(6, 6)",
-        "  b – c       as a – b  Dense(6, 6)",
-    ]
+    assert lines[5] == "  a – b  36 parameters  Dense(6, 6)"
+    assert lines[6] == "  b – c       as a – b  Dense(6, 6)"
 
 
 def test_what_is_made_of_modules_prints_on_one_line():

@@ -204,6 +204,7 @@ class CHN(nn.Module):
 
 
 def neurons_of(model: Layered, name: str) -> BengioFischer:
+    """The Lagrangian of a layer of the HAM, which knows ρ and ς."""
     return model.layer(name).lagrangian  # pyright: ignore[reportReturnType]
 
 
