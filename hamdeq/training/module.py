@@ -12,7 +12,7 @@ from torch import Tensor
 
 __all__ = ["Classifier", "OptimizerCallable", "OtherArchitectureError", "SchedulerCallable"]
 
-OptimizerCallable = Callable[[Iterable], torch.optim.Optimizer]
+OptimizerCallable = Callable[[Iterable[Any]], torch.optim.Optimizer]
 SchedulerCallable = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 
