@@ -5,45 +5,56 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
+
+from hamdeq.plots.palette import COLOURS, GREY, MARKERS, shades
 
 __all__ = ["capacity_curves"]
 
 
-def capacity_curves(errors: Mapping[int, Mapping[int, float]], *, threshold: float = 0.1) -> Figure:
+def capacity_curves(
+    errors: Mapping[int, Mapping[int, float]], *, threshold: float = 0.1, title: str = ""
+) -> Figure:
     """Retrieval error against the number of patterns, and the capacity against their size.
 
     Args:
         errors: of patterns of each size d, the retrieval error for each number N of them.
         threshold: the error up to which N patterns count as stored.
+        title: of the picture.
 
     The capacity is the largest N before the first whose error is above the threshold; sizes whose
     errors all are, or none, have none that is known, and no point on the right.
     """
     figure = Figure(figsize=(9.0, 4.0), dpi=150, layout="constrained")
+    figure.suptitle(title)
     left, right = figure.subplots(1, 2)
     sizes = sorted(errors)
-    colors = colormaps["viridis"](np.linspace(0.0, 0.9, len(sizes)))
     capacities: dict[int, int] = {}
-    for d, color in zip(sizes, colors, strict=True):
+    for i, (d, colour) in enumerate(zip(sizes, shades(len(sizes)), strict=True)):
         counts = sorted(errors[d])
         values = [errors[d][count] for count in counts]
-        left.plot(counts, values, marker=".", color=color, label=f"d = {d}")
-        first = next((i for i, error in enumerate(values) if error > threshold), None)
+        left.plot(
+            counts,
+            values,
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=4,
+            color=colour,
+            label=f"d = {d}",
+        )
+        first = next((k for k, error in enumerate(values) if error > threshold), None)
         if first:
             capacities[d] = counts[first - 1]
-    left.axhline(threshold, color="0.35", linestyle="--", linewidth=1)
+    left.axhline(threshold, color=GREY, linestyle="--", linewidth=1)
     left.set_xscale("log", base=2)
     left.set(xlabel="patterns stored, N", ylabel="retrieval error")
     left.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
 
     found = np.array(list(capacities)), np.array(list(capacities.values()))
-    right.plot(*found, "o", color="tab:blue", label=f"largest N with error ≤ {threshold:g}")
+    right.plot(*found, "o", color=COLOURS[0], label=f"largest N with error ≤ {threshold:g}")
     if len(capacities) > 1:
         slope, start = np.polyfit(found[0], np.log2(found[1]), 1)
         line = 2 ** (start + slope * found[0])
-        right.plot(found[0], line, color="0.35", label=f"doubles every {1 / slope:.1f} dimensions")
+        right.plot(found[0], line, color=GREY, label=f"doubles every {1 / slope:.1f} dimensions")
     right.set_yscale("log", base=2)
     right.set(xlabel="dimensions, d", ylabel="capacity")
     right.legend(fontsize="small")

@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["cost_curves", "growth"]
+from hamdeq.plots.palette import COLOURS, MARKERS
 
-_STYLES = (("tab:blue", "o"), ("tab:orange", "s"), ("tab:green", "x"))
+__all__ = ["cost_curves", "growth"]
 
 Curves = Mapping[str, Mapping[int, float]]
 """What was measured at each size, by name."""
@@ -37,7 +37,9 @@ def _line(curve: Mapping[int, float]) -> tuple[float, float]:
     return float(slope), float(start)
 
 
-def cost_curves(times: Mapping[str, Curves], memory: Mapping[str, Curves]) -> Figure:
+def cost_curves(
+    times: Mapping[str, Curves], memory: Mapping[str, Curves], *, title: str = ""
+) -> Figure:
     """Time and memory against size, in log-log axes, with the power at which each grows.
 
     Dashed lines are those fitted for :func:`growth`.
@@ -45,6 +47,7 @@ def cost_curves(times: Mapping[str, Curves], memory: Mapping[str, Curves]) -> Fi
     Args:
         times: seconds, for each axis of size, by its label: a column of panels.
         memory: bytes, for the same axes.
+        title: of the picture.
 
     Raises:
         ValueError: other axes of memory than of times, or none.
@@ -54,6 +57,7 @@ def cost_curves(times: Mapping[str, Curves], memory: Mapping[str, Curves]) -> Fi
             f"expected times and memory against the same sizes, got {[*times]} and {[*memory]}"
         )
     figure = Figure(figsize=(4.5 * len(times), 6.5), dpi=150, layout="constrained")
+    figure.suptitle(title)
     panels = figure.subplots(2, len(times), sharex="col", sharey="row", squeeze=False)
     for (top, bottom), label in zip(panels.T, times, strict=True):
         _draw(top, {name: _scaled(c, 1e3) for name, c in times[label].items()})
@@ -72,7 +76,9 @@ def _scaled(curve: Mapping[int, float], factor: float) -> dict[int, float]:
 
 
 def _draw(axes: Axes, curves: Curves) -> None:
-    for (name, curve), (colour, marker) in zip(curves.items(), _STYLES, strict=False):
+    for (name, curve), (colour, marker) in zip(
+        curves.items(), zip(COLOURS, MARKERS, strict=True), strict=False
+    ):
         slope, start = _line(curve)
         label = name if math.isnan(slope) else f"{name}, power {slope:.2f}"
         sizes = np.array([*curve])

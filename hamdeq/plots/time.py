@@ -11,12 +11,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hamdeq.dynamics import Trajectory
+from hamdeq.plots.palette import COLOURS, DASHES
 
 __all__ = ["trajectory_curves"]
-
-# Okabe & Ito's colours, told apart with any kind of colour vision; dashes repeat them.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
-_DASHES = ("-", "--", ":")
 
 
 def trajectory_curves(
@@ -26,6 +23,7 @@ def trajectory_curves(
     layers: Sequence[str] | None = None,
     neurons: int = 7,
     scale: Literal["linear", "log"] = "linear",
+    title: str = "",
 ) -> Figure:
     """Energy along a trajectory, and below it the states of one sample, layer by layer.
 
@@ -36,6 +34,7 @@ def trajectory_curves(
         neurons: of each layer, at most how many: those that move most.
         scale: of the axis of time; ``"log"`` for time constants that differ greatly, which leaves
             out a first time of zero.
+        title: of the picture.
 
     Raises:
         ValueError: a sample or a layer that is not there, no neurons, an unknown scale.
@@ -55,15 +54,16 @@ def trajectory_curves(
     times, energy = _numbers(path.times), _numbers(path.energy)
     shown = slice(int(scale == "log" and times[0] <= 0), None)
     figure = Figure(figsize=(7.0, 2.2 * (1 + len(names))), dpi=150, layout="constrained")
+    figure.suptitle(title)
     top, *below = figure.subplots(1 + len(names), 1, sharex=True)
     top.plot(times[shown], energy[shown], color="0.7", linewidth=0.8)
-    top.plot(times[shown], energy[shown, sample], color=_COLOURS[0], linewidth=2.0)
+    top.plot(times[shown], energy[shown, sample], color=COLOURS[0], linewidth=2.0)
     top.set(ylabel="energy", xscale=scale)
     top.set_title(f"{batch} samples, sample {sample} in colour" if batch > 1 else "1 sample")
     for axes, name in zip(below, names, strict=True):
         x = _numbers(path.states[name])[:, sample].reshape(count, -1)
         most = np.sort(np.argsort(-np.ptp(x, axis=0), kind="stable")[:neurons])
-        styles = cycle((c, d) for d in _DASHES for c in _COLOURS)
+        styles = cycle(zip(COLOURS * len(DASHES), DASHES * len(COLOURS), strict=True))
         for i, (colour, dash) in zip(most, styles, strict=False):
             axes.plot(times[shown], x[shown, i], dash, color=colour, linewidth=1.2)
         of = "" if len(most) == x.shape[1] else f", {len(most)} of {x.shape[1]}"

@@ -15,7 +15,7 @@ from torch import Tensor
 from hamdeq.clamping import Clamped
 from hamdeq.deq import DEQ
 from hamdeq.layers import State
-from hamdeq.plots import recall_gallery
+from hamdeq.plots import retrieval_gallery
 from hamdeq.starting import forward_sweep
 from hamdeq.training.callbacks import save_picture
 from hamdeq.training.questions import generator
@@ -149,8 +149,13 @@ def pictures(
             answers = found.states[-1][module.output].flatten(1).argmax(1).tolist()
             columns = [f"“{answer}”" for answer in answers]
             title += "; above, the label recalled"
-        figures[kind] = recall_gallery(
-            rows, module.image_shape, found.energy, names=columns, title=title
+        figures[kind] = retrieval_gallery(
+            rows,
+            module.image_shape,
+            limits=(0.0, 1.0),
+            energy=found.energy,
+            names=columns,
+            title=title,
         )
     return figures
 

@@ -25,6 +25,6 @@ def draw(folder: Path, rows: Sequence[Row]) -> list[Path]:
         found.append(path)
     for (name, seed), curves in networks.items():
         path = folder / f"energy-{name}-{seed}.png"
-        energy_descent(curves).savefig(path)
+        energy_descent(curves, lowest=0.0, first=1, step="evaluations").savefig(path)
         found.append(path)
     return found

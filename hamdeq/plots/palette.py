@@ -1,0 +1,30 @@
+"""Colours, dashes and marks that are told apart with any kind of colour vision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+
+__all__ = ["BLACK", "COLOURS", "DASHES", "GREY", "MARKERS", "MISSING", "shades", "style"]
+
+# Okabe & Ito, "Color Universal Design" (2008): told apart with any kind of colour vision.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", ":", "-.")
+BLACK, GREY, MISSING = "#000000", "0.35", "#E69F00"
+
+
+def style(i: int) -> dict[str, Any]:
+    """Of the i-th of several curves: its colour, mark and dash all differ from its neighbours'."""
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "marker": MARKERS[i % len(MARKERS)],
+        "linestyle": DASHES[i % len(DASHES)],
+    }
+
+
+def shades(count: int) -> np.ndarray:
+    """Colours of an ordered series, such as sizes, from dark to light: ``(count, 4)``."""
+    return colormaps["viridis"](np.linspace(0.0, 0.85, max(count, 1)))[:count]

@@ -1,0 +1,89 @@
+"""Pictures of what hidden neurons hold."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from hamdeq.ham import HAM
+from hamdeq.synapses import Dense
+
+__all__ = ["weight_images"]
+
+_SIZE = 0.8
+"""Of an image, in inches."""
+
+
+def weight_images(
+    memory: HAM | Tensor,
+    shape: tuple[int, int],
+    *,
+    layers: tuple[str, str] = ("input", "hidden1"),
+    count: int = 30,
+    title: str = "",
+) -> Figure:
+    """The weights of hidden neurons as images, on one scale: what each of them looks for.
+
+    Args:
+        memory: a memory; or the weights themselves, ``(neurons, pixels)``, such as ``memories`` of
+            a :class:`~hamdeq.memories.DenseAssociativeMemory` or ``patterns`` of a
+            :class:`~hamdeq.TwoLayer`.
+        shape: height and width of an image.
+        layers: of a memory, the layer of pixels, and that of hidden neurons.
+        count: at most how many neurons: those whose weights have the largest norm, that first.
+        title: of the picture.
+
+    The scale is orange below zero, white at zero and purple above it; the number over an image is
+    that of its neuron.
+
+    Raises:
+        ValueError: no ``Dense`` between the layers, weights of another size, no neurons.
+    """
+    weights = _weights(memory, layers) if isinstance(memory, HAM) else memory
+    height, width = shape
+    if weights.dim() != 2 or len(weights) == 0 or weights.shape[1] != height * width:
+        raise ValueError(
+            f"memory: expected weights (neurons, {height * width}) for images of {height} × "
+            f"{width} pixels, got {tuple(weights.shape)}"
+        )
+    if count < 1:
+        raise ValueError(f"count: expected at least 1, got {count!r}")
+    numbers = weights.detach().double().cpu().numpy()
+    norms = np.linalg.norm(numbers, axis=1)
+    shown = np.argsort(-norms, kind="stable")[:count]
+    limit = float(np.abs(numbers[shown]).max()) or 1.0
+
+    columns = min(len(shown), 10)
+    rows = math.ceil(len(shown) / columns)
+    size = (max(_SIZE * columns, 2.4) + 1.0, (_SIZE + 0.2) * rows + 0.5 * bool(title) + 0.2)
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    places = figure.subplots(rows, columns, squeeze=False)
+    image = None
+    for place, neuron in zip(places.flat, shown, strict=False):
+        image = place.imshow(numbers[neuron].reshape(shape), "PuOr", vmin=-limit, vmax=limit)
+        place.set_title(f"{neuron}", fontsize="small", pad=2)
+    for place in places.flat:
+        place.set(xticks=[], yticks=[])
+    for place in places.flat[len(shown) :]:
+        place.set_axis_off()
+    assert image is not None
+    figure.colorbar(image, ax=places, label="weight")
+    of = "" if len(shown) == len(numbers) else f"{len(shown)} of {len(numbers)} neurons"
+    figure.suptitle(": ".join(part for part in (title, of) if part))
+    return figure
+
+
+def _weights(ham: HAM, layers: tuple[str, str]) -> Tensor:
+    """Of the synapse between two layers: ``(neurons of the second, neurons of the first)``."""
+    ham.check_names(layers)
+    for names, synapse in ham.connections:
+        if isinstance(synapse, Dense) and sorted(names) == sorted(layers):
+            return synapse.weight.mT if names == tuple(layers) else synapse.weight
+    found = [names for names, synapse in ham.connections if isinstance(synapse, Dense)]
+    raise ValueError(
+        f"layers: expected two with a Dense between them, of {found}, got {layers}; or give the "
+        "weights themselves, (neurons, pixels)"
+    )
