@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hamdeq.implicit import fixed_point
-from hamdeq.layers import State
 from hamdeq.plots.palette import BLACK, COLOURS, GREY, MARKERS
 from hamdeq.plots.panel import panel
 from hamdeq.solvers import Picard, Solver
@@ -32,7 +31,7 @@ def basins(
 
     Args:
         memory: an energy of which one layer of two neurons is visible, such as
-            ``eliminate(ham, ["memories"])``.
+            ``eliminate(ham, ["memories"])``; of a clamped one, the first sample.
         extent: left, right, lower and upper end of the states.
         points: starts along each axis.
         solver: default plain steps, ``Picard(tol=1e-6, max_steps=1000)``: others may jump from one
@@ -56,13 +55,14 @@ def basins(
         raise ValueError(f"points: expected at least 2, got {points!r}")
     steps = Picard(tol=1e-6, max_steps=1000) if solver is None else solver
     starts = _starts(extent, points, memory)
+    memory = memory.select(torch.zeros(points**2, dtype=torch.long, device=starts.device))
     with torch.no_grad():
         found = fixed_point(memory, {name: starts}, solver=steps, on_failure="ignore")
         energy = memory.energy({name: starts}).reshape(points, points).double().cpu().numpy()
         width = max(right - left, high - low)
         centres, which = _equilibria(found.value[name], found.converged, 1e-2 * width)
-        order = memory.energy({name: centres}).argsort() if len(centres) else centres.new_empty(0)
-    order = order[: len(COLOURS)].long()
+        some = memory.select(torch.zeros(len(centres), dtype=torch.long, device=starts.device))
+        order = some.energy({name: centres}).argsort()[: len(COLOURS)]
     rank = torch.full((len(centres) + 1,), -1)  # the last of them is of those without any
     rank[order.cpu()] = torch.arange(len(order))
     basin = rank[which].reshape(points, points).numpy()
@@ -108,7 +108,8 @@ def _layer_of_two(memory: Reduced) -> str:
 def _starts(extent: tuple[float, float, float, float], points: int, memory: Reduced) -> Tensor:
     """One in each cell of a grid, row by row: ``(points², 2)``."""
     left, right, low, high = extent
-    some = next(iter(memory.model.parameters()), torch.zeros(()))
+    synapses = (synapse for _, synapse in memory.model.connections)
+    some = next((p for each in synapses for p in each.parameters()), torch.zeros(()))
     inside = torch.rand(points, points, 2, generator=torch.Generator().manual_seed(0))
     rows, columns = torch.meshgrid(torch.arange(points), torch.arange(points), indexing="ij")
     unit = (torch.stack([columns, rows], dim=-1) + inside) / points

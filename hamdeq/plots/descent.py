@@ -38,8 +38,8 @@ def energy_descent(
             the same samples, such as solvers or updates, by their labels.
         lowest: the energy at the minimum, one or ``(batch,)``; default the lowest that a sample has
             on any of the ways.
-        floor: what is not above it is rounding, and is not drawn; in the energy's own units, default
-            1e-15 of the largest energy.
+        floor: what is not above it is rounding, and is not drawn; in the energy's units, default
+            1e-15 of the largest.
         first: the number of the first step.
         step: what a step is: the label of that axis, where there are no times.
         title: of the picture.
@@ -48,7 +48,7 @@ def energy_descent(
     The thin lines are the samples, the thick ones with marks their mean.
 
     Raises:
-        ValueError: no way, other samples than in the first one, fewer than one step; trajectories
+        ValueError: no way, other samples than in the first one, or none; trajectories
             among energies that have no times.
 
     Example:
@@ -76,7 +76,7 @@ def energy_descent(
         mean = _above(fall.mean(1), floor)
         axes.plot(at, mean, **look, linewidth=1.8, markevery=-(-len(fall) // 12), label=label)
     axes.set(ylabel="energy above its minimum", yscale="log", title=title)
-    if True in timed:
+    if timed == {True}:
         axes.set_xlabel("time, in the unit of τ")
     else:
         axes.set_xlabel(step)
@@ -93,9 +93,9 @@ def _energies(ways: Mapping[str, Way]) -> dict[str, np.ndarray]:
         curve = _numbers(way.energy if isinstance(way, Trajectory) else way)
         curves[label] = curve = curve[:, None] if curve.ndim == 1 else curve
         batch = next(iter(curves.values())).shape[1:]
-        if curve.ndim != 2 or len(curve) < 2 or curve.shape[1:] != batch or curve.size == 0:
+        if curve.ndim != 2 or curve.shape[1:] != batch or curve.size == 0:
             raise ValueError(
-                "ways: expected energies (steps + 1, batch), of at least one step and the samples "
+                "ways: expected energies (steps + 1, batch), of the samples "
                 f"of the first way, got {curve.shape} for {label!r}"
             )
     return curves
