@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -16,6 +18,9 @@ from hamdeq.solvers import Picard, Solver
 from hamdeq.splitting import Reduced
 
 __all__ = ["basins"]
+
+_NEAR = 1e-2
+"""Up to what share of the width equilibria are the same."""
 
 
 def basins(
@@ -40,9 +45,10 @@ def basins(
         axes: where to draw, default a new figure.
 
     A basin has a colour, and its equilibrium a mark and a number, in the order of energy, the
-    lowest first; the thin lines are those of equal energy. Starts that do not converge, or beyond
-    the seventh equilibrium, are left white. A start lies at a random place of its cell (seed 0),
-    so that none is on the border of two basins merely by symmetry.
+    lowest first; black lines are borders of basins, thin ones those of equal energy. Starts
+    that do not converge, or do to an equilibrium beyond the seventh, are left white. A start lies
+    at a random place near the middle of its cell (seed 0), so that none is on the border of two
+    basins merely by symmetry.
 
     Raises:
         ValueError: a memory of other layers, an empty extent, fewer than two points.
@@ -54,44 +60,72 @@ def basins(
     if points < 2:
         raise ValueError(f"points: expected at least 2, got {points!r}")
     steps = Picard(tol=1e-6, max_steps=1000) if solver is None else solver
-    starts = _starts(extent, points, memory)
-    memory = memory.select(torch.zeros(points**2, dtype=torch.long, device=starts.device))
-    with torch.no_grad():
-        found = fixed_point(memory, {name: starts}, solver=steps, on_failure="ignore")
-        energy = memory.energy({name: starts}).reshape(points, points).double().cpu().numpy()
-        width = max(right - left, high - low)
-        centres, which = _equilibria(found.value[name], found.converged, 1e-2 * width)
-        some = memory.select(torch.zeros(len(centres), dtype=torch.long, device=starts.device))
-        order = some.energy({name: centres}).argsort()[: len(COLOURS)]
-    rank = torch.full((len(centres) + 1,), -1)  # the last of them is of those without any
-    rank[order.cpu()] = torch.arange(len(order))
-    basin = rank[which].reshape(points, points).numpy()
-
+    found = _settle(memory, name, _starts(extent, points, memory), steps, _NEAR * (right - left))
     figure, axes = panel(axes, 5.2, 5.0)
-    tints = [_tint(colour) for colour in COLOURS]
+    _draw(axes, found, extent)
+    axes.set(xlim=extent[:2], ylim=extent[2:], aspect="equal", title=title)
+    axes.set(xlabel=f"{name}: x₁", ylabel=f"{name}: x₂")
+    return figure
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """Of a grid of starts: where they lie, their energy, and to which equilibrium they settle."""
+
+    starts: np.ndarray  # (points, points, 2)
+    energy: np.ndarray  # (points, points)
+    basin: np.ndarray  # (points, points), -1 of none
+    equilibria: np.ndarray  # (count, 2)
+
+
+@torch.no_grad()
+def _settle(memory: Reduced, name: str, starts: Tensor, solver: Solver, near: float) -> _Found:
+    def energy(x: Tensor) -> Tensor:
+        return memory.select(rows.expand(len(x))).energy({name: x})
+
+    rows = torch.zeros(1, dtype=torch.long, device=starts.device)  # all are the first sample
+    flat = starts.flatten(0, 1)
+    model = memory.select(rows.expand(len(flat)))
+    settled = fixed_point(model, {name: flat}, solver=solver, on_failure="ignore")
+    equilibria, which = _equilibria(settled.value[name], settled.converged, near)
+    order = energy(equilibria).argsort()[: len(COLOURS)]
+    rank = torch.full((len(equilibria) + 1,), -1)  # the last of them is of those without any
+    rank[order.cpu()] = torch.arange(len(order))
+    return _Found(
+        _numbers(starts),
+        _numbers(energy(flat).reshape(starts.shape[:2])),
+        rank[which].reshape(starts.shape[:2]).numpy(),
+        _numbers(equilibria[order]),
+    )
+
+
+def _draw(axes: Axes, found: _Found, extent: tuple[float, float, float, float]) -> None:
     axes.imshow(
-        np.ma.masked_less(basin, 0),
-        ListedColormap(tints),
+        np.ma.masked_less(found.basin, 0),
+        ListedColormap([_tint(colour) for colour in COLOURS]),
         vmin=-0.5,
-        vmax=len(tints) - 0.5,
+        vmax=len(COLOURS) - 0.5,
         origin="lower",
         extent=extent,
         interpolation="nearest",
     )
-    place = starts.reshape(points, points, 2).double().cpu().numpy()
-    lines = {"colors": GREY, "linewidths": 0.5, "alpha": 0.7}
-    if np.ptp(energy) > 0:
-        axes.contour(place[..., 0], place[..., 1], energy, levels=14, **lines)
-    for i, centre in enumerate(centres[order].double().cpu().numpy()):
+    where = found.starts[..., 0], found.starts[..., 1]
+    if np.ptp(found.energy) > 0:
+        lines = {"colors": GREY, "linewidths": 0.5, "linestyles": "solid", "alpha": 0.7}
+        axes.contour(*where, found.energy, levels=14, **lines)
+    for i in np.unique(found.basin) if np.ptp(found.basin) > 0 else ():
+        axes.contour(*where, found.basin == i, levels=[0.5], colors=BLACK, linewidths=0.8)
+    left, right, low, high = extent
+    for i, centre in enumerate(found.equilibria):
+        inside = left <= centre[0] <= right and low <= centre[1] <= high
+        share = f"{i + 1}: {100 * np.mean(found.basin == i):.0f} %" + ", outside" * (not inside)
         look = {"color": COLOURS[i], "markeredgecolor": BLACK, "markersize": 9}
-        axes.plot(*centre, MARKERS[i], **look, label=f"{i + 1}: {np.mean(basin == i):.0%}")
-        axes.annotate(f"{i + 1}", centre, textcoords="offset points", xytext=(7, 7))
-    axes.set(xlim=extent[:2], ylim=extent[2:], aspect="equal", title=title)
-    axes.set(xlabel=f"{name}: x₁", ylabel=f"{name}: x₂")
-    if len(order):
+        axes.plot(*centre, MARKERS[i], **look, label=share)
+        if inside:
+            axes.annotate(f"{i + 1}", centre, textcoords="offset points", xytext=(7, 7))
+    if len(found.equilibria):
         legend = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": "small"}
         axes.legend(title="equilibrium: share", **legend)
-    return figure
 
 
 def _layer_of_two(memory: Reduced) -> str:
@@ -106,15 +140,15 @@ def _layer_of_two(memory: Reduced) -> str:
 
 
 def _starts(extent: tuple[float, float, float, float], points: int, memory: Reduced) -> Tensor:
-    """One in each cell of a grid, row by row: ``(points², 2)``."""
+    """One in each cell of a grid: ``(points, points, 2)``, of rows and columns."""
     left, right, low, high = extent
     synapses = (synapse for _, synapse in memory.model.connections)
     some = next((p for each in synapses for p in each.parameters()), torch.zeros(()))
-    inside = torch.rand(points, points, 2, generator=torch.Generator().manual_seed(0))
+    random = torch.rand(points, points, 2, generator=torch.Generator().manual_seed(0))
     rows, columns = torch.meshgrid(torch.arange(points), torch.arange(points), indexing="ij")
-    unit = (torch.stack([columns, rows], dim=-1) + inside) / points
+    unit = (torch.stack([columns, rows], dim=-1) + 0.3 + 0.4 * random) / points
     corner, size = torch.tensor([left, low]), torch.tensor([right - left, high - low])
-    return (corner + size * unit).reshape(-1, 2).to(some)
+    return (corner + size * unit).to(some)
 
 
 def _equilibria(x: Tensor, converged: Tensor, near: float) -> tuple[Tensor, Tensor]:
@@ -134,3 +168,7 @@ def _equilibria(x: Tensor, converged: Tensor, near: float) -> tuple[Tensor, Tens
 def _tint(colour: str) -> tuple[float, ...]:
     """A colour on paper: light, so that lines and marks show on it."""
     return tuple(1 - 0.4 * (1 - part) for part in to_rgb(colour))
+
+
+def _numbers(x: Tensor) -> np.ndarray:
+    return x.double().cpu().numpy()

@@ -37,7 +37,7 @@ def energy_descent(
             ``(steps + 1,)`` of one sample; or a trajectory, drawn against its time. Several ways of
             the same samples, such as solvers or updates, by their labels.
         lowest: the energy at the minimum, one or ``(batch,)``; default the lowest that a sample has
-            on any of the ways.
+            on any of the ways, towards which the last steps seem to fall faster.
         floor: what is not above it is rounding, and is not drawn; in the energy's units, default
             1e-15 of the largest.
         first: the number of the first step.

@@ -54,7 +54,7 @@ def retrieval_gallery(
         raise ValueError(f"names: expected one for each of {count} columns, got {len(names)}")
     width, height = _SIZE * count + 1.2, _SIZE * len(rows) + 0.3 * bool(title) + 0.2 * bool(names)
     if energy is None:
-        figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+        figure = Figure(figsize=(width, height), dpi=150, layout="compressed")
         _images(figure, rows, shape, limits, names)
     else:
         size = (width + 4.0, max(height, 3.0))

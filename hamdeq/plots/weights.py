@@ -59,7 +59,7 @@ def weight_images(
     columns = min(len(shown), 10)
     rows = math.ceil(len(shown) / columns)
     size = (max(_SIZE * columns, 2.4) + 1.0, (_SIZE + 0.2) * rows + 0.5 * bool(title) + 0.2)
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    figure = Figure(figsize=size, dpi=150, layout="compressed")
     places = figure.subplots(rows, columns, squeeze=False)
     image = None
     for place, neuron in zip(places.flat, shown, strict=False):
