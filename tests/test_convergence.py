@@ -1,6 +1,7 @@
 """The convergence experiment: what it measures, that it loses nothing, and what it refuses."""
 
 import csv
+import itertools
 import json
 import math
 import os
@@ -13,20 +14,27 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 pytest.importorskip("lightning")
 pytest.importorskip("torchvision")
 pytest.importorskip("sklearn")
 
-from hamdeq import CHN, CHNDEQ, DEQ, HAM, Anderson, Newton, Picard
+from hamdeq import CHN, CHNDEQ, DEQ, HAM, Anderson, Dense, Neurons, Newton, Picard, Sigmoid
 from hamdeq.data import DigitsDataModule
+from hamdeq.experiments import claim as claims
 from hamdeq.experiments import series
 from hamdeq.experiments.claim import claim
-from hamdeq.experiments.convergence import Plan, Setting, Source, measure, table
+from hamdeq.experiments.convergence import Measurement, Plan, Setting, Source, measure, table
 from hamdeq.experiments.convergence.cli import main
-from hamdeq.experiments.convergence.plan import key, with_sizes
+from hamdeq.experiments.convergence.configuration import read, with_sizes
+from hamdeq.experiments.convergence.plan import adopted, key
+from hamdeq.experiments.convergence.progress import Progress
 from hamdeq.experiments.convergence.published import model_of, published
+from hamdeq.experiments.convergence.report import Row
+from hamdeq.experiments.convergence.running import Experiment
 from hamdeq.experiments.convergence.store import load, save
+from hamdeq.plots import energy_descent
 from hamdeq.training import HAMClassifier
 from hamdeq.training.load import load_run
 
@@ -44,6 +52,38 @@ def here(tmp_path, monkeypatch):
 def classifier(**options):
     torch.manual_seed(0)
     return HAMClassifier(DEQ(HAM.chain([64, 32, 10], gain=0.5), **options))
+
+
+def a_run(folder: Path, sizes: dict[str, int], pairs: list[str]) -> Path:
+    """The folder of a run whose memory has learned nothing."""
+    neurons = {name: Neurons(n, Sigmoid(4.0, 0.5)) for name, n in sizes.items()}
+    dense = [(tuple(pair.split("-")), [sizes[name] for name in pair.split("-")]) for pair in pairs]
+    ham = HAM(neurons, [(pair, Dense(*shape, gain=0.5)) for pair, shape in dense])
+    args = {
+        "neurons": {
+            name: {
+                "class_path": "hamdeq.Neurons",
+                "init_args": {"shape": n, "lagrangian": {"class_path": "hamdeq.Sigmoid"}},
+            }
+            for name, n in sizes.items()
+        },
+        "connections": [
+            [[*pair], {"class_path": "hamdeq.Dense", "init_args": {"n_from": a, "n_to": b}}]
+            for pair, (a, b) in dense
+        ],
+    }
+    deq = {"ham": {"class_path": "hamdeq.HAM", "init_args": args}, "splitting": None}
+    model = {"deq": {"class_path": "hamdeq.DEQ", "init_args": deq}}
+    config = {
+        "seed_everything": 0,
+        "model": {"class_path": "hamdeq.training.HAMClassifier", "init_args": model},
+        "data": {"class_path": "hamdeq.data.DigitsDataModule"},
+    }
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    weights = HAMClassifier(DEQ(ham, splitting=None)).state_dict()
+    torch.save({"state_dict": weights}, folder / "checkpoints/best.ckpt")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -107,19 +147,29 @@ def test_of_a_continuous_network(digits):
 
 def test_published_figures_stand_beside_the_same_model_alone(digits):
     found = measure(classifier(solver=Anderson()), digits)
-    assert published(found) is None
-    small = replace(found, sizes=[784, 512, 10])
-    assert published(small) == (4.5, 96.7)
-    assert published(replace(small, splitting="none", solver="Picard")) == (8.2, 96.9)
-    assert published(replace(small, solver="Newton")) is None
-    text = table([("a", small, {}), ("a", replace(small, accuracy=1.0), {})], with_published=True)
-    head, _, line = text.splitlines()
+    assert found.data == "DigitsDataModule"
+    small = replace(found, sizes=[784, 512, 10], data="MNISTDataModule")
+    assert published(small) == ("4.5 ± 0.3", "96.7 ± 0.3")
+    plain = replace(small, splitting="none", solver="Picard")
+    assert published(plain) == ("8.2 ± 0.3", "96.9 ± 0.2")
+    for other in ({"solver": "Newton"}, {"tol": 1e-3}, {"data": "Other"}, {"sizes": [784, 10]}):
+        assert published(replace(small, **other)) is None
+    rows = [Row("a", "", one, {}) for one in (small, replace(small, accuracy=1.0))]
+    head, _, line = table(rows, with_published=True).splitlines()
     cells = dict(zip(head.split(" | "), line.split(" | "), strict=True))
     accuracies = [100 * small.accuracy, 100.0]
     mean, deviation = sum(accuracies) / 2, abs(accuracies[0] - accuracies[1]) / math.sqrt(2)
     assert cells["accuracy, %"] == f"{mean:.2f} ± {deviation:.2f}"
     assert cells["runs"] == "2"
-    assert line.endswith("| 96.7 | 4.5 |")
+    assert line.endswith("| 96.7 ± 0.3 | 4.5 ± 0.3 |")
+
+
+def test_a_picture_takes_all_ways_to_settle():
+    ways = {f"{i}": [1.0, 0.5, 0.0] for i in range(12)}
+    (axes,) = energy_descent(ways).axes
+    assert len({(str(x.get_color()), x.get_linestyle()) for x in axes.lines}) == 12
+    with pytest.raises(ValueError, match="expected 1 to 24 of them, got 0"):
+        energy_descent({})
 
 
 # --------------------------------------------------------------------------------- the plan
@@ -147,6 +197,9 @@ def test_a_setting_changes_how_a_memory_settles_and_nothing_else():
     assert deq["solver"]["init_args"] == {"tol": 1e-3, "memory": 3}
     Setting(max_steps=7).apply(config)
     assert deq["solver"]["init_args"] == {"tol": 1e-3, "memory": 3, "max_steps": 7}
+    # The solver that a memory was trained with stays as it was, another one does not.
+    Setting("anderson", "even-odd").apply(config)
+    assert deq["solver"]["init_args"] == {"tol": 1e-3, "memory": 3, "max_steps": 7}
     Setting("newton", "none").apply(config)
     assert deq == {
         "solver": {"class_path": "hamdeq.Newton", "init_args": {"tol": 1e-3, "max_steps": 7}},
@@ -163,6 +216,68 @@ def test_sizes():
         with_sizes(DIGITS, "64x10")
     with pytest.raises(ValueError, match="expected configurations of chains"):
         with_sizes(ROOT / "configs/mnist/conv.yaml", "784-10")
+
+
+def test_what_changes_no_result_trains_nothing_anew():
+    one = series.Series(DIGITS, ("--a=1",), Path("runs"))
+    moved = replace(one, bookkeeping=("--run.wandb=online", "--data.root=elsewhere"))
+    assert moved.folder == one.folder
+    assert replace(one, options=("--a=2",)).folder != one.folder
+    # Nor does it measure anew what lies elsewhere.
+    here, there = Source("a", 0, one), Source("a", 0, replace(moved, root=Path("there")))
+    assert key(here, Setting()) == key(there, Setting())
+    assert key(here, Setting(tol=1e-5)) != key(here, Setting())
+
+
+def test_two_configurations_of_one_name_are_told_apart(tmp_path):
+    other = tmp_path / "other/digits.yaml"
+    other.parent.mkdir()
+    other.write_text(DIGITS.read_text())
+    both = [series.Series(path, (), Path("runs")) for path in (DIGITS, other, other)]
+    plan = Plan.of(both, [0], [Setting()], adopted=[])
+    assert [source.name for source, _ in plan] == ["configs-digits", "other-digits"]
+
+
+def test_runs_that_there_are(tmp_path):
+    for name in ("version_0", "version_1"):
+        (tmp_path / "mine" / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / "mine" / name / "config.yaml").write_text(DIGITS.read_text())
+    weights = tmp_path / "mine/version_1/checkpoints/best.ckpt"
+    weights.write_text("one")
+    (tmp_path / "mine/version_0/checkpoints/best.ckpt").write_text("other")
+    found = adopted(f"{tmp_path}/mine")
+    assert [(run.name, run.folder) for run in found] == [
+        ("mine", tmp_path / "mine/version_0"),
+        ("mine", tmp_path / "mine/version_1"),
+    ]
+    (one,) = adopted(f"x={tmp_path}/mine/version_1")
+    assert one.name == "x"
+    # A run that has gone on has other weights, which have not been measured.
+    before = key(one, Setting())
+    assert before == key(one, Setting())
+    weights.write_text("more")
+    assert before != key(one, Setting())
+
+
+@pytest.mark.parametrize("name", ["mnist/dam_256", "bags/mean", "mnist/reconstruct"])
+def test_memories_that_are_measured_are_those_that_classify_by_settling(name):
+    with pytest.raises(ValueError, match="expected the configuration of a HAMClassifier"):
+        read(ROOT / f"configs/{name}.yaml")
+
+
+def test_the_sweep_asks_what_can_be_asked(here, monkeypatch):
+    sweep = yaml.safe_load((ROOT / "configs/sweeps/convergence.yaml").read_text())
+    asked = []
+    monkeypatch.setattr(Experiment, "run", lambda self: asked.append(self.plan))
+    monkeypatch.setattr(Experiment, "report", lambda self: "")
+    names, values = zip(*((k, v["values"]) for k, v in sweep["parameters"].items()), strict=True)
+    for chosen in itertools.product(*values):
+        args = [f"--{name}={value}" for name, value in zip(names, chosen, strict=True)]
+        args = [arg.replace("=configs/", f"={ROOT}/configs/") for arg in args]
+        main(["--wandb=online", *args])
+    # Each agent's run is one training with one measurement.
+    assert {len(plan) for plan in asked} == {len(plan.trainings) for plan in asked} == {1}
+    assert sweep["metric"]["name"] in Measurement.__dataclass_fields__
 
 
 # ------------------------------------------------------------------------- nothing is lost
@@ -196,28 +311,81 @@ def test_a_whole_experiment_and_nothing_twice(here, capsys):
 
 def test_a_kill_loses_what_is_in_progress_alone(here):
     command = [sys.executable, "-m", "hamdeq.experiments.convergence", str(DIGITS), "--seeds=1"]
-    command += ["--wandb=disabled", "--trainer.max_epochs=3", "--solvers", "picard", "anderson"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    results = here / "runs/convergence/measurements"
-    deadline = time.monotonic() + 300
-    while not [*results.glob("*.json")] and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    command += ["--wandb=disabled", "--trainer.max_epochs=9", "--solvers", "picard", "anderson"]
+    root = here / "runs/convergence"
+
+    def killed_at(sign: str) -> None:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 300
+        while not [*root.glob(sign)] and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)  # the training with it
+        process.wait()
+        assert [*root.glob(sign)]
+
+    # In the training, after an epoch: it goes on from there, in the same folder.
+    killed_at("configs/digits/*/seed_0/version_0/checkpoints/last.ckpt")
+    assert not [*root.rglob("results.json")]
+    # After a measurement: it stays, and so does the training.
+    killed_at("measurements/*.json")
+    (run,) = root.rglob("results.json")
+    with (run.parent / "metrics.csv").open() as file:
+        trained = [row["epoch"] for row in csv.DictReader(file) if row["train/loss"]]
+    assert trained == [str(epoch) for epoch in range(9)]
     before = {path: path.stat().st_mtime_ns for path in here.rglob("*.json")}
-    assert len(before) in (2, 3)  # of the training and the first measurement, if not both
+    assert len(before) in (2, 3)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     after = {path: path.stat().st_mtime_ns for path in here.rglob("*.json")}
     assert len(after) == 3
     assert before.items() <= after.items()
+    assert (root / "table.md").read_text().count("| digits |") == 2
+
+
+def test_one_failure_does_not_keep_the_rest_from_being_done(here, capsys):
+    chain = {"input": 64, "hidden1": 16, "output": 10}
+    run = a_run(here / "mine/version_0", chain, ["input-hidden1", "hidden1-output"])
+    # Three layers that settle, all connected, are not of two colours.
+    triangle = {"input": 64, "hidden1": 8, "hidden2": 8, "output": 10}
+    pairs = ["input-hidden1", "hidden1-hidden2", "hidden2-output", "hidden1-output"]
+    other = a_run(here / "odd/version_0", triangle, pairs)
+    args = [f"--adopt={run}", f"--adopt={other}", "--splittings", "even-odd", "none"]
+    with pytest.raises(SystemExit, match=r"error: failed: odd-even-odd-.*cycle of odd length"):
+        main([*args, "--wandb=disabled"])
+    text = capsys.readouterr().out
+    assert "| mine | 64-16-10 | even-odd |" in text
+    assert "| mine | 64-16-10 | none |" in text
+    assert "| odd | 64-8-8-10 | none |" in text
+    assert "| odd | 64-8-8-10 | even-odd |" not in text
+
+
+def test_progress_counts_what_is_on_disk_whoever_did_it(tmp_path):
+    one = series.Series(DIGITS, ("--trainer.max_epochs=7",), tmp_path)
+    plan = Plan.of([one], [0, 1], [Setting()], adopted=[])
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    files[0].touch()
+    with Progress(plan.trainings, files) as progress:
+        assert (progress.done, progress.total) == (1, 2 * 7 + 2)
+        run = one.folder / "seed_1/version_0"
+        run.mkdir(parents=True)
+        (run / "metrics.csv").write_text("step,epoch\n1,0\n2,3\n3")
+        progress.look()
+        assert progress.done == 1 + 4
+        (run / "results.json").write_text("{}")
+        progress.look()
+        assert progress.done == 1 + 7
 
 
 def test_a_claim_is_held_by_one_and_freed_by_a_kill(tmp_path):
     path = tmp_path / "lock"
+    # Straight from its file, without all that its package imports.
     hold = (
-        "import sys, time\nfrom pathlib import Path\nfrom hamdeq.experiments.claim import claim\n"
-    )
-    hold += (
+        "import runpy, time\nfrom pathlib import Path\n"
+        f"claim = runpy.run_path({claims.__file__!r})['claim']\n"
         f"with claim(Path({str(path)!r})):\n    print('held', flush=True)\n    time.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as process:
@@ -225,10 +393,10 @@ def test_a_claim_is_held_by_one_and_freed_by_a_kill(tmp_path):
         assert process.stdout.readline() == b"held\n"
         with claim(path, wait=False) as lock:
             assert lock is None
-        process.kill()
-        process.wait()
-    with claim(path, wait=False) as lock:
-        assert lock is not None
+        # One who waits is asked to look meanwhile, and has it when the other is gone.
+        with claim(path, meanwhile=process.kill) as lock:
+            assert process.poll() is not None
+            assert lock is not None
 
 
 def test_a_measurement_is_read_as_it_was_written(digits, tmp_path):
@@ -241,6 +409,11 @@ def test_a_measurement_is_read_as_it_was_written(digits, tmp_path):
     assert torch.equal(again[0].trace, found.trace)
     for name, value in vars(found).items():
         assert name == "trace" or getattr(again[0], name) == value
+    # A file of an earlier version, which lacks a number, is as none: it is measured again.
+    numbers = json.loads((tmp_path / "a.json").read_text())
+    numbers.pop("cpu_milliseconds")
+    (tmp_path / "a.json").write_text(json.dumps(numbers))
+    assert load(tmp_path / "a.json") is None
 
 
 # ------------------------------------------------------------------------------- mistakes
@@ -254,6 +427,7 @@ def test_a_measurement_is_read_as_it_was_written(digits, tmp_path):
         ([str(DIGITS), "--solvers", "andersen"], "invalid choice: 'andersen'"),
         ([str(DIGITS), "--sizes", "a-b"], "--sizes: expected numbers of neurons"),
         (["--adopt=nothing"], "--adopt: expected a run's folder version_N"),
+        (["7", str(DIGITS)], "got 7; give options of the trainings as --name=value"),
     ],
 )
 def test_mistakes_are_told(here, capsys, args, message):
@@ -264,7 +438,7 @@ def test_mistakes_are_told(here, capsys, args, message):
 
 
 def test_a_training_that_fails_says_why(here):
-    with pytest.raises(SystemExit, match=r"a run failed: (?s:.)*batchsize"):
+    with pytest.raises(SystemExit, match=r"error: failed: (?s:.)*batchsize"):
         main([str(DIGITS), *QUICK, "--data.batchsize=3"])
 
 

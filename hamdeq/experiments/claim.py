@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -12,7 +13,9 @@ __all__ = ["claim"]
 
 
 @contextmanager
-def claim(path: Path, *, wait: bool = True) -> Iterator[IO[str] | None]:
+def claim(
+    path: Path, *, wait: bool = True, meanwhile: Callable[[], object] = lambda: None
+) -> Iterator[IO[str] | None]:
     """Hold the lock on a file, which is made where there is none.
 
     The operating system lets go of the lock when the last process that has the file open ends,
@@ -22,12 +25,19 @@ def claim(path: Path, *, wait: bool = True) -> Iterator[IO[str] | None]:
     Args:
         path: the file.
         wait: whether to wait for the lock, or else to yield None where another process has it.
+        meanwhile: called about once a second while waiting.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield None
-        else:
-            yield file
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    yield None
+                    return
+                meanwhile()
+                time.sleep(1.0)
+            else:
+                yield file
+                return

@@ -26,11 +26,13 @@ class Series:
         config: the configuration's file.
         options: further options of the command line.
         root: folder of all comparisons.
+        bookkeeping: options that change no result, such as where the data lie and what is logged.
     """
 
     config: Path
     options: tuple[str, ...]
     root: Path
+    bookkeeping: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -53,15 +55,26 @@ class Series:
         folder = self.run_folder(seed)
         return None if folder is None else json.loads((folder / "results.json").read_text())
 
+    def epochs(self, seed: int) -> int:
+        """Epochs that the newest run with this seed has logged."""
+        files = (self.folder / f"seed_{seed}").glob("version_*/metrics.csv")
+        newest = max(files, key=lambda path: path.stat().st_mtime, default=None)
+        if newest is None:
+            return 0
+        with newest.open(newline="") as file:
+            # The last row may be half written.
+            logged = [row.get("epoch") or "" for row in csv.DictReader(file)]
+        return max((int(epoch) + 1 for epoch in logged if epoch.isdigit()), default=0)
+
     def run(
-        self, seed: int, *, on_epoch: Callable[[int], None] | None = None, wait: bool = True
+        self, seed: int, *, wait: bool = True, meanwhile: Callable[[], object] = lambda: None
     ) -> dict[str, float] | None:
         """Train and test with this seed, unless that has been done; go on where it was cut off.
 
         Args:
             seed: of the weights and of the data.
-            on_epoch: is told the number of epochs done, once in a while.
             wait: whether to wait while another process trains the same.
+            meanwhile: called about once a second until it is done, here or there.
 
         Returns:
             what the run has measured; None where another process trains it.
@@ -72,24 +85,24 @@ class Series:
         if (results := self.results(seed)) is not None:
             return results
         root = self.folder / f"seed_{seed}"
-        with claim(root / "lock", wait=wait) as lock:
+        with claim(root / "lock", wait=wait, meanwhile=meanwhile) as lock:
             if lock is None or (results := self.results(seed)) is not None:
                 return results if lock else None
             command = [sys.executable, "-m", "hamdeq.training", "fit"]
             command += [f"--config={self.config}", f"--seed_everything={seed}"]
             command += [f"--data.seed={seed}", f"--run.root={root}"]
-            command += ["--trainer.enable_progress_bar=false", *self.options]
+            command += ["--trainer.enable_progress_bar=false", *self.options, *self.bookkeeping]
             if any(root.glob("version_*/checkpoints/last.ckpt")):
                 command.append("--ckpt_path=last")
-            code, output = _watch(command, lock, lambda: on_epoch and on_epoch(_epochs(root)))
+            code, output = _watch(command, lock, meanwhile)
         results = self.results(seed)
         if code or results is None:
             raise RuntimeError(f"{' '.join(command)}\n{output}".rstrip())
         return results
 
 
-def _watch(command: list[str], lock: IO[str], look: Callable[[], object]) -> tuple[int, str]:
-    """Run a command, and look once a second; its exit status and what it printed."""
+def _watch(command: list[str], lock: IO[str], meanwhile: Callable[[], object]) -> tuple[int, str]:
+    """Run a command, and look about once a second; its exit status and what it printed."""
     with tempfile.TemporaryFile("w+") as output:
         # With the lock of its own, a command that outlives this process still is the only one.
         process = subprocess.Popen(
@@ -101,19 +114,10 @@ def _watch(command: list[str], lock: IO[str], look: Callable[[], object]) -> tup
                     code = process.wait(timeout=1.0)
                     break
                 except subprocess.TimeoutExpired:
-                    look()
+                    meanwhile()
         except BaseException:
             process.terminate()
             process.wait()
             raise
         output.seek(0)
         return code, output.read()
-
-
-def _epochs(root: Path) -> int:
-    """Epochs that the newest run has logged."""
-    files = sorted(root.glob("version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
-    if not files:
-        return 0
-    with files[-1].open(newline="") as file:
-        return max((int(row["epoch"]) + 1 for row in csv.DictReader(file)), default=0)

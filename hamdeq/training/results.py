@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 __all__ = ["add_results", "table", "where"]
@@ -27,7 +28,10 @@ def add_results(folder: Path, results: dict[str, float]) -> None:
     """Write results.json; what only an earlier command measured, the time of the fit, stays."""
     path = folder / "results.json"
     before = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(before | results, indent=2) + "\n")
+    # Written aside and moved in place: a kill in the middle leaves the old file whole, or none.
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(before | results, indent=2) + "\n")
+    os.replace(aside, path)
 
 
 def table(results: dict[str, float]) -> str:

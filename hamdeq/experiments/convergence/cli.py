@@ -7,15 +7,10 @@ import itertools
 import os
 from pathlib import Path
 
-from hamdeq.experiments.convergence.plan import (
-    SOLVERS,
-    SPLITTINGS,
-    Plan,
-    Setting,
-    Source,
-    with_sizes,
-)
-from hamdeq.experiments.convergence.running import Experiment, Tracking
+from hamdeq.experiments.convergence.configuration import read, with_sizes
+from hamdeq.experiments.convergence.plan import SOLVERS, SPLITTINGS, Plan, Setting, adopted
+from hamdeq.experiments.convergence.running import Experiment
+from hamdeq.experiments.convergence.tracking import Tracking
 from hamdeq.experiments.series import Series
 
 __all__ = ["main"]
@@ -28,18 +23,24 @@ def main(args: list[str] | None = None) -> None:
     parser = _parser()
     known, options = parser.parse_known_args(args)
     try:
-        plan = _plan(known, tuple(options))
+        plan = _plan(known, _joined(options))
+        experiment = Experiment(
+            plan,
+            known.root,
+            Tracking(known.wandb, known.project, known.group or known.root.resolve().name),
+            batch_size=known.batch_size,
+            data_root=known.data_root,
+            with_published=known.published,
+        )
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
-    tracking = Tracking(known.wandb, known.project, known.group or known.root.name)
-    experiment = Experiment(plan, known.root, tracking, batch_size=known.batch_size)
     try:
         experiment.run()
-    except RuntimeError as error:
-        raise SystemExit(f"error: a run failed: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit("interrupted; the same command goes on where this one stopped") from None
-    print(experiment.report(with_published=known.published), known.root, sep="\n")
+    print(experiment.report(), known.root, sep="\n")
+    if experiment.failures:
+        raise SystemExit("\n".join(f"error: failed: {failure}" for failure in experiment.failures))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("configs", nargs="*", type=Path, default=[], help="configurations to train")
     add("--config", action="append", type=Path, default=[], help="one more, as a sweep gives it")
-    add("--adopt", action="append", default=[], metavar="NAME=FOLDER", help="a run that there is")
+    add("--adopt", action="append", default=[], metavar="NAME=FOLDER", help="runs that there are")
     add("--seeds", type=int, default=2, help="number of seeds, from 0 on")
     add("--seed", type=int, nargs="+", help="these seeds instead")
     add("--solvers", nargs="+", choices=SOLVERS, help="to settle with, instead of as trained")
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--sizes", nargs="+", help="of chains, such as 784-512-10, instead of the configured ones")
     add("--train", choices=("once", "each"), default="once", help="once, or with every setting")
     add("--devices", type=int, help="processes, or devices, of each training")
+    add("--data.root", dest="data_root", help="folder of the data, also of runs that there are")
     add("--batch_size", type=int, default=64, help="images that settle at once")
     add("--published", action="store_true", help="published figures beside the measured ones")
     add("--wandb", choices=("offline", "online", "disabled"), default="offline")
@@ -81,17 +83,26 @@ def _plan(known: argparse.Namespace, options: tuple[str, ...]) -> Plan:
         solvers = known.solvers or ["picard", "anderson", "broyden"]
         splittings = known.splittings or ["none", "even-odd"]
     if missing := [str(path) for path in configs if not path.is_file()]:
-        raise FileNotFoundError(f"expected files of configurations, got {', '.join(missing)}")
+        raise FileNotFoundError(
+            f"expected files of configurations, got {', '.join(missing)}; give options of the "
+            "trainings as --name=value"
+        )
+    if options and not configs:
+        raise ValueError(f"expected no options of trainings, as nothing is trained, got {options}")
     for name in ("seeds", "batch_size"):
         if getattr(known, name) < 1:
             raise ValueError(f"--{name}: expected at least 1, got {getattr(known, name)}")
+    for config in configs:
+        read(config)
     if known.devices is not None:
         options += (f"--trainer.devices={known.devices}",)
-    # In a sweep the process's one run in wandb is the measurement.
-    wandb = "disabled" if "WANDB_SWEEP_ID" in os.environ else known.wandb
-    options += (f"--run.wandb={wandb}", f"--run.project={known.project}")
     series = [
-        Series(config, (*options, *(with_sizes(config, sizes) if sizes else ())), known.root)
+        Series(
+            config,
+            (*options, *(with_sizes(config, sizes) if sizes else ())),
+            known.root,
+            _bookkeeping(known),
+        )
         for config, sizes in itertools.product(configs, known.sizes or [None])
     ]
     settings = [
@@ -99,16 +110,24 @@ def _plan(known: argparse.Namespace, options: tuple[str, ...]) -> Plan:
         for splitting, solver in itertools.product(splittings, solvers)
     ]
     seeds = known.seed or [*range(known.seeds)]
-    adopted = [_adopted(text) for text in known.adopt]
-    return Plan.of(series, seeds, settings, adopted=adopted, train_each=known.train == "each")
+    found = [source for text in known.adopt for source in adopted(text)]
+    return Plan.of(series, seeds, settings, adopted=found, train_each=known.train == "each")
 
 
-def _adopted(text: str) -> Source:
-    """The run ``NAME=FOLDER``, or ``FOLDER`` by the name of the folder that it is in."""
-    name, found, folder = text.rpartition("=")
-    path = Path(folder).resolve()
-    if not (path / "config.yaml").is_file():
-        raise FileNotFoundError(
-            f"--adopt: expected a run's folder version_N with its config.yaml, got {folder}"
-        )
-    return Source(name if found else path.parent.name, adopted=path)
+def _bookkeeping(known: argparse.Namespace) -> tuple[str, ...]:
+    """Options of the trainings that change no result."""
+    # In a sweep the process's one run in wandb is the measurement.
+    wandb = "disabled" if "WANDB_SWEEP_ID" in os.environ else known.wandb
+    data = () if known.data_root is None else (f"--data.root={known.data_root}",)
+    return (f"--run.wandb={wandb}", f"--run.project={known.project}", *data)
+
+
+def _joined(options: list[str]) -> tuple[str, ...]:
+    """``--name value`` as ``--name=value``: the same options, the same trainings."""
+    found: list[str] = []
+    for option in options:
+        if found and found[-1].startswith("--") and "=" not in found[-1] and option[:2] != "--":
+            found[-1] += f"={option}"
+        else:
+            found.append(option)
+    return tuple(found)

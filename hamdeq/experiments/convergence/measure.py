@@ -6,6 +6,7 @@ import copy
 import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,10 +17,10 @@ from hamdeq.chn import CHNDEQ
 from hamdeq.data import InMemoryDataModule
 from hamdeq.deq import DEQ
 from hamdeq.layers import State
-from hamdeq.solvers import Failures, Newton
+from hamdeq.solvers import Anderson, Failures
 from hamdeq.training import HAMClassifier
 
-__all__ = ["Measurement", "measure"]
+__all__ = ["Measurement", "energy_curve", "measure"]
 
 _ENERGY_SAMPLES = 100
 _ENERGY_STEPS = 16
@@ -32,6 +33,7 @@ class Measurement:
     """How the test images settled.
 
     Attributes:
+        data: the class of the data, such as MNISTDataModule.
         model: HAM or CHN.
         sizes: of its layers, from the input on.
         solver, splitting: how it settled.
@@ -44,15 +46,18 @@ class Measurement:
         worst: the most iterations that an image took.
         not_converged: share of images that did not get there.
         evaluations: mean over batches of how often the map was evaluated for a batch.
-        multiplications: with weights, for an image, by PyTorch's count for the first batch: of all
-            that settling does but the product of the held input, which is computed once.
+        multiplications: mean over images of the products of weights and activities by which one
+            settles, by PyTorch's count: of all that is computed for its batch but the product of
+            the held input, which is computed once.
         input_multiplications: those of that product.
         milliseconds: median time in which a batch settles, input product and start included.
+        cpu_milliseconds: the same of the processor, all threads together, whatever else it does.
         energies: of the first images in float64, mean energy above the lowest that was found,
-            after 0, 1, 2, … iterations.
+            after 1, 2, 3, … iterations.
         trace: relative residuals of the first images, ``(iterations, images)``; not kept in files.
     """
 
+    data: str
     model: str
     sizes: list[int]
     solver: str
@@ -68,6 +73,7 @@ class Measurement:
     multiplications: float
     input_multiplications: float
     milliseconds: float
+    cpu_milliseconds: float
     energies: list[float]
     trace: Tensor = field(repr=False)
 
@@ -76,7 +82,7 @@ class Measurement:
 def measure(
     module: HAMClassifier, data: InMemoryDataModule, *, batch_size: int = 64
 ) -> Measurement:
-    """Let a classifier's test images settle, once, in batches; then again for pictures.
+    """Let a classifier's test images settle, in batches: timed, counted, then again for pictures.
 
     Args:
         module: with a trained memory.
@@ -87,18 +93,22 @@ def measure(
     deq.failures = Failures("ignore")
     images, labels = data.split("test")
     image = module.as_input(images)
-    steps, converged, right, evaluations, seconds = [], [], [], [], []
+    steps, converged, right, evaluations, wall, cpu = [], [], [], [], [], []
+    inputs = total = 0
     for x, y in zip(image.split(batch_size), labels.split(batch_size), strict=True):
-        start = time.perf_counter()
-        solution = deq({module.input: x})
-        seconds.append(time.perf_counter() - start)
+        clamped = {module.input: x}
+        start, start_cpu = time.perf_counter(), time.process_time()
+        solution = deq(clamped)
+        wall.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - start_cpu)
         steps.append(solution.steps)
         converged.append(solution.converged)
         right.append(solution.value[module.output].argmax(1) == y)
         evaluations.append(solution.n_evals)
-    first = image[:batch_size]
-    inputs, total = _multiplications(deq, {module.input: first})
+        inputs += _multiplications(deq.reduced, clamped)
+        total += _multiplications(deq, clamped)
     return Measurement(
+        data=type(data).__name__,
         model="CHN" if isinstance(deq, CHNDEQ) else "HAM",
         sizes=[math.prod(deq.ham.layer(name).shape) for name in deq.ham.layers],
         solver=type(deq.solver).__name__,
@@ -111,27 +121,29 @@ def measure(
         worst=int(torch.cat(steps).max()),
         not_converged=1.0 - float(torch.cat(converged).double().mean()),
         evaluations=statistics.mean(evaluations),
-        multiplications=(total - inputs) / len(first),
-        input_multiplications=inputs / len(first),
-        milliseconds=1e3 * statistics.median(seconds),
-        energies=_energies(deq, {module.input: image[:_ENERGY_SAMPLES]}),
+        multiplications=(total - inputs) / len(image),
+        input_multiplications=inputs / len(image),
+        milliseconds=1e3 * statistics.median(wall),
+        cpu_milliseconds=1e3 * statistics.median(cpu),
+        energies=energy_curve(deq, {module.input: image[:_ENERGY_SAMPLES]}),
         trace=_trace(deq, {module.input: image[:_TRACE_SAMPLES]}),
     )
 
 
-def _multiplications(deq: DEQ, clamped: State) -> tuple[int, int]:
-    """Products of weights and activities: of the held layers alone, and of all."""
-    found = []
-    for settle in (deq.reduced, deq):
-        with FlopCounterMode(display=False) as counter:
-            settle(clamped)
-        found.append(counter.get_total_flops() // 2)  # a product and its sum are two operations
-    return found[0], found[1]
+def _multiplications(compute: Callable[[State], object], clamped: State) -> int:
+    """Those of all matrix products and convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        compute(clamped)
+    return counter.get_total_flops() // 2  # a product and its sum are two operations
 
 
-def _energies(deq: DEQ, clamped: State) -> list[float]:
-    """Mean energies after 0, 1, 2, … iterations, above the lowest that is found."""
-    # In float32 the energy of an image, in the thousands, would hide its last few steps.
+@torch.no_grad()
+def energy_curve(deq: DEQ, clamped: State) -> list[float]:
+    """Mean energies after 1, 2, 3, … iterations, above the lowest that is found.
+
+    In float64, whatever the memory's type: in float32 the energy of an image, in the thousands,
+    would hide its last few steps.
+    """
     deq = copy.deepcopy(deq).double()
     clamped = {name: x.double() for name, x in clamped.items()}
     tiny = torch.finfo(torch.float64).tiny
@@ -139,7 +151,7 @@ def _energies(deq: DEQ, clamped: State) -> list[float]:
     for steps in range(1, _ENERGY_STEPS + 1):
         deq.solver = replace(deq.solver, tol=tiny, max_steps=steps)
         curve.append(deq.energy(deq(clamped).value))
-    deq.solver = Newton(tol=1e-12, max_steps=200)
+    deq.solver = Anderson(tol=1e-13, max_steps=200)
     curve.append(deq.energy(deq(clamped).value))
     energies = torch.stack(curve)
     return (energies[:-1] - energies.amin(0)).mean(1).tolist()

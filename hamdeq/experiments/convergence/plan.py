@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from hamdeq.experiments.convergence.configuration import memory_of, read
 from hamdeq.experiments.series import Series
 
-__all__ = ["SOLVERS", "SPLITTINGS", "Plan", "Setting", "Source", "with_sizes"]
+__all__ = ["SOLVERS", "SPLITTINGS", "Plan", "Setting", "Source", "adopted"]
 
 SOLVERS = {"picard": "Picard", "anderson": "Anderson", "broyden": "Broyden", "newton": "Newton"}
 SPLITTINGS = {"none": None, "even-odd": "even-odd", "sweep": "sweep"}
@@ -24,7 +23,8 @@ class Setting:
     """How a memory is to settle; what is None stays as it was trained.
 
     Args:
-        solver: one of :data:`SOLVERS`.
+        solver: one of :data:`SOLVERS`. The one that it was trained with keeps all its options,
+            such as damping; another one takes over ``tol`` and ``max_steps``.
         splitting: one of :data:`SPLITTINGS`.
         tol, max_steps: of the solver.
     """
@@ -36,16 +36,16 @@ class Setting:
 
     def apply(self, config: dict[str, Any]) -> None:
         """Change the configuration of a run, in place, so that its memory settles like this."""
-        deq = config["model"]["init_args"]["deq"]["init_args"]
-        given = {"tol": self.tol, "max_steps": self.max_steps}
-        given = {name: value for name, value in given.items() if value is not None}
+        deq = memory_of(config)
+        solver: dict[str, Any] = deq.get("solver") or {"class_path": "hamdeq.Broyden"}
+        args = dict(solver.get("init_args") or {})
         if self.solver is not None:
-            before = (deq.get("solver") or {}).get("init_args") or {}
-            kept = {name: before[name] for name in ("tol", "max_steps") if name in before}
-            deq["solver"] = {"class_path": f"hamdeq.{SOLVERS[self.solver]}", "init_args": kept}
-        if given:
-            solver: dict[str, Any] = deq.get("solver") or {"class_path": "hamdeq.Broyden"}
-            deq["solver"] = {**solver, "init_args": {**(solver.get("init_args") or {}), **given}}
+            if solver["class_path"].rpartition(".")[2] != SOLVERS[self.solver]:
+                args = {name: args[name] for name in ("tol", "max_steps") if name in args}
+            solver = {"class_path": f"hamdeq.{SOLVERS[self.solver]}"}
+        given = {"tol": self.tol, "max_steps": self.max_steps}
+        args |= {name: value for name, value in given.items() if value is not None}
+        deq["solver"] = {**solver, "init_args": args}
         if self.splitting is not None:
             deq["splitting"] = SPLITTINGS[self.splitting]
 
@@ -88,10 +88,38 @@ class Source:
 
     @property
     def identity(self) -> str:
-        """What tells its memory from others."""
-        if self.series is None:
-            return str(self.adopted)
-        return f"{self.series.folder} {self.seed}"
+        """What tells its memory from others, wherever folders have been moved to."""
+        if self.series is not None:
+            return f"{self.series.name} {self.series.folder.name} {self.seed}"
+        # Not the folder: the run may go on, and its weights become others.
+        assert self.adopted is not None
+        files = (self.adopted / name for name in ("config.yaml", "checkpoints/best.ckpt"))
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def adopted(text: str) -> list[Source]:
+    """The runs of ``NAME=FOLDER``, or of ``FOLDER``, which is then named by what holds its runs.
+
+    Args:
+        text: the folder is that of a run, ``version_N``, or one with such folders in it.
+
+    Raises:
+        FileNotFoundError: no run is there, or none that has a checkpoint.
+        ValueError: a run of another module than HAMClassifier.
+    """
+    name, _, given = text.rpartition("=")
+    folder = Path(given).resolve()
+    inside = sorted(folder.glob("version_*")) if folder.is_dir() else []
+    candidates = [folder] if (folder / "config.yaml").is_file() else inside
+    runs = [run for run in candidates if (run / "checkpoints/best.ckpt").is_file()]
+    if not runs:
+        raise FileNotFoundError(
+            "--adopt: expected a run's folder version_N with its config.yaml and "
+            f"checkpoints/best.ckpt, or one with such folders in it, got {given}"
+        )
+    for run in runs:
+        read(run / "config.yaml")
+    return [Source(name or run.parent.name, adopted=run) for run in runs]
 
 
 @dataclass(frozen=True)
@@ -124,13 +152,14 @@ class Plan:
             train_each: whether a memory is trained anew for every setting, with that setting, or
                 once, as its configuration says.
         """
+        names = _names([one.config for one in series])
         pairs: list[tuple[Source, Setting]] = []
         for seed, one, setting in itertools.product(seeds, series, settings):
             options = (*one.options, *setting.options()) if train_each else one.options
-            trained = Series(one.config, options, one.root)
-            pairs.append((Source(one.config.stem, seed, trained), setting))
+            trained = Series(one.config, options, one.root, one.bookkeeping)
+            pairs.append((Source(names[one.config], seed, trained), setting))
         pairs += itertools.product(adopted, settings)
-        return cls(tuple(pairs))
+        return cls(tuple(dict.fromkeys(pairs)))
 
     def __iter__(self) -> Iterator[tuple[Source, Setting]]:
         return iter(self.pairs)
@@ -143,36 +172,24 @@ class Plan:
         """The sources that are trained, each once."""
         return [*dict.fromkeys(source for source, _ in self.pairs if source.series)]
 
+    def settings(self, source: Source) -> list[Setting]:
+        """How the memory of a source is to settle."""
+        return [setting for other, setting in self.pairs if other == source]
+
+
+def _names(configs: list[Path]) -> dict[Path, str]:
+    """Of each configuration its file's name; its folder's before it, where two have the same."""
+    stems = [config.stem for config in dict.fromkeys(configs)]
+    return {
+        config: config.stem
+        if stems.count(config.stem) == 1
+        else f"{config.resolve().parent.name}-{config.stem}"
+        for config in configs
+    }
+
 
 def key(source: Source, setting: Setting) -> str:
     """A name for the file of a measurement, another one for everything that would change it."""
     short = hashlib.sha256(f"{source.identity} {setting}".encode()).hexdigest()[:10]
     parts = [source.name, setting.solver, setting.splitting, short]
     return "-".join(part for part in parts if part)
-
-
-def with_sizes(config: Path, sizes: str) -> tuple[str, ...]:
-    """The options that give a chain other sizes, such as ``784-512-10``.
-
-    A list of gains, one for each synapse, is cut, or goes on with its last.
-
-    Raises:
-        ValueError: what are no sizes; a configuration of what is no chain.
-    """
-    try:
-        numbers = [int(size) for size in sizes.split("-")]
-    except ValueError:
-        raise ValueError(
-            f"--sizes: expected numbers of neurons such as 784-512-10, got {sizes!r}"
-        ) from None
-    deq = yaml.safe_load(config.read_text())["model"]["deq"]["init_args"]
-    kind = "chn" if "chn" in deq else "ham"
-    chain = deq[kind].get("init_args") or {}
-    if "sizes" not in chain:
-        raise ValueError(f"--sizes: expected configurations of chains, got {config} without sizes")
-    options = [f"--model.deq.{kind}.sizes={numbers}"]
-    gain = chain.get("gain")
-    if isinstance(gain, list):
-        gain = [*gain, *[gain[-1]] * len(numbers)][: len(numbers) - 1]
-        options.append(f"--model.deq.{kind}.gain={gain}")
-    return tuple(options)

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import csv
+import io
 import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hamdeq.experiments.convergence.measure import Measurement
 from hamdeq.experiments.convergence.published import published
 
-__all__ = ["Row", "table", "write_csv"]
+__all__ = ["Row", "csv_of", "table"]
 
-Row = tuple[str, Measurement, dict[str, Any]]
-"""The name of a source, what was measured, and what else is known of it."""
+
+class Row(NamedTuple):
+    """What was measured of one memory under one setting.
+
+    Attributes:
+        name: of the source of the memory.
+        key: the name of this one measurement.
+        measured: what was measured.
+        about: what else is known: of which run, its seed, when and where.
+    """
+
+    name: str
+    key: str
+    measured: Measurement
+    about: dict[str, Any]
+
 
 # Of each column its heading, the number, and its form. Means and deviations are over runs.
 _COLUMNS: dict[str, tuple[Callable[[Measurement], float], str]] = {
     "accuracy, %": (lambda m: 100 * m.accuracy, "{:.2f}"),
     "iterations": (lambda m: m.iterations, "{:.2f}"),
     "evaluations a batch": (lambda m: m.evaluations, "{:.2f}"),
-    "multiplications, 10³": (lambda m: m.multiplications / 1e3, "{:.0f}"),
+    "multiplications, 10³": (lambda m: m.multiplications / 1e3, "{:.1f}"),
     "ms a batch": (lambda m: m.milliseconds, "{:.1f}"),
+    "of the processor": (lambda m: m.cpu_milliseconds, "{:.1f}"),
 }
 
 
@@ -37,9 +52,10 @@ def table(rows: Sequence[Row], *, with_published: bool = False) -> str:
     heads += ["worst", "not converged, %"]
     heads += ["published: accuracy, %", "iterations"] if with_published else []
     groups: dict[tuple[str, ...], list[Measurement]] = {}
-    for name, one, _ in rows:
+    for row in rows:
+        one = row.measured
         sizes = "-".join(map(str, one.sizes))
-        groups.setdefault((name, sizes, one.splitting, one.solver), []).append(one)
+        groups.setdefault((row.name, sizes, one.splitting, one.solver), []).append(one)
     lines = [heads, ["---"] * len(heads)]
     for group, found in groups.items():
         cells = [*group, str(len(found))]
@@ -49,7 +65,7 @@ def table(rows: Sequence[Row], *, with_published: bool = False) -> str:
         cells.append(f"{100 * statistics.mean(one.not_converged for one in found):.2f}")
         if with_published:
             known = published(found[0])
-            cells += [str(known[1]), str(known[0])] if known else ["–", "–"]
+            cells += [known[1], known[0]] if known else ["–", "–"]
         lines.append(cells)
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
@@ -59,17 +75,18 @@ def _mean(values: list[float], form: str) -> str:
     return f"{text} ± {form.format(statistics.stdev(values))}" if len(values) > 1 else text
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
+def csv_of(rows: Sequence[Row]) -> str:
     """One line for each measurement, with everything but its curves."""
     lines = []
-    for name, one, about in rows:
-        numbers = {key: value for key, value in vars(one).items() if key not in _CURVES}
-        numbers["sizes"] = "-".join(map(str, one.sizes))
-        lines.append({"configuration": name} | about | numbers)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]) if lines else [])
-        writer.writeheader()
-        writer.writerows(lines)
+    for row in rows:
+        numbers = {k: value for k, value in vars(row.measured).items() if k not in _CURVES}
+        numbers["sizes"] = "-".join(map(str, row.measured.sizes))
+        lines.append({"configuration": row.name} | row.about | numbers)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(lines[0]) if lines else [])
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
 
 
 _CURVES = ("energies", "trace")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -11,27 +10,19 @@ from typing import Any
 
 import torch
 import yaml
-from tqdm import tqdm
 
 from hamdeq.experiments.claim import claim
 from hamdeq.experiments.convergence.measure import measure
 from hamdeq.experiments.convergence.pictures import draw
 from hamdeq.experiments.convergence.plan import Plan, Setting, Source, key
-from hamdeq.experiments.convergence.report import Row, table, write_csv
-from hamdeq.experiments.convergence.store import load, save
-from hamdeq.experiments.convergence.tracking import track
+from hamdeq.experiments.convergence.progress import Progress
+from hamdeq.experiments.convergence.report import Row, csv_of, table
+from hamdeq.experiments.convergence.store import load, save, write
+from hamdeq.experiments.convergence.tracking import Tracking, track
+from hamdeq.training.hints import innermost
 from hamdeq.training.load import load_run
 
-__all__ = ["Experiment", "Tracking"]
-
-
-@dataclass(frozen=True)
-class Tracking:
-    """Where measurements are logged: wandb's mode, project and group."""
-
-    mode: str
-    project: str
-    group: str
+__all__ = ["Experiment"]
 
 
 @dataclass
@@ -46,103 +37,98 @@ class Experiment:
         root: the folder.
         tracking: where measurements are logged.
         batch_size: images that settle at once.
+        data_root: folder of the data, where it is another one than a run was trained with.
+        with_published: whether published figures stand in the table.
     """
 
     plan: Plan
     root: Path
     tracking: Tracking
     batch_size: int = 64
-    rows: list[Row] = field(default_factory=list, init=False)
-    _counted: set[Path] = field(default_factory=set, init=False)
+    data_root: str | None = None
+    with_published: bool = False
+    _paths: dict[tuple[Source, Setting], Path] = field(init=False)
+    _failed: dict[Source | Path, str] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        folder = self.root / "measurements"
+        names = {pair: f"{key(*pair)}-{self.batch_size}.json" for pair in self.plan}
+        self._paths = {pair: folder / name for pair, name in names.items()}
+
+    @property
+    def failures(self) -> list[str]:
+        """Why some trainings and measurements failed. The others are done all the same."""
+        return [*self._failed.values()]
 
     def run(self) -> None:
-        """Train and measure what has not been.
-
-        Raises:
-            RuntimeError: a training failed.
-        """
-        trainings = self.plan.trainings
-        total = sum(_epochs(source) for source in trainings) + len(self.plan)
-        with tqdm(total=total, unit="epoch", smoothing=0) as bar:
-            advances = {source: _upto(bar, _epochs(source)) for source in trainings}
+        """Train and measure what has not been."""
+        with Progress(self.plan.trainings, [*self._paths.values()]) as progress:
             # First what no other process does, then what others have not finished or have lost.
             for wait in (False, True):
-                for source, advance in advances.items():
-                    bar.set_description(f"train {source.name}, seed {source.seed}")
-                    _train(source, advance, wait=wait)
-                    for other, setting in self.plan:
-                        if other == source and source.folder is not None:
-                            self._measure(source, setting, bar, wait=wait)
-            for source, setting in self.plan:
-                self._measure(source, setting, bar, wait=True)
-        self.rows = [self._row(source, setting) for source, setting in self.plan]
+                for source in dict.fromkeys(source for source, _ in self.plan):
+                    if self._trained(source, progress, wait=wait):
+                        for setting in self.plan.settings(source):
+                            self._measure(source, setting, progress, wait=wait)
 
-    def report(self, *, with_published: bool = False) -> str:
-        """Write ``table.md``, ``measurements.csv`` and the pictures; return the table."""
-        text = table(self.rows, with_published=with_published)
-        (self.root / "table.md").write_text(text)
-        write_csv(self.root / "measurements.csv", self.rows)
-        draw(self.root / "pictures", self.rows)
+    def report(self) -> str:
+        """Draw the pictures, write ``table.md`` and ``measurements.csv``; return the table."""
+        draw(self.root / "pictures", self._rows())
+        return self._write_tables()
+
+    def _write_tables(self) -> str:
+        rows = self._rows()
+        text = table(rows, with_published=self.with_published)
+        write(self.root / "table.md", text)
+        write(self.root / "measurements.csv", csv_of(rows))
         return text
 
-    def _path(self, source: Source, setting: Setting) -> Path:
-        name = key(source, setting)
-        return self.root / "measurements" / f"{name}-{self.batch_size}.json"
+    def _rows(self) -> list[Row]:
+        """All that has been measured so far, by whatever process."""
+        found = [(pair[0].name, path, load(path)) for pair, path in self._paths.items()]
+        return [Row(name, path.stem, *one) for name, path, one in found if one is not None]
 
-    def _measure(self, source: Source, setting: Setting, bar: tqdm[Any], *, wait: bool) -> None:
-        path = self._path(source, setting)
-        if path in self._counted:
+    def _trained(self, source: Source, progress: Progress, *, wait: bool) -> bool:
+        """Train, unless that has been done; whether it has."""
+        if source.series is not None and source.folder is None and source not in self._failed:
+            assert source.seed is not None
+            progress.doing(f"train {source.name}, seed {source.seed}")
+            try:
+                source.series.run(source.seed, wait=wait, meanwhile=progress.look)
+            except RuntimeError as error:
+                self._failed[source] = str(error)
+        return source.folder is not None
+
+    def _measure(self, source: Source, setting: Setting, progress: Progress, *, wait: bool) -> None:
+        path = self._paths[source, setting]
+        if load(path) is not None or path in self._failed:
             return
-        bar.set_description(f"measure {path.stem}")
-        with claim(path.with_suffix(".lock"), wait=wait) as lock:
-            if lock is None:
+        progress.doing(f"measure {path.stem}")
+        with claim(path.with_suffix(".lock"), wait=wait, meanwhile=progress.look) as lock:
+            if lock is None or load(path) is not None:
                 return
-            if load(path) is None:
-                folder = source.folder
-                assert folder is not None
-                module, data = load_run(folder, change=setting.apply)
-                measured = measure(module, data, batch_size=self.batch_size)
-                about = _about(folder)
-                if self.tracking.mode != "disabled":
-                    track(path.stem, measured, about, folder=self.root, **vars(self.tracking))
-                save(path, measured, about)
-        self._counted.add(path)
-        bar.update()
+            try:
+                self._take(source, setting, path)
+            except (ValueError, TypeError, RuntimeError) as error:
+                # Such as a splitting or a solver that this memory cannot have.
+                self._failed[path] = f"{path.stem}: {innermost(error)}"
+        progress.look()
 
-    def _row(self, source: Source, setting: Setting) -> Row:
-        found = load(self._path(source, setting))
-        assert found is not None
-        return source.name, *found
+    def _take(self, source: Source, setting: Setting, path: Path) -> None:
+        """Measure, log and keep."""
+        folder = source.folder
+        assert folder is not None
 
+        def change(config: dict[str, Any]) -> None:
+            setting.apply(config)
+            if self.data_root is not None:
+                config["data"].setdefault("init_args", {})["root"] = self.data_root
 
-def _train(source: Source, advance: Callable[[int], None], *, wait: bool) -> None:
-    assert source.series is not None
-    assert source.seed is not None
-    if source.series.run(source.seed, on_epoch=advance, wait=wait) is not None:
-        advance(_epochs(source))
-
-
-def _upto(bar: tqdm[Any], most: int) -> Callable[[int], None]:
-    """What moves the bar on to a number of epochs of a training, at most those it has."""
-    done = 0
-
-    def advance(epochs: int) -> None:
-        nonlocal done
-        new = min(epochs, most) - done
-        bar.update(new)
-        done += new
-
-    return advance
-
-
-def _epochs(source: Source) -> int:
-    """The epochs of a training, by its options and its configuration; at least 1."""
-    assert source.series is not None
-    for option in reversed(source.series.options):
-        if option.startswith("--trainer.max_epochs="):
-            return max(int(option.partition("=")[2]), 1)
-    trainer = yaml.safe_load(source.series.config.read_text()).get("trainer") or {}
-    return max(int(trainer.get("max_epochs") or 1), 1)
+        module, data = load_run(folder, change=change)
+        measured = measure(module, data, batch_size=self.batch_size)
+        about = _about(folder)
+        track(path.stem, measured, about, tracking=self.tracking, folder=self.root)
+        save(path, measured, about)
+        self._write_tables()
 
 
 def _about(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, fields
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from hamdeq.experiments.convergence.measure import Measurement
 
-__all__ = ["load", "save"]
+__all__ = ["load", "save", "write"]
 
 
 def save(path: Path, measurement: Measurement, about: dict[str, Any]) -> None:
@@ -20,22 +21,27 @@ def save(path: Path, measurement: Measurement, about: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     numbers = asdict(measurement)
     _replace(path.with_suffix(".pt"), lambda aside: torch.save(numbers.pop("trace"), aside))
-    text = json.dumps(numbers | {"about": about}, indent=2) + "\n"
-    _replace(path, lambda aside: aside.write_text(text))
+    write(path, json.dumps(numbers | {"about": about}, indent=2) + "\n")
 
 
 def load(path: Path) -> tuple[Measurement, dict[str, Any]] | None:
-    """What :func:`save` wrote; None where it has not."""
-    if not path.exists():
+    """What :func:`save` wrote; None where it has not, or has written other things before."""
+    try:
+        numbers = json.loads(path.read_text())
+        trace = torch.load(path.with_suffix(".pt"), weights_only=True)
+        about = numbers.pop("about")
+        return Measurement(**numbers, trace=trace), about
+    except (FileNotFoundError, KeyError, TypeError):
         return None
-    numbers = json.loads(path.read_text())
-    known = {each.name for each in fields(Measurement)}
-    trace = torch.load(path.with_suffix(".pt"), weights_only=True)
-    measured = Measurement(**{name: numbers[name] for name in known - {"trace"}}, trace=trace)
-    return measured, numbers["about"]
 
 
-def _replace(path: Path, write: Any) -> None:
+def write(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all, whoever else writes it, or is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, lambda aside: aside.write_text(text))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     write(aside)
     os.replace(aside, path)

@@ -4,47 +4,52 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hamdeq.experiments.convergence.measure import Measurement
 from hamdeq.plots import residual_histogram
 
-__all__ = ["track"]
+__all__ = ["Tracking", "track"]
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where measurements are logged: wandb's mode, project and group."""
+
+    mode: Literal["offline", "online", "disabled"]
+    project: str
+    group: str
 
 
 def track(
-    key: str,
-    measured: Measurement,
-    about: dict[str, Any],
-    *,
-    mode: str,
-    project: str,
-    group: str,
-    folder: Path,
+    key: str, measured: Measurement, about: dict[str, Any], *, tracking: Tracking, folder: Path
 ) -> None:
     """Log a measurement, its residuals and its energies.
 
     A measurement that was interrupted and is taken again is logged to the same run, by its id.
     """
+    if tracking.mode == "disabled":
+        return
     import wandb
 
     # The agent of a sweep has named the run already.
     named = "WANDB_SWEEP_ID" in os.environ
-    run_id = None if named else hashlib.sha256(f"{group} {key}".encode()).hexdigest()[:16]
+    run_id = None if named else hashlib.sha256(f"{tracking.group} {key}".encode()).hexdigest()[:16]
     numbers = dict(vars(measured))
     trace, energies = numbers.pop("trace"), numbers.pop("energies")
-    settings = ("model", "sizes", "solver", "splitting", "tol", "batch_size")
+    settings = ("data", "model", "sizes", "solver", "splitting", "tol", "batch_size")
     folder.mkdir(parents=True, exist_ok=True)
     with wandb.init(
-        project=project,
-        group=group,
+        project=tracking.project,
+        group=tracking.group,
         name=key,
         id=run_id,
-        mode="offline" if mode == "offline" else "online",
+        mode=tracking.mode,
         dir=folder,
         config=about | {name: numbers.pop(name) for name in settings},
-        resume="allow" if run_id and mode == "online" else None,
+        resume="allow" if run_id and tracking.mode == "online" else None,
         settings=wandb.Settings(silent=True),
     ) as run:
         for energy in energies:
