@@ -1,0 +1,40 @@
+"""The site: ``sphinx-build -W -n docs docs/_build``."""
+
+import sys
+from pathlib import Path
+
+import hamdeq
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+project = "hamdeq"
+author = "the hamdeq developers"
+project_copyright = author
+release = version = hamdeq.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "mathml",
+    "picture",
+]
+exclude_patterns = ["_build"]
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+html_theme = "furo"
+html_title = f"hamdeq {release}"
+html_math_renderer = "mathml"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sourcelink = False
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+napoleon_custom_sections = [("Shape", "notes_style")]
