@@ -1,4 +1,4 @@
-"""The site: ``sphinx-build -W -n docs docs/_build``."""
+"""The site: ``sphinx-build -W docs docs/_build``."""
 
 import sys
 from pathlib import Path
@@ -22,7 +22,7 @@ extensions = [
 ]
 exclude_patterns = ["_build"]
 
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 
 html_theme = "furo"
@@ -33,6 +33,8 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"

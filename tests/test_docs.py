@@ -1,5 +1,6 @@
 """README and docs say only what runs: every Python block is executed, every file exists."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -34,3 +35,20 @@ def test_links_and_configurations_exist(page):
 
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) < 120
+
+
+def test_the_configuration_page_names_every_field():
+    pytest.importorskip("lightning")
+    from dataclasses import fields
+
+    from hamdeq import DEQ
+    from hamdeq.data import InMemoryDataModule
+    from hamdeq.training import HAMClassifier
+    from hamdeq.training.cli import Run
+
+    page = (ROOT / "docs/configuration.md").read_text()
+    named = {each.name for each in fields(Run)}
+    for kind in (HAMClassifier, DEQ, InMemoryDataModule):
+        named |= {*inspect.signature(kind).parameters}
+    for name in named:
+        assert f"`{name}`" in page, name

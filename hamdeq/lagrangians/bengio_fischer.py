@@ -36,7 +36,7 @@ class BengioFischer(Lagrangian):
     Raises:
         TypeError: rho is no Lagrangian.
         ValueError: ρ is not elementwise, ρ′ is not positive somewhere, or ς does not increase from
-            −∞ to ∞; the message says where. A sigmoid's does where |β·center| is below
+            −∞ to ∞; the message says where. A sigmoid's does where abs(β·center) is below
             √3 + ln(2 + √3) = 3.049, at which it gets too flat to be inverted. If ρ has
             parameters, also later, once they have changed.
 

@@ -22,7 +22,7 @@ class FeedForward(nn.Module):
 
     Left out are terms of second order in the memories' class entries: that of a neuron's own
     ζ_μα², and the crosstalk between class neurons, ζ_μα ζ_μγ. They are small where
-    Σ_α |ζ_μα| ≪ |ζ_μ·v|.
+    ``Σ_α |ζ_μα| ≪ |ζ_μ·v|``.
 
     Args:
         memory: a memory with classes. It is trained with this module, and can be used without it.

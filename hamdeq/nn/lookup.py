@@ -23,8 +23,8 @@ class HopfieldLayer(Wrapping):
 
     Args:
         input_size: size of a state pattern.
-        hidden_size, output_size, pattern_size, num_heads, scaling, update_steps_max,
-            update_steps_eps: as of :class:`Hopfield`.
+        hidden_size, output_size, pattern_size, num_heads: as of :class:`Hopfield`; so are
+        scaling, update_steps_max, update_steps_eps: see there.
         lookup_weights_as_separated: whether pattern projections are learned apart from the stored
             patterns.
         lookup_targets_as_trainable: whether these are trained.

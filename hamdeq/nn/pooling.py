@@ -24,8 +24,8 @@ class HopfieldPooling(Wrapping):
     Args:
         input_size: size of a learned state pattern, and of a pattern of the set unless
             ``stored_pattern_size`` and ``pattern_projection_size`` are given.
-        hidden_size, output_size, pattern_size, num_heads, scaling, update_steps_max,
-            update_steps_eps: as of :class:`Hopfield`.
+        hidden_size, output_size, pattern_size, num_heads: as of :class:`Hopfield`; so are
+        scaling, update_steps_max, update_steps_eps: see there.
         quantity: learned state patterns, whose results are concatenated.
         trainable: whether they are trained.
         options: all other arguments of :class:`Hopfield`.

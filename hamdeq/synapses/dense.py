@@ -123,7 +123,7 @@ class Lateral(Synapse):
 
     Shape:
         ``weight`` is ``(n, n)``; of it the symmetric part off the diagonal is used,
-        W = ½(``weight`` + ``weight``ᵀ) − diagonal. It starts as such a matrix, drawn uniformly from
+        ``W = ½(weight + weightᵀ) − diagonal``. It starts as such a matrix, drawn uniformly from
         ±gain·√(3/n) (Glorot & Bengio, 2010), and remains one under an optimiser that treats all
         entries alike, as their gradients are symmetric too.
 
