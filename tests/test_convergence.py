@@ -168,7 +168,7 @@ def test_a_picture_takes_all_ways_to_settle():
     ways = {f"{i}": [1.0, 0.5, 0.0] for i in range(12)}
     (axes,) = energy_descent(ways).axes
     assert len({(str(x.get_color()), x.get_linestyle()) for x in axes.lines}) == 12
-    with pytest.raises(ValueError, match="expected 1 to 24 of them, got 0"):
+    with pytest.raises(ValueError, match="at least one, got"):
         energy_descent({})
 
 

@@ -14,7 +14,7 @@ import lightning as L
 
 from hamdeq import DEQ, HAM, Anderson, Bias, Dense, Identity, Neurons, Sigmoid, Softmax
 from hamdeq.data import MNIST_FILES, DigitsDataModule, MNISTDataModule
-from hamdeq.plots import recall_gallery
+from hamdeq.plots import retrieval_gallery
 from hamdeq.training import (
     Contraction,
     ConvergenceMonitor,
@@ -364,13 +364,13 @@ def test_nan_images_are_named():
 )
 def test_what_is_no_gallery_is_refused(rows, energy, options, message):
     with pytest.raises(ValueError, match=message):
-        recall_gallery(rows, (2, 3), energy, **options)
+        retrieval_gallery(rows, (2, 3), energy=energy, **options)
 
 
 def test_unknown_pixels_are_marked():
     pytest.importorskip("matplotlib")
-    figure = recall_gallery(
-        {"given": torch.tensor([[0.5, torch.nan]])}, (1, 2), torch.tensor([[2.0], [1.0]])
+    figure = retrieval_gallery(
+        {"given": torch.tensor([[0.5, torch.nan]])}, (1, 2), energy=torch.tensor([[2.0], [1.0]])
     )
     image = next(axes.images[0] for axes in figure.axes if axes.images)
     grey, unknown = image.to_rgba(image.get_array())[0]

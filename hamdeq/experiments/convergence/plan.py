@@ -12,7 +12,7 @@ from typing import Any
 from hamdeq.experiments.convergence.configuration import memory_of, read
 from hamdeq.experiments.series import Series
 
-__all__ = ["SOLVERS", "SPLITTINGS", "Plan", "Setting", "Source", "adopted"]
+__all__ = ["SOLVERS", "SPLITTINGS", "Plan", "Setting", "Source", "adopted", "key"]
 
 SOLVERS = {"picard": "Picard", "anderson": "Anderson", "broyden": "Broyden", "newton": "Newton"}
 SPLITTINGS = {"none": None, "even-odd": "even-odd", "sweep": "sweep"}
