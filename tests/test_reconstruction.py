@@ -356,7 +356,7 @@ def test_nan_images_are_named():
 @pytest.mark.parametrize(
     ("rows", "energy", "options", "message"),
     [
-        ({}, torch.ones(3, 2), {}, "as many images in each"),
+        ({}, torch.ones(3, 2), {}, "as many states in each"),
         ({"a": torch.ones(2, 5)}, torch.ones(3, 2), {}, r"2 × 3 pixels.*got \(2, 5\) in 'a'"),
         ({"a": torch.ones(2, 6)}, torch.ones(3, 1), {}, r"\(steps \+ 1, 2\).*got \(3, 1\)"),
         ({"a": torch.ones(2, 6)}, torch.ones(3, 2), {"names": ["x"]}, "2 columns, got 1"),
@@ -372,10 +372,16 @@ def test_unknown_pixels_are_marked():
     figure = retrieval_gallery(
         {"given": torch.tensor([[0.5, torch.nan]])}, (1, 2), energy=torch.tensor([[2.0], [1.0]])
     )
-    image = next(axes.images[0] for axes in figure.axes if axes.images)
+    axes = next(axes for axes in figure.axes if axes.images)
+    image = axes.images[0]
     grey, unknown = image.to_rgba(image.get_array())[0]
     assert grey[0] == grey[1] == grey[2]
-    assert unknown[0] > unknown[2] + 0.5
+    assert grey[3] == 1
+    # Through what is unknown the orange, hatched ground shows.
+    assert unknown[3] == 0
+    red, _, blue, _ = axes.patch.get_facecolor()
+    assert red > blue + 0.5
+    assert axes.patch.get_hatch()
 
 
 @pytest.mark.skipif(
