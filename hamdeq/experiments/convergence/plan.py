@@ -7,15 +7,24 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hamdeq.experiments.convergence.configuration import memory_of, read
 from hamdeq.experiments.series import Series
 
 __all__ = ["SOLVERS", "SPLITTINGS", "Plan", "Setting", "Source", "adopted", "key"]
 
-SOLVERS = {"picard": "Picard", "anderson": "Anderson", "broyden": "Broyden", "newton": "Newton"}
-SPLITTINGS = {"none": None, "even-odd": "even-odd", "sweep": "sweep"}
+SOLVERS: dict[str, str] = {
+    "picard": "Picard",
+    "anderson": "Anderson",
+    "broyden": "Broyden",
+    "newton": "Newton",
+}
+SPLITTINGS: dict[str, Literal["even-odd", "sweep"] | None] = {
+    "none": None,
+    "even-odd": "even-odd",
+    "sweep": "sweep",
+}
 
 
 @dataclass(frozen=True)
