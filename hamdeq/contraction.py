@@ -34,7 +34,7 @@ from hamdeq.spectral import clip_, cut_, largest, matrix_norm, spectral_norm, we
 from hamdeq.synapses import Lateral, Map
 from hamdeq.synapses.base import Shape
 
-__all__ = ["contract_", "contraction", "spectral_norm"]
+__all__ = ["contract_", "contraction"]
 
 
 @torch.no_grad()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
+
+from hamdeq.training.run import replace_file
 
 __all__ = ["add_results", "table", "where"]
 
@@ -28,10 +29,8 @@ def add_results(folder: Path, results: dict[str, float]) -> None:
     """Write results.json; what only an earlier command measured, the time of the fit, stays."""
     path = folder / "results.json"
     before = json.loads(path.read_text()) if path.exists() else {}
-    # Written aside and moved in place: a kill in the middle leaves the old file whole, or none.
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(before | results, indent=2) + "\n")
-    os.replace(aside, path)
+    text = json.dumps(before | results, indent=2) + "\n"
+    replace_file(path, lambda aside: aside.write_text(text))
 
 
 def table(results: dict[str, float]) -> str:

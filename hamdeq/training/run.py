@@ -8,7 +8,9 @@ A resumed run goes on in its own folder, and no row of its metrics is lost.
 from __future__ import annotations
 
 import csv
+import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,14 @@ import torch
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-__all__ = ["MetricsFile", "checkpoint_step", "last_checkpoint", "new_folder", "wandb_logger"]
+__all__ = [
+    "MetricsFile",
+    "checkpoint_step",
+    "last_checkpoint",
+    "new_folder",
+    "replace_file",
+    "wandb_logger",
+]
 
 
 def new_folder(root: str | Path) -> Path:
@@ -41,6 +50,19 @@ def new_folder(root: str | Path) -> Path:
             number += 1
         else:
             return folder
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file as a whole or not at all, whoever else writes it, or is killed.
+
+    Args:
+        path: the file; its folder is made where there is none.
+        write: writes the file whose path it is given, which then takes the place of this one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    write(aside)
+    os.replace(aside, path)
 
 
 def last_checkpoint(root: str | Path) -> Path:
@@ -116,14 +138,11 @@ class MetricsFile(Logger):
                 csv.DictWriter(file, self._columns).writerow(row)
 
     def _rewrite(self) -> None:
-        # Written aside and moved in place: a kill in the middle leaves the old file whole.
-        self.folder.mkdir(parents=True, exist_ok=True)
-        aside = self.path.with_suffix(".tmp")
-        with aside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows(self._rows)
-        os.replace(aside, self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(self._rows)
+        replace_file(self.path, lambda aside: aside.write_text(text.getvalue(), newline=""))
         self._stale = False
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,15 +10,15 @@ from typing import Any
 import torch
 
 from hamdeq.experiments.convergence.measure import Measurement
+from hamdeq.training.run import replace_file
 
 __all__ = ["load", "save", "write"]
 
 
 def save(path: Path, measurement: Measurement, about: dict[str, Any]) -> None:
     """Write a measurement and what else is known of it, and its residuals beside."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     numbers = asdict(measurement)
-    _replace(path.with_suffix(".pt"), lambda aside: torch.save(numbers.pop("trace"), aside))
+    replace_file(path.with_suffix(".pt"), lambda aside: torch.save(numbers.pop("trace"), aside))
     write(path, json.dumps(numbers | {"about": about}, indent=2) + "\n")
 
 
@@ -37,11 +35,4 @@ def load(path: Path) -> tuple[Measurement, dict[str, Any]] | None:
 
 def write(path: Path, text: str) -> None:
     """Write a file as a whole or not at all, whoever else writes it, or is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, lambda aside: aside.write_text(text))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    write(aside)
-    os.replace(aside, path)
+    replace_file(path, lambda aside: aside.write_text(text))
