@@ -1,4 +1,4 @@
-"""On trained weights a continuous Hopfield network and its HAM are the same, however they settle."""
+"""On trained weights a continuous Hopfield network and its HAM are the same in all they do."""
 
 import pytest
 import torch
