@@ -27,7 +27,7 @@ from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
-from hamdeq import Anderson, Picard, Separation, Sparsemax, Unrolled
+from hamdeq import Anderson, Entmax, Picard, Separation, Sparsemax, Unrolled
 from hamdeq.nn import (
     Hopfield,
     HopfieldDecoderLayer,
@@ -348,6 +348,23 @@ class TestFunctionTransforms:
         expected = module(x, PADDING)
         with math_kernel():
             torch.testing.assert_close(vmap(module)(x, PADDING), expected, **CLOSE)
+
+    @pytest.mark.parametrize("memory", [Sparsemax(), Entmax(1.5), Entmax(1.3)], ids=repr)
+    @fixed_steps
+    def test_sparse_retrieval_sample_by_sample(self, steps: int, memory: Separation) -> None:
+        module = layer("Hopfield", steps, lagrangian=memory).double()
+        (x,) = inputs(module, dtype=torch.float64)
+        weights = dict(module.named_parameters())
+
+        def loss(weights: dict[str, Tensor], x: Tensor, padding: Tensor) -> Tensor:
+            return functional_call(module, weights, (x, padding)).square().sum()
+
+        assert vmap(module)(x, PADDING).equal(module(x, PADDING))
+        found = vmap(grad(loss), in_dims=(None, 0, 0))(weights, x, PADDING)
+        for i in range(4):
+            expected = torch.autograd.grad(loss(weights, x[i], PADDING[i]), list(weights.values()))
+            for name, g in zip(weights, expected, strict=True):
+                torch.testing.assert_close(found[name][i], g, rtol=1e-10, atol=1e-10)
 
     def test_without_that_kernel_vmap_warns_and_is_right(self) -> None:
         module = layer("Hopfield")

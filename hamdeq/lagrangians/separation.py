@@ -8,12 +8,11 @@ the state −∞ has weight zero. Eliminated against a linear layer they make at
 from __future__ import annotations
 
 from abc import abstractmethod
-from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from hamdeq.lagrangians import sparse
 from hamdeq.lagrangians.base import Scaled, Tempered, total
 
 __all__ = ["Entmax", "Separation", "Softmax", "Sparsemax"]
@@ -146,18 +145,18 @@ class Entmax(Separation):
                 f"alpha: expected a finite number > 1, got {alpha!r}; for alpha 1 use Softmax"
             )
         self.alpha: float = float(alpha)
-        _entmax()
+        sparse.package()
 
     def distribution(self, z: Tensor) -> Tensor:
-        return _Distribution.apply(_wide(z), self.alpha).to(z.dtype)
+        return sparse.distribution(_wide(z), self.alpha).to(z.dtype)
 
     def potential(self, z: Tensor) -> Tensor:
         wide = _wide(z)
-        return _Potential.apply(wide, self.distribution(wide), self.alpha).to(z.dtype)
+        return sparse.potential(wide, self.distribution(wide), self.alpha).to(z.dtype)
 
     def energy(self, x: Tensor) -> Tensor:
         g = self.distribution(self._argument(x))
-        return total((_entropy(g, self.alpha) / self.beta).to(x.dtype))
+        return total((sparse.entropy(g, self.alpha) / self.beta).to(x.dtype))
 
     def at(self, beta: float | Tensor, *, learnable: bool = False) -> Entmax:
         return Entmax(self.alpha, beta, learnable=learnable)
@@ -191,115 +190,3 @@ class Sparsemax(Entmax):
 def _wide(x: Tensor) -> Tensor:
     """At least float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _entropy(p: Tensor, alpha: float) -> Tensor:
-    """Ω(p) = Σ (pᵢ^α − pᵢ)/(α(α − 1)) along the last axis, which is kept."""
-    # A weight of one adds as little as one of zero, and has all derivatives. As p·(p^(α−1) − 1)
-    # it keeps its digits where α is near one.
-    p = p.where(p != 0, 1.0)
-    each = p * torch.expm1((alpha - 1) * p.log())
-    return each.sum(-1, keepdim=True) / (alpha * (alpha - 1))
-
-
-class _Potential(torch.autograd.Function):
-    """max over p of ⟨z, p⟩ − Ω(p), given the p that attains it, which is its derivative.
-
-    Differentiated as written it has p^(α−2) in its second derivative, infinite where p is zero.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, p: Tensor, alpha: float) -> Tensor:
-        ctx.save_for_backward(p)
-        top = z.amax(-1, keepdim=True)
-        gap = torch.where(p > 0, z - top, 0.0)  # where the weight is zero z may be −∞
-        return top + (gap * p).sum(-1, keepdim=True) - _entropy(p, alpha)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (p,) = ctx.saved_tensors
-        return grads[0] * p, None, None
-
-
-class _Distribution(torch.autograd.Function):
-    """entmax, with derivatives of all orders: the package's second ones are NaN where p is zero.
-
-    dpᵢ = sᵢ (dzᵢ − ⟨s, dz⟩/Σs) with s = p^(2−α) on the support and zero elsewhere.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, alpha: float) -> Tensor:
-        ctx.alpha, p = alpha, _weights(z, alpha)
-        ctx.save_for_backward(p)
-        return p
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (p,) = ctx.saved_tensors
-        floor = 1e-30 ** (1 / (ctx.alpha - 1))  # below it the slope of s would overflow
-        s = p.where(p > 0, 1.0).clamp_min(floor) ** (2 - ctx.alpha) * (p > 0)
-        # Relative to v where s is largest, as all but Σs: the difference keeps its digits there.
-        v = grads[0] - grads[0].gather(-1, s.detach().argmax(-1, keepdim=True))
-        mean = (s * v).sum(-1, keepdim=True) / s.sum(-1, keepdim=True)
-        return s * (v - mean), None
-
-
-def _weights(z: Tensor, alpha: float) -> Tensor:
-    """argmax over distributions p of ⟨z, p⟩ − Ω(p)."""
-    # The package's bisection is NaN at 1e30 if not shifted, and a row of NaN fails its whole batch.
-    top = z.amax(-1, keepdim=True)
-    finite = top.isfinite()
-    gap = torch.where(finite, z - top, 0.0)
-    if alpha > 2:
-        p = _steep(gap, alpha - 1)
-    elif alpha in (1.5, 2):
-        p = (_entmax().sparsemax if alpha == 2 else _entmax().entmax15)(gap, dim=-1)
-    else:
-        p = _entmax().entmax_bisect(gap, alpha=alpha, dim=-1)
-    return torch.where(finite, p, torch.nan)
-
-
-def _steep(gap: Tensor, a: float) -> Tensor:
-    """The weights p = (a(z − τ))^(1/a) on their support, for a = α − 1 > 1.
-
-    A bisection for τ, as the package's, errs by eps^(1/a) in small weights. Here the unknown is
-    the smallest weight r on the support. The sum of all weights, (r^a + a(z − edge))^(1/a), is
-    convex in r and has a slope from 1 to their number: Newton's method falls to the solution.
-    """
-    y = a * (gap - _edge(gap, a))
-    inside = y >= 0
-    p = r = 1.0 / inside.sum(-1, keepdim=True).to(y.dtype)
-    compiled = torch.compiler.is_compiling()  # then without a look at values: a fixed number
-    for _ in range(20 if compiled else 100):  # it takes about ten
-        p = torch.where(y > 0, (r**a + y.clamp_min(0.0)) ** (1 / a), r * inside)
-        slope = torch.where(p > 0, r / p, 1.0) ** (a - 1) * inside
-        less = r - (p.sum(-1, keepdim=True) - 1) / slope.sum(-1, keepdim=True)
-        if not compiled and not bool((less < r).any()):
-            break
-        r = torch.minimum(r, less.clamp_min(0.0))
-    return p
-
-
-def _edge(gap: Tensor, a: float) -> Tensor:
-    """The smallest z of the support, found by halving among the sorted."""
-    sorted_, _ = gap.sort(-1, descending=True)
-    edge, n = sorted_[..., :1], gap.shape[-1]
-    place = torch.zeros_like(edge, dtype=torch.long)
-    for bit in reversed(range((n - 1).bit_length())):
-        there = place + (1 << bit)
-        below = sorted_.gather(-1, there.clamp_max(n - 1))
-        above = ((a * (gap - below)).clamp_min(0.0) ** (1 / a)).sum(-1, keepdim=True)
-        inside = (there < n) & (above < 1)  # false where the state is −∞
-        place, edge = there.where(inside, place), below.where(inside, edge)
-    return edge
-
-
-def _entmax() -> ModuleType:
-    try:
-        import entmax
-    except ModuleNotFoundError:
-        raise ImportError(
-            "sparse separation needs the package entmax, which is not installed: "
-            "pip install 'hamdeq[sparse]', or pip install entmax"
-        ) from None
-    return entmax
