@@ -37,4 +37,16 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
+
+# A reference to nowhere is an error, but for names of other projects, whose pages are not asked for
+# lest a build need them, and for the bases inside the library that signatures mention.
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:.*", r"(abc|collections|enum|pathlib|typing_extensions)\..*"),
+    ("py:.*", r"(lightning|matplotlib|numpy|torch|torchvision)\..*"),
+    ("py:class", "Tensor|Trainer"),
+    ("py:class", r"hamdeq(\.[a-z_]+){2,}\.\w+"),
+    ("py:class", r"hamdeq\.(descent\.Descent|integrators\.Flow)"),
+]
+
 napoleon_custom_sections = [("Shape", "notes_style")]

@@ -38,8 +38,8 @@ class DEQ(nn.Module):
         solver: default :class:`~hamdeq.Broyden`.
         adjoint: gradient method, default :class:`~hamdeq.Implicit`.
         start: where to start settling from: ``"forward"``, one pass outwards from the clamped
-            layers, as through a feed-forward network, which costs half an even-odd step
-            (:func:`~hamdeq.starting.forward_sweep`); or ``"zeros"``.
+            layers, as through a feed-forward network, which costs half an even-odd step; or
+            ``"zeros"``.
         on_failure: for samples that do not converge: ``"warn"`` (once for this module),
             ``"raise"`` or ``"ignore"``. Their status is in the Solution in any case.
 

@@ -55,7 +55,7 @@ class Trajectory:
 
     @property
     def final(self) -> State:
-        """The state at the last time: layer name -> ``(batch, *shape)``."""
+        """The state at the last time, layer name -> ``(batch, *shape)``."""
         return {name: x[-1] for name, x in self.states.items()}
 
     def __repr__(self) -> str:

@@ -162,7 +162,7 @@ def eliminate(
     """Remove layers from an energy exactly, by setting them to their minimum.
 
     Args:
-        ham: a :class:`~hamdeq.HAM`, or one with some layers held (:func:`~hamdeq.clamping.clamp`).
+        ham: a :class:`~hamdeq.HAM`, or one with some layers held (:func:`~hamdeq.clamp`).
         hidden: the layers to remove: free, without a synapse among themselves.
         colours: the layers that remain, in sets; a step updates these one after another, each with
             what those before it have become (a Gauss-Seidel sweep). By default all at once.

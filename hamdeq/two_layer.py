@@ -86,7 +86,7 @@ class TwoLayer(HAM):
 
     @property
     def patterns(self) -> Tensor:
-        """The stored patterns ξ: ``(K, N)``."""
+        """The stored patterns ξ, ``(K, N)``."""
         return self.synapses[0].weight.mT  # type: ignore[return-value, union-attr]
 
     @classmethod

@@ -47,7 +47,7 @@ class Separation(Tempered):
         return total(self.each(x))
 
     def each(self, x: Tensor) -> Tensor:
-        """L along the last axis: ``(…, n) -> (…)``. :meth:`forward` is its sum."""
+        """L along the last axis: ``(…, n) -> (…)``. ``forward`` is its sum."""
         return (self.potential(self._argument(x)) / self.beta).squeeze(-1).to(x.dtype)
 
     def activation(self, x: Tensor) -> Tensor:

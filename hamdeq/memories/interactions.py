@@ -53,7 +53,7 @@ class Interaction(ABC):
 
     @property
     def steepness(self) -> int:
-        """The power of T by which the original formulation divides F: n, or 1 where F has none."""
+        """The power of T by which the original formulation divides F, n, or 1 where F has none."""
         return 1
 
     @property

@@ -102,11 +102,11 @@ class BinaryMemory(nn.Module, ABC):
             on_failure: for samples that do not come to rest: warn, raise or ignore.
 
         Returns:
-            a Solution: ``value`` is ``(batch, N)``, ``steps`` the updates of all neurons until
-            nothing changed, the last of which found that; ``residual`` 2√(n/N) for n neurons that
-            want to turn, and ``trace`` the same of those that turned. A sample that came back to
-            an earlier state has the status ``CYCLE`` and a state of the cycle; one whose energy
-            overflows has ``OVERFLOW`` and the state before.
+            A :class:`~hamdeq.Solution`. Its ``value`` is ``(batch, N)``; ``steps`` the updates of
+            all neurons until nothing changed, the last of which found that; ``residual`` 2√(n/N)
+            for n neurons that want to turn, and ``trace`` the same of those that turned. A sample
+            that came back to an earlier state has the status ``CYCLE`` and a state of the cycle;
+            one whose energy overflows has ``OVERFLOW`` and the state before.
 
         Raises:
             ValueError: probes that do not fit the memory, or are not ±1.

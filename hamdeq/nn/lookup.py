@@ -117,7 +117,7 @@ class HopfieldLayer(Wrapping):
         return self.hopfield(self._input(input), stored_pattern_padding_mask, association_mask)
 
     def as_ham(self, states: int = 1) -> HAM:
-        """See :meth:`Hopfield.as_ham`."""
+        """See :meth:`hamdeq.nn.Hopfield.as_ham`."""
         extra = self.hopfield.association_core.extra
         return self.hopfield.as_ham(self.quantity + extra, states)
 

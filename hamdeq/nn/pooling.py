@@ -102,7 +102,7 @@ class HopfieldPooling(Wrapping):
         return (pooled if self.batch_first else pooled.transpose(0, 1)).flatten(1)
 
     def as_ham(self, stored: int) -> HAM:
-        """See :meth:`Hopfield.as_ham`."""
+        """See :meth:`hamdeq.nn.Hopfield.as_ham`."""
         return self.hopfield.as_ham(stored, self.quantity)
 
     def _input(self, input: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

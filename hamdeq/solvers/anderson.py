@@ -20,7 +20,8 @@ class Anderson(Accelerated):
 
     With residuals r = f(x) − x and the differences Δr₁, …, Δr_m and Δf₁, …, Δf_m of the last
     steps, the next state is ``f(x) − Σ γ_j Δf_j`` where γ minimises
-    ``‖r − Σ γ_j Δr_j‖² + ridge Σ γ_j² ‖Δr_j‖²``. The safeguard is that of :class:`Accelerated`.
+    ``‖r − Σ γ_j Δr_j‖² + ridge Σ γ_j² ‖Δr_j‖²``. The safeguard is that of
+    :class:`~hamdeq.solvers.safeguard.Accelerated`.
 
     Args:
         memory: differences kept, m ≥ 1; the memory used is 2m states a sample.

@@ -20,7 +20,7 @@ class Broyden(Accelerated):
     Newton's method on r(x) = f(x) − x with an approximate inverse Jacobian ``−B``, first ``B = I``
     (a plain step), then improved after each step s with residual change y by the rank one that
     makes ``B y = −s``. After ``memory`` improvements it starts again from the identity. The
-    safeguard is that of :class:`Accelerated`.
+    safeguard is that of :class:`~hamdeq.solvers.safeguard.Accelerated`.
 
     Args:
         memory: improvements kept, ≥ 1; the memory used is 2·memory states a sample.

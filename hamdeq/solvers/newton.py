@@ -23,7 +23,7 @@ class Newton(Accelerated):
     products with Jᵀ, batched, for a state of n numbers, and n² numbers a sample. ``steps`` and
     ``n_evals`` count evaluations of f alone. Of an energy model a sample takes the plain step
     where the energy is not convex, since Newton's method is drawn to saddles as well. Otherwise
-    the safeguard is that of :class:`Accelerated`.
+    the safeguard is that of :class:`~hamdeq.solvers.safeguard.Accelerated`.
 
     Args:
         growth: how far a sample's relative residual may rise, as a factor > 1.

@@ -32,8 +32,8 @@ class Conv2d(Windowed):
         gain: factor on the initial weights, as of :class:`~hamdeq.Dense`.
 
     Shape:
-        The first layer is ``(in_channels, height, width)``, the second what :meth:`output_shape`
-        says; :class:`~hamdeq.HAM` checks it. ``weight`` is
+        The first layer is ``(in_channels, height, width)``, the second what
+        :meth:`~hamdeq.Map.output_shape` says; :class:`~hamdeq.HAM` checks it. ``weight`` is
         ``(out_channels, in_channels / groups, *kernel_size)``, initialised uniformly in
         ±gain·√(6/(n₁ + n₂)) after Glorot & Bengio ("Xavier", 2010), with n₁ and n₂ the weights
         that act on a neuron of the second and of the first layer: with a stride of s, each of the

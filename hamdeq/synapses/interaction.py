@@ -22,7 +22,7 @@ class Interaction(Synapse):
             parameters of an :class:`torch.nn.Module` become the synapse's, and get their gradients;
             those that another function refers to are unknown to the synapse, and get none.
         linear_in: places in which the function is linear, counted from 0; layers there can be
-            eliminated. :meth:`check_linear` tries whether it is.
+            eliminated. :meth:`~hamdeq.Synapse.check_linear` tries whether it is.
 
     Raises:
         TypeError: a function that cannot be called, or that returns no tensor.

@@ -37,8 +37,9 @@ class AvgPool2d(_Pool):
         padding: zeros on each side of the image, which count in the means.
 
     Shape:
-        The first layer is ``(channels, height, width)``, the second what :meth:`output_shape`
-        says. Rows and columns at the end that no window reaches get no field.
+        The first layer is ``(channels, height, width)``, the second what
+        :meth:`~hamdeq.Map.output_shape` says. Rows and columns at the end that no
+        window reaches get no field.
 
     Raises:
         ValueError: sizes that are no positive integers, padding of more than half a window.

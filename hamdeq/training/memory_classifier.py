@@ -25,13 +25,13 @@ class MemoryClassifier(Classifier):
     ``temperature``, where it changes.
 
     Args:
-        memory: a memory with class neurons, and memories to learn; or its :class:`FeedForward`
-            equivalent.
+        memory: a memory with class neurons, and memories to learn; or its equivalent
+            :class:`~hamdeq.memories.FeedForward`.
         exponent: m. The larger, the more the loss is that of the worst samples.
         temperatures: T of the first and of the last epoch, linear between; None for the memory's
             own.
         optimizer: from parameters to an optimiser; default the rule of Krotov & Hopfield,
-            :class:`~hamdeq.optim.NormalisedSGD` with entries of pixels in [−1, 1].
+            :class:`~hamdeq.NormalisedSGD` with entries of pixels in [−1, 1].
         scheduler: from an optimiser to a learning-rate schedule, stepped once an epoch.
 
     It is the optimiser that bounds memories, or does not. A checkpoint holds the temperature of its
