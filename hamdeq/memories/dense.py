@@ -181,7 +181,7 @@ class DenseAssociativeMemory(BinaryMemory):
         Args:
             inputs: as of :meth:`classify`.
             labels: ``(batch,)`` of int64.
-            exponent: m.
+            exponent: the exponent m.
 
         Raises:
             ValueError: there are no classes, or inputs or labels do not fit.

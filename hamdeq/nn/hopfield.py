@@ -39,7 +39,7 @@ class Hopfield(Associating, Getters):
         hidden_size: d, size of each head's association space; default ``input_size // num_heads``.
         output_size: size of the output; default ``input_size``.
         pattern_size: p, size of what each head reads out; default ``hidden_size``.
-        num_heads: H.
+        num_heads: the number of heads H.
         scaling: inverse temperature β > 0, or one for each head ``(H,)``; default 1/√d, and 1 if
             nothing is projected. As an ``nn.Parameter`` it gives the initial values of a trained β.
         update_steps_max: updates of the state patterns, or one number for each head. None, or a

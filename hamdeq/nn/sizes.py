@@ -18,7 +18,7 @@ class Sizes:
         hidden: d, size of a head's association space, default ``state // heads``.
         pattern: p, size of what a head reads out, default ``hidden``.
         output: size of the result, default ``state``.
-        heads: H.
+        heads: the number of heads H.
         state_static, stored_static, projection_static: whether these patterns enter every head as
             they are, without a projection.
         connected: whether pattern projections go through the stored patterns' projection first.

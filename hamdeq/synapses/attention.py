@@ -75,7 +75,7 @@ class SelfAttention(Synapse):
 
     Args:
         dim: numbers of a token.
-        heads: H.
+        heads: the number of heads H.
         head_dim: numbers of a query and of a key.
         beta: inverse temperature β > 0, by default 1/√head_dim.
         learnable: whether β is trained (as ln β, to stay positive).
