@@ -309,6 +309,16 @@ def test_a_whole_experiment_and_nothing_twice(here, capsys):
     assert len(data.split("test")[0])
 
 
+def test_a_training_of_two_processes(here, capsys, digits):
+    two = ["--devices=2", "--trainer.accelerator=cpu", "--data.batch_size=64"]
+    main([str(DIGITS), "--seed=0", *two, *QUICK])
+    assert capsys.readouterr().out.count("| digits | 64-256-10 |") == 1
+    # Each saw half of the images.
+    (path,) = here.rglob("checkpoints/last.ckpt")
+    steps = torch.load(path, weights_only=False)["global_step"]
+    assert steps == math.ceil(len(digits.split("train")[0]) / (2 * 64))
+
+
 def test_a_kill_loses_what_is_in_progress_alone(here):
     command = [sys.executable, "-m", "hamdeq.experiments.convergence", str(DIGITS), "--seeds=1"]
     command += ["--wandb=disabled", "--trainer.max_epochs=9", "--solvers", "picard", "anderson"]
