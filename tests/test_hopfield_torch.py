@@ -183,6 +183,15 @@ class TestCompile:
         torch.testing.assert_close(found, expected, **CLOSE)
         assert_same_gradients(gradients(found, module), gradients(expected, module))
 
+    def test_of_several_sparse_ones_is_one_graph_each(self) -> None:
+        for memory in (Sparsemax(), Entmax(1.5), Entmax(1.3), Entmax(2.5)):
+            module = layer("Hopfield", lagrangian=memory)
+            (x,) = inputs(module)
+            compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+            found, expected = compiled(x), module(x)
+            torch.testing.assert_close(found, expected, **CLOSE)
+            assert_same_gradients(gradients(found, module), gradients(expected, module))
+
     @pytest.mark.parametrize(
         ("kind", "dynamic"), [("Hopfield", True), *((kind, None) for kind in CORE)]
     )

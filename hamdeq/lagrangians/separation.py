@@ -144,8 +144,15 @@ class Entmax(Separation):
             raise ValueError(
                 f"alpha: expected a finite number > 1, got {alpha!r}; for alpha 1 use Softmax"
             )
-        self.alpha: float = float(alpha)
+        # As text, which torch.compile takes as given. A number, another in a second layer, it would
+        # make an input of the graph, on which nothing can branch.
+        self._alpha = repr(float(alpha))
         sparse.package()
+
+    @property
+    def alpha(self) -> float:
+        """α > 1: the larger, the fewer memories share the weight."""
+        return float(self._alpha)
 
     def distribution(self, z: Tensor) -> Tensor:
         return sparse.distribution(_wide(z), self.alpha).to(z.dtype)
