@@ -252,6 +252,10 @@ def test_runs_that_there_are(tmp_path):
     ]
     (one,) = adopted(f"x={tmp_path}/mine/version_1")
     assert one.name == "x"
+    # Such as the folder of an experiment's trainings, a run for each seed.
+    assert [(run.name, run.folder) for run in adopted(f"all={tmp_path}")] == [
+        ("all", run.folder) for run in found
+    ]
     # A run that has gone on has other weights, which have not been measured.
     before = key(one, Setting())
     assert before == key(one, Setting())

@@ -110,7 +110,7 @@ def adopted(text: str) -> list[Source]:
     """The runs of ``NAME=FOLDER``, or of ``FOLDER``, which is then named by what holds its runs.
 
     Args:
-        text: the folder is that of a run, ``version_N``, or one with such folders in it.
+        text: the folder is that of a run, ``version_N``, or one with such folders anywhere in it.
 
     Raises:
         FileNotFoundError: no run is there, or none that has a checkpoint.
@@ -118,8 +118,8 @@ def adopted(text: str) -> list[Source]:
     """
     name, _, given = text.rpartition("=")
     folder = Path(given).resolve()
-    inside = sorted(folder.glob("version_*")) if folder.is_dir() else []
-    candidates = [folder] if (folder / "config.yaml").is_file() else inside
+    is_run = (folder / "config.yaml").is_file()
+    candidates = [folder] if is_run else sorted(folder.rglob("version_*"))
     runs = [run for run in candidates if (run / "checkpoints/best.ckpt").is_file()]
     if not runs:
         raise FileNotFoundError(
@@ -128,7 +128,8 @@ def adopted(text: str) -> list[Source]:
         )
     for run in runs:
         read(run / "config.yaml")
-    return [Source(name or run.parent.name, adopted=run) for run in runs]
+    holder = folder.parent if is_run else folder
+    return [Source(name or holder.name, adopted=run) for run in runs]
 
 
 @dataclass(frozen=True)
