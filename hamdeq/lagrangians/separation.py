@@ -151,7 +151,7 @@ class Entmax(Separation):
 
     @property
     def alpha(self) -> float:
-        """α > 1: the larger, the fewer memories share the weight."""
+        """α > 1, the larger the fewer memories share the weight."""
         return float(self._alpha)
 
     def distribution(self, z: Tensor) -> Tensor:
