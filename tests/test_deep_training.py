@@ -205,6 +205,29 @@ def test_every_few_steps_and_at_the_end_of_an_epoch():
     assert not all(within)
 
 
+def test_before_a_validation_in_the_middle_of_an_epoch():
+    class Validated(Watch):
+        def on_validation_start(self, trainer, pl_module):
+            self.found.append(contraction(pl_module.deq.ham))
+
+        def on_train_batch_end(self, *args):
+            pass
+
+    found = {}
+    for every, callbacks in {"never": [], "at the end": [Contraction(0.9, every=1000)]}.items():
+        watch = Validated()
+        module = deep(optimizer=lambda p: torch.optim.Adam(p, lr=0.03))
+        module.deq.failures.on_failure = "ignore"
+        limits = {"limit_train_batches": 10, "limit_val_batches": 1, "val_check_interval": 5}
+        trainer(max_epochs=1, callbacks=[*callbacks, watch], **limits).fit(
+            module, DigitsDataModule(batch_size=32)
+        )
+        found[every] = watch.found
+    assert min(found["never"]) > 1.0
+    assert len(found["at the end"]) == 2
+    assert max(found["at the end"]) <= 0.9 * (1 + 1e-6)
+
+
 def test_counts_optimiser_steps():
     found = watched(Contraction(0.9, every=2), limit_train_batches=8, accumulate_grad_batches=2)
     assert found[3] <= 0.9 * (1 + 1e-6)

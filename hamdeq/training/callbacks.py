@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from hamdeq.contraction import contract_
@@ -194,8 +195,9 @@ def save_picture(figure: Any, path: Path, trainer: L.Trainer) -> None:
 class Contraction(Callback):
     """Keeps a memory within one equilibrium while it learns: a projected gradient method.
 
-    Every few steps the weights between layers that settle are weakened where they have grown
-    too strong (:func:`~hamdeq.contract_`), so that a step of settling always contracts.
+    Every few steps, and before a validation, the weights between layers that settle are weakened
+    where they have grown too strong (:func:`~hamdeq.contract_`), so that a step of settling always
+    contracts.
 
     Args:
         rate: the bound to keep on the contraction of a synchronous step, in (0, 1).
@@ -218,6 +220,13 @@ class Contraction(Callback):
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.is_last_batch or trainer.global_step % self.every == 0:
+            self._project(pl_module)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # In the middle of an epoch: what is validated is what a checkpoint keeps. At its end that
+        # has been done.
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if fitting and not trainer.is_last_batch:
             self._project(pl_module)
 
     def _project(self, module: L.LightningModule) -> None:
