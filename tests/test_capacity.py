@@ -33,3 +33,14 @@ def test_capacity_is_the_largest_number_before_the_first_failure():
     points = right.lines[0]
     assert list(points.get_xdata()) == [4, 8]  # nothing is known of 16
     assert list(points.get_ydata()) == [1, 2]
+
+
+def test_growth_is_that_of_what_is_more_than_one_pattern():
+    kept = {4: 1, 8: 2, 12: 4, 16: 8}
+    errors = {d: {n: float(n > most) for n in (1, 2, 4, 8, 16)} for d, most in kept.items()}
+    _, right = capacity_curves(errors).axes
+    points, line = right.lines
+    assert list(points.get_xdata()) == [4, 8, 12, 16]
+    assert list(line.get_xdata()) == [8, 12, 16]
+    assert list(line.get_ydata()) == pytest.approx([2, 4, 8])
+    assert line.get_label() == "doubles every 4.0 dimensions"

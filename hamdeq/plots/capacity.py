@@ -51,10 +51,12 @@ def capacity_curves(
 
     found = np.array(list(capacities)), np.array(list(capacities.values()))
     right.plot(*found, "o", color=COLOURS[0], label=f"largest N with error ≤ {threshold:g}")
-    if len(capacities) > 1:
-        slope, start = np.polyfit(found[0], np.log2(found[1]), 1)
-        line = 2 ** (start + slope * found[0])
-        right.plot(found[0], line, color=GREY, label=f"doubles every {1 / slope:.1f} dimensions")
+    # A single pattern is retrieved whatever d, and says nothing of the growth.
+    fitted, capacity = (x[found[1] > 1] for x in found)
+    if len(fitted) > 1:
+        slope, start = np.polyfit(fitted, np.log2(capacity), 1)
+        line = 2 ** (start + slope * fitted)
+        right.plot(fitted, line, color=GREY, label=f"doubles every {1 / slope:.1f} dimensions")
     right.set_yscale("log", base=2)
     right.set(xlabel="dimensions, d", ylabel="capacity")
     right.legend(fontsize="small")
