@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
@@ -99,7 +100,7 @@ class HAM(nn.Module, Layered):
                 f"got {sizes!r}"
             )
         pairs = len(sizes) - 1
-        gains = [gain] * pairs if isinstance(gain, int | float) else list(gain)
+        gains = [gain] * pairs if isinstance(gain, int | float | Real) else list(gain)
         if len(gains) != pairs:
             raise ValueError(f"gain: expected one number or {pairs}, got {gain!r}")
         names = ["input", *(f"hidden{i}" for i in range(1, len(sizes) - 1)), "output"]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hamdeq._checks import integer
 from hamdeq.lagrangians.base import positive
 
 __all__ = ["Adaptive", "Euler", "Flow", "Integrator"]
@@ -139,8 +140,8 @@ class Adaptive(Integrator):
         if not (math.isfinite(self.rtol) and self.rtol >= 0):
             raise ValueError(f"rtol: expected a finite number ≥ 0, got {self.rtol!r}")
         positive("atol", self.atol)
-        if not isinstance(self.max_steps, int) or self.max_steps < 1:
-            raise ValueError(f"max_steps: expected an integer ≥ 1, got {self.max_steps!r}")
+        steps = integer("max_steps", self.max_steps, expected="an integer ≥ 1")
+        object.__setattr__(self, "max_steps", steps)
 
     def integrate(self, flow: Flow, x0: Tensor, times: Sequence[float]) -> Tensor:
         odeint = _odeint()

@@ -27,6 +27,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from hamdeq._checks import whole
 from hamdeq.ham import HAM
 from hamdeq.lagrangians import Identity, Lagrangian, RePU, Softmax, Spherical, Tanh
 from hamdeq.layers import Neurons
@@ -161,12 +162,13 @@ def _patterns(patterns: Tensor | Sequence[int]) -> tuple[int, int, Tensor | None
     """K, N, and a copy of the patterns where these are given."""
     if not isinstance(patterns, Tensor):
         sizes = list(patterns) if isinstance(patterns, Sequence) else None
-        if sizes is None or len(sizes) != 2 or not all(type(n) is int and n > 0 for n in sizes):
+        counts = [n for n in map(whole, sizes or ()) if n is not None and n > 0]
+        if sizes is None or not len(sizes) == len(counts) == 2:
             raise ValueError(
                 "patterns: expected a tensor (K, N), or two positive integers, such as (100, 64) "
                 f"for 100 random patterns of 64 features, got {patterns!r}"
             )
-        return sizes[0], sizes[1], None
+        return counts[0], counts[1], None
     if not patterns.is_floating_point():
         raise TypeError(
             f"patterns: expected floating-point numbers, got {patterns.dtype}; "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hamdeq._checks import integer
 from hamdeq.colouring import two_colouring
 from hamdeq.ham import HAM
 from hamdeq.lagrangians import BengioFischer, Lagrangian, Sigmoid
@@ -34,8 +35,8 @@ class InnerIterations:
     damping: float = 0.5
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps: expected an integer ≥ 1, got {self.steps!r}")
+        steps = integer("steps", self.steps, expected="an integer ≥ 1")
+        object.__setattr__(self, "steps", steps)
         if not 0 < self.damping <= 1:
             raise ValueError(f"damping: expected a number in (0, 1], got {self.damping!r}")
 

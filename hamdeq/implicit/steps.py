@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hamdeq._checks import integer
 from hamdeq.implicit.base import Adjoint, Map, Report
 from hamdeq.solvers import Solver
 
@@ -21,8 +22,8 @@ class _Steps(Adjoint):
     steps: int
 
     def _check(self) -> None:
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps: expected an integer ≥ 1, got {self.steps!r}")
+        steps = integer("steps", self.steps, expected="an integer ≥ 1")
+        object.__setattr__(self, "steps", steps)
 
     @abstractmethod
     def step(self, f: Map, z: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -127,11 +128,12 @@ def total(x: Tensor) -> Tensor:
 
 def positive(name: str, value: Any) -> float:
     """The value as a float, refused unless it is a finite number > 0."""
-    if not isinstance(value, int | float):
+    if not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not (math.isfinite(value) and value > 0):
+    number = float(value)
+    if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
-    return float(value)
+    return number
 
 
 def positives(name: str, value: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ the state −∞ has weight zero. Eliminated against a linear layer they make at
 from __future__ import annotations
 
 from abc import abstractmethod
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -138,7 +139,7 @@ class Entmax(Separation):
         self, alpha: float = 1.5, beta: float | Tensor = 1.0, *, learnable: bool = False
     ) -> None:
         super().__init__(beta, learnable=learnable)
-        if not isinstance(alpha, int | float):
+        if not isinstance(alpha, Real):
             raise TypeError(f"alpha: expected a number > 1, got {type(alpha).__name__}")
         if not 1 < alpha < float("inf"):
             raise ValueError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hamdeq._checks import integer
 from hamdeq.memories import flips
 from hamdeq.memories.continuous import Interacting, two_layers
 from hamdeq.memories.fields import Single, fields
@@ -69,10 +70,11 @@ class DenseAssociativeMemory(BinaryMemory):
         std: float = 0.1,
     ) -> None:
         super().__init__()
-        counts = {"size": (size, 1), "memories": (memories, 0), "classes": (classes, 0)}
-        for name, (value, least) in counts.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+        size = integer("size", size, expected="an integer of at least 1")
+        memories, classes = (
+            integer(name, value, least=0, expected="an integer of at least 0")
+            for name, value in (("memories", memories), ("classes", classes))
+        )
         interaction = Polynomial(3) if interaction is None else interaction
         scaling = Normalised() if scaling is None else scaling
         if not isinstance(interaction, Interaction):
@@ -246,8 +248,7 @@ class DenseAssociativeMemory(BinaryMemory):
     def _error(
         self, states: Tensor, targets: Tensor, neurons: slice, exponent: int
     ) -> tuple[Tensor, Tensor]:
-        if not isinstance(exponent, int) or isinstance(exponent, bool) or exponent < 1:
-            raise ValueError(f"exponent: expected a positive integer m, got {exponent!r}")
+        exponent = integer("exponent", exponent, expected="a positive integer m")
         loss, predicted = flips.PredictionError.apply(  # type: ignore[misc]
             self.memories, states, targets, self.interaction, self.factors, exponent, neurons
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from hamdeq._checks import integer
 from hamdeq.memories.dense import DenseAssociativeMemory
 from hamdeq.memories.scaling import Scaling
 from hamdeq.memories.states import check_labels, check_states
@@ -108,8 +109,7 @@ class FeedForward(nn.Module):
             ValueError: the exponent is not a positive integer, or inputs or labels do not fit.
             OverflowError: F′ overflows.
         """
-        if not isinstance(exponent, int) or isinstance(exponent, bool) or exponent < 1:
-            raise ValueError(f"exponent: expected a positive integer m, got {exponent!r}")
+        exponent = integer("exponent", exponent, expected="a positive integer m")
         predicted = self.classify(inputs)
         check_labels(labels, len(inputs), self.classes)
         targets = 2 * nn.functional.one_hot(labels, self.classes).to(inputs.dtype) - 1

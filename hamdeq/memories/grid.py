@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hamdeq._checks import integer
 from hamdeq.memories.fields import fields as binary_fields
 from hamdeq.memories.interactions import Interaction
 from hamdeq.memories.kernels import Kernel
@@ -109,8 +110,7 @@ class Training:
             )
         if self.unit not in ("memory", "network", "none"):
             raise ValueError(f"unit: expected memory, network or none, got {self.unit!r}")
-        if not isinstance(self.epochs, int) or self.epochs < 0:
-            raise ValueError(f"epochs: expected an integer ≥ 0, got {self.epochs!r}")
+        object.__setattr__(self, "epochs", integer("epochs", self.epochs, least=0))
 
     def factors(self, networks: Networks) -> Factors:
         """The factors of each network, ``(G, 1, 1)``; infinite where T⁻ⁿ overflows."""

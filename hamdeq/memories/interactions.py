@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hamdeq._checks import whole
+
 __all__ = [
     "Exponential",
     "Interaction",
@@ -78,11 +80,13 @@ class _Power(Interaction):
     n: int = 2
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n, int) or isinstance(self.n, bool) or not 1 <= self.n <= _STEEPEST:
+        n = whole(self.n)
+        if n is None or not 1 <= n <= _STEEPEST:
             raise ValueError(
                 f"n: expected a positive integer up to {_STEEPEST}, the interaction vertex, got "
                 f"{self.n!r}; 2 is the classical network, more are steeper"
             )
+        object.__setattr__(self, "n", n)
 
     @property
     def steepness(self) -> int:

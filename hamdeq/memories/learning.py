@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from hamdeq._checks import integer
+
 __all__ = ["Learning"]
 
 
@@ -38,9 +40,8 @@ class Learning:
             raise ValueError(f"decay: expected 0 < decay ≤ 1, got {self.decay!r}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum: expected 0 ≤ momentum < 1, got {self.momentum!r}")
-        m = self.exponent
-        if not isinstance(m, int) or isinstance(m, bool) or m < 1:
-            raise ValueError(f"exponent: expected a positive integer m, got {m!r}")
+        m = integer("exponent", self.exponent, expected="a positive integer m")
+        object.__setattr__(self, "exponent", m)
         given = self.temperatures
         if given is not None and not (isinstance(given, tuple | list) and len(given) == 2):
             raise ValueError(f"temperatures: expected the first and the last, got {given!r}")

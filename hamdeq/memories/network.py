@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hamdeq._checks import integer
 from hamdeq.ham import HAM
 from hamdeq.lagrangians import Identity
 from hamdeq.memories.continuous import two_layers
@@ -49,8 +50,7 @@ class HopfieldNetwork(BinaryMemory):
 
     def __init__(self, size: int, rule: Rule | None = None) -> None:
         super().__init__()
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"size: expected a positive integer, got {size!r}")
+        size = integer("size", size)
         rule = Hebbian() if rule is None else rule
         if not isinstance(rule, Rule):
             raise TypeError(f"rule: expected Hebbian(), PseudoInverse() or Storkey(), got {rule!r}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from hamdeq._checks import integer
 from hamdeq.memories.states import check_states, signs
 from hamdeq.solvers import Failures, OnFailure, Solution, Status
 
@@ -114,8 +115,7 @@ class BinaryMemory(nn.Module, ABC):
         """
         check_states("probes", probes, self.size, self)
         held = _held(clamped, probes)
-        if not isinstance(max_steps, int) or max_steps < 1:
-            raise ValueError(f"max_steps: expected a positive integer, got {max_steps!r}")
+        max_steps = integer("max_steps", max_steps)
         updates = Asynchronous() if updates is None else updates
         if not isinstance(updates, Updates):
             raise TypeError(f"updates: expected Asynchronous() or Synchronous(), got {updates!r}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING, NamedTuple
 
 from hamdeq.memories.interactions import Interaction
@@ -40,7 +41,7 @@ class Scaling(ABC):
 
     def __post_init__(self) -> None:
         t = self.temperature
-        if not (isinstance(t, int | float) and math.isfinite(t) and t > 0):
+        if not (isinstance(t, Real) and math.isfinite(t) and t > 0):
             raise ValueError(f"temperature: expected a finite number > 0, got {t!r}")
 
     @abstractmethod

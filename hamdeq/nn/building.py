@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ def initial_beta(scaling: float | Tensor | None, sizes: Sizes) -> float | list[f
     """
     if scaling is None:
         return 1.0 if sizes.bare else 1.0 / math.sqrt(sizes.hidden or 1)
-    if not isinstance(scaling, int | float | Tensor) or isinstance(scaling, bool):
+    if not isinstance(scaling, Real | Tensor) or isinstance(scaling, bool):
         raise TypeError(
             f"scaling: expected a number β > 0 or a tensor of one for each head, got {scaling!r}"
         )
@@ -105,7 +106,7 @@ def settling_solver(solver: Solver | None, eps: float | Tensor, heads: int) -> S
         )
     # One tolerance for all heads: the strictest of those given.
     tol = float(eps.min()) if isinstance(eps, Tensor) else eps
-    if not (isinstance(tol, int | float) and math.isfinite(tol) and tol > 0):
+    if not (isinstance(tol, Real) and math.isfinite(tol) and tol > 0):
         raise ValueError(
             f"update_steps_eps: expected a finite relative residual > 0, such as 1e-4, got {eps!r}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ __all__ = ["check_beta", "check_fits", "check_patterns", "readable"]
 
 def check_beta(beta: float | Tensor) -> None:
     """Refuse what is no inverse temperature, or tensor of them."""
-    if not isinstance(beta, int | float | Tensor):
+    if not isinstance(beta, Real | Tensor):
         raise TypeError(f"beta: expected a number or a tensor, got {type(beta).__name__}")
     if isinstance(beta, Tensor):
         sound = not readable(beta) or bool(((beta > 0) & beta.isfinite()).all())

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from hamdeq._checks import integer
 from hamdeq.implicit import Adjoint, Implicit
 from hamdeq.lagrangians import Separation, Softmax
 from hamdeq.nn.checks import check_beta, check_fits, check_patterns, readable
@@ -59,8 +60,7 @@ def retrieve(
     """
     if steps is None:
         return settle(state, stored, beta, mask=mask, lagrangian=lagrangian).value
-    if not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"steps: expected an integer ≥ 0, or None, got {steps!r}")
+    steps = integer("steps", steps, least=0, expected="an integer ≥ 0, or None")
     memory, x = _memory(state, stored, beta, mask, lagrangian)
     for _ in range(steps):
         x = memory.update(x)

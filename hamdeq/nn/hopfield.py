@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -143,7 +144,7 @@ class Hopfield(Associating, Getters):
             connected=pattern_projection_as_connected,
             out_projection=not disable_out_projection,
         )
-        if not (isinstance(dropout, int | float) and 0 <= dropout <= 1):
+        if not (isinstance(dropout, Real) and 0 <= float(dropout) <= 1):
             raise ValueError(f"dropout: expected a probability, 0 to 1, got {dropout!r}")
         self._batch_first = batch_first
         self.dropout: float = float(dropout)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from hamdeq._checks import integer
 from hamdeq.ham import HAM
 from hamdeq.implicit import Adjoint
 from hamdeq.lagrangians import Identity
@@ -128,8 +129,7 @@ class Associating(nn.Module):
         With softmax, L(Kq) = (1/β) ln Σ exp(β Kq).
         """
         patterns, mask = self._patterns(input, stored_pattern_padding_mask, association_mask)
-        if not isinstance(steps, int) or steps < 0:
-            raise ValueError(f"steps: expected an integer ≥ 0, got {steps!r}")
+        steps = integer("steps", steps, least=0)
         memory, x = self._memory(patterns, mask), patterns.state
         for _ in range(steps):
             x = memory.update(x)

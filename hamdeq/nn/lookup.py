@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 from hamdeq.ham import HAM
 from hamdeq.nn.hopfield import Hopfield
 from hamdeq.nn.options import Options
+from hamdeq.nn.sizes import positive_size
 from hamdeq.nn.wrapping import Wrapping
 
 __all__ = ["HopfieldLayer"]
@@ -78,7 +79,7 @@ class HopfieldLayer(Wrapping):
             update_steps_eps,
             **options,
         )
-        self.quantity = quantity
+        self.quantity = positive_size("quantity", quantity)
         size = self.hidden_size if self.stored_pattern_as_static else self.stored_pattern_dim
         size = size or input_size
         factory = {"device": options.get("device"), "dtype": options.get("dtype")}

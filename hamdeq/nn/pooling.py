@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 from hamdeq.ham import HAM
 from hamdeq.nn.hopfield import Hopfield
 from hamdeq.nn.options import Options
+from hamdeq.nn.sizes import positive_size
 from hamdeq.nn.wrapping import Wrapping
 
 __all__ = ["HopfieldPooling"]
@@ -71,7 +72,7 @@ class HopfieldPooling(Wrapping):
             update_steps_eps,
             **options,
         )
-        self.quantity = quantity
+        self.quantity = positive_size("quantity", quantity)
         size = self.hidden_size if self.state_pattern_as_static else self.input_size
         factory = {"device": options.get("device"), "dtype": options.get("dtype")}
         self.pooling_weights: nn.Parameter = self._learned(size or input_size, trainable, factory)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["Sizes"]
+from hamdeq._checks import integer, whole
+
+__all__ = ["Sizes", "positive_size"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,9 @@ class Sizes:
 
     def __post_init__(self) -> None:
         for name, argument in _ARGUMENTS.items():
-            _check_size(argument, getattr(self, name), optional=name != "heads")
+            value = getattr(self, name)
+            if value is not None or name == "heads":
+                object.__setattr__(self, name, positive_size(argument, value))
         same = {self.state, self.stored or self.state, self.projection or self.state}
         joint = len(same) == 1 and self.pattern is None and not self.connected
         object.__setattr__(self, "joint", joint)
@@ -130,10 +134,13 @@ _ARGUMENTS = {
 }
 
 
-def _check_size(name: str, value: object, *, optional: bool) -> None:
-    if value is None and optional:
-        return
-    if not isinstance(value, int) or isinstance(value, bool):
+def positive_size(name: str, value: object) -> int:
+    """A size as an int.
+
+    Raises:
+        TypeError: not an integer.
+        ValueError: not positive.
+    """
+    if whole(value) is None:
         raise TypeError(f"{name}: expected a positive integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}: expected a positive integer, got {value}")
+    return integer(name, value)

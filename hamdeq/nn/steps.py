@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+
+from hamdeq._checks import whole
 
 __all__ = ["Group", "groups"]
 
@@ -22,22 +24,23 @@ def groups(steps: int | Sequence[int] | Tensor | None, heads: int) -> list[Group
     """
     if isinstance(steps, Tensor) and steps.dim() == 0:
         steps = steps[None].expand(heads)
-    if steps is None or (isinstance(steps, int) and not isinstance(steps, bool)):
-        return [(tuple(range(heads)), _count(steps))]
+    if steps is None or whole(steps) is not None:
+        return [(tuple(range(heads)), _count(whole(steps)))]
     if isinstance(steps, Tensor):
         if steps.is_floating_point() or steps.dtype == torch.bool:
             raise TypeError(f"update_steps_max: expected integers, got {steps.dtype}")
         steps = steps.tolist()
-    if not isinstance(steps, Sequence) or not all(n is None or type(n) is int for n in steps):
+    each = None if isinstance(steps, str) or not isinstance(steps, Iterable) else [*steps]
+    if each is None or not all(n is None or whole(n) is not None for n in each):
         raise TypeError(
             "update_steps_max: expected an integer, None to update until convergence, or one "
             f"integer for each head, got {steps!r}"
         )
-    if len(steps) != heads:
+    if len(each) != heads:
         raise ValueError(
-            f"update_steps_max: expected one integer for each of {heads} heads, got {len(steps)}"
+            f"update_steps_max: expected one integer for each of {heads} heads, got {len(each)}"
         )
-    counts = [_count(n) for n in steps]
+    counts = [_count(whole(n)) for n in each]
     return [
         (tuple(head for head, n in enumerate(counts) if n == count), count)
         for count in dict.fromkeys(counts)

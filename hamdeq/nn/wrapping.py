@@ -83,10 +83,6 @@ class Wrapping(Getters, nn.Module):
 
     def _learned(self, size: int, trainable: bool, factory: dict[str, Any]) -> nn.Parameter:
         """Learned patterns, one row each: ``(1, quantity, size)``, or with the batch second."""
-        if not isinstance(self.quantity, int) or isinstance(self.quantity, bool):
-            raise TypeError(f"quantity: expected a positive integer, got {self.quantity!r}")
-        if self.quantity < 1:
-            raise ValueError(f"quantity: expected a positive integer, got {self.quantity}")
         lead = (1, self.quantity) if self.batch_first else (self.quantity, 1)
         return nn.Parameter(torch.empty(*lead, size, **factory), requires_grad=trainable)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hamdeq._checks import integer
 from hamdeq.memories.steps import normalised
 
 __all__ = ["NormalisedSGD"]
@@ -49,8 +50,7 @@ class NormalisedSGD(Optimizer):
             raise ValueError(f"momentum: expected 0 ≤ momentum < 1, got {momentum!r}")
         if bound is not None and not bound > 0:
             raise ValueError(f"bound: expected a number > 0 or None, got {bound!r}")
-        if not isinstance(free, int) or free < 0:
-            raise ValueError(f"free: expected an integer ≥ 0, got {free!r}")
+        free = integer("free", free, least=0)
         super().__init__(params, {"lr": lr, "momentum": momentum, "bound": bound, "free": free})
 
     @torch.no_grad()

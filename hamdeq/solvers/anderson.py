@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hamdeq._checks import integer
 from hamdeq.solvers.base import Step, norm
-from hamdeq.solvers.safeguard import Accelerated, Extrapolation, at_least_one
+from hamdeq.solvers.safeguard import Accelerated, Extrapolation
 
 __all__ = ["Anderson"]
 
@@ -42,7 +43,8 @@ class Anderson(Accelerated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one("memory", self.memory)
+        memory = integer("memory", self.memory, expected="an integer ≥ 1")
+        object.__setattr__(self, "memory", memory)
         if not (math.isfinite(self.ridge) and self.ridge >= 0):
             raise ValueError(f"ridge: expected a finite number ≥ 0, got {self.ridge!r}")
 

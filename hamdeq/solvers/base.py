@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hamdeq._checks import integer
 from hamdeq.descent import Descent, Energetic
 from hamdeq.solvers.solution import Solution, Status
 
@@ -95,8 +96,8 @@ class Stopping:
             raise ValueError(
                 f"tol: expected a finite relative residual > 0, such as 1e-4, got {self.tol!r}"
             )
-        if not isinstance(self.max_steps, int) or self.max_steps < 0:
-            raise ValueError(f"max_steps: expected an integer ≥ 0, got {self.max_steps!r}")
+        # Frozen, but a NumPy integer is kept as an int.
+        object.__setattr__(self, "max_steps", integer("max_steps", self.max_steps, least=0))
 
 
 @dataclass(frozen=True, kw_only=True)

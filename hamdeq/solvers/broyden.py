@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hamdeq._checks import integer
 from hamdeq.solvers.base import Step, norm
-from hamdeq.solvers.safeguard import Accelerated, Extrapolation, at_least_one
+from hamdeq.solvers.safeguard import Accelerated, Extrapolation
 
 __all__ = ["Broyden"]
 
@@ -40,7 +41,8 @@ class Broyden(Accelerated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one("memory", self.memory)
+        memory = integer("memory", self.memory, expected="an integer ≥ 1")
+        object.__setattr__(self, "memory", memory)
 
     def extrapolation(self, x0: Tensor) -> Extrapolation:
         return _RankOnes(x0, self.memory)

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hamdeq._checks import integer
 from hamdeq.descent import Descent, Energetic
 from hamdeq.solvers.base import Memory, Method, Solver, Step, choose, norm, surely_all
 
-__all__ = ["Accelerated", "Extrapolation", "at_least_one"]
+__all__ = ["Accelerated", "Extrapolation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,8 @@ class Accelerated(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one("patience", self.patience)
+        patience = integer("patience", self.patience, expected="an integer ≥ 1")
+        object.__setattr__(self, "patience", patience)
         if not self.growth > 1:
             raise ValueError(f"growth: expected a number > 1, got {self.growth!r}")
 
@@ -224,9 +226,3 @@ def _energetic(step: Step) -> tuple[Descent, Energetic]:
     assert isinstance(step.f, Descent)
     assert step.energetic is not None
     return step.f, step.energetic
-
-
-def at_least_one(name: str, value: int) -> None:
-    """Refuse what is not an integer ≥ 1."""
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: expected an integer ≥ 1, got {value!r}")

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from hamdeq._checks import integer
 from hamdeq.lagrangians.base import _shown, positive, total
-from hamdeq.synapses.base import Shape, Synapse, layer_shape, positive_integer
+from hamdeq.synapses.base import Shape, Synapse, layer_shape
 
 __all__ = ["Association", "SelfAttention"]
 
@@ -103,8 +104,8 @@ class SelfAttention(Synapse):
         learnable: bool = False,
     ) -> None:
         super().__init__()
-        dim, heads = positive_integer("dim", dim), positive_integer("heads", heads)
-        head_dim = positive_integer("head_dim", head_dim)
+        dim, heads = integer("dim", dim), integer("heads", heads)
+        head_dim = integer("head_dim", head_dim)
         bound = math.sqrt(6 / (dim + head_dim))
         self.queries: nn.Parameter = nn.Parameter(
             torch.empty(dim, heads, head_dim).uniform_(-bound, bound)

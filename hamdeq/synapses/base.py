@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from hamdeq._checks import integer
 from hamdeq.lagrangians.base import gradient, total
 
-__all__ = ["Shape", "Synapse", "layer_shape", "positive_integer"]
+__all__ = ["Shape", "Synapse", "layer_shape"]
 
 Shape = tuple[int, ...]
 """A layer's shape: that of one sample."""
@@ -103,12 +104,5 @@ class Synapse(nn.Module, ABC):
 def layer_shape(shape: int | Sequence[int]) -> Shape:
     """A layer's shape as a tuple of at least one positive integer."""
     if isinstance(shape, Sequence) and len(shape) > 0:
-        return tuple(positive_integer("shape", n) for n in shape)
-    return (positive_integer("shape", shape),)
-
-
-def positive_integer(name: str, n: object) -> int:
-    """n, refused by name where it is no positive integer."""
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"{name}: expected a positive integer, got {n!r}")
-    return n
+        return tuple(integer("shape", n) for n in shape)
+    return (integer("shape", shape),)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hamdeq._checks import integer
 from hamdeq.lagrangians.base import positive
-from hamdeq.synapses.base import positive_integer
 from hamdeq.synapses.windows import Pair, Windowed
 
 __all__ = ["Conv2d"]
@@ -65,9 +65,9 @@ class Conv2d(Windowed):
         gain: float = 1.0,
     ) -> None:
         super().__init__(kernel_size, stride, padding, dilation)
-        self.in_channels: int = positive_integer("in_channels", in_channels)
-        self.out_channels: int = positive_integer("out_channels", out_channels)
-        self.groups: int = positive_integer("groups", groups)
+        self.in_channels: int = integer("in_channels", in_channels)
+        self.out_channels: int = integer("out_channels", out_channels)
+        self.groups: int = integer("groups", groups)
         for name, n in (("in_channels", in_channels), ("out_channels", out_channels)):
             if n % groups:
                 raise ValueError(f"{name}: expected a multiple of groups = {groups}, got {n}")

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from hamdeq._checks import integer
 from hamdeq.lagrangians.base import positive
-from hamdeq.synapses.base import Shape, Synapse, layer_shape, positive_integer
+from hamdeq.synapses.base import Shape, Synapse, layer_shape
 from hamdeq.synapses.maps import Map
 
 __all__ = ["Bias", "Dense", "Lateral"]
@@ -38,7 +39,7 @@ class Dense(Map):
         self, n_from: int, n_to: int, *, gain: float = 1.0, orthogonal: bool = False
     ) -> None:
         super().__init__()
-        n_from, n_to = positive_integer("n_from", n_from), positive_integer("n_to", n_to)
+        n_from, n_to = integer("n_from", n_from), integer("n_to", n_to)
         if not (math.isfinite(gain) and gain > 0):
             raise ValueError(f"gain: expected a finite number > 0, got {gain!r}")
         self.shapes: tuple[Shape | None, ...] | None = ((n_from,), (n_to,))
@@ -133,7 +134,7 @@ class Lateral(Synapse):
 
     def __init__(self, n: int, *, gain: float = 1.0) -> None:
         super().__init__()
-        n = positive_integer("n", n)
+        n = integer("n", n)
         if n < 2:
             raise ValueError(f"n: expected at least 2 neurons, as none acts on itself, got {n}")
         self.shapes: tuple[Shape | None, ...] | None = ((n,),)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from torch import Tensor
 
+from hamdeq._checks import whole
 from hamdeq.synapses.base import Shape, Synapse
 
 __all__ = ["Interaction"]
@@ -42,13 +43,11 @@ class Interaction(Synapse):
                 "function: expected a function of activations, function(*g) -> (batch,), got "
                 f"{function!r}"
             )
-        if not isinstance(linear_in, Collection) or not all(
-            isinstance(place, int) and not isinstance(place, bool) and place >= 0
-            for place in linear_in
-        ):
+        places = [*map(whole, linear_in)] if isinstance(linear_in, Collection) else [None]
+        if any(place is None or place < 0 for place in places):
             raise ValueError(f"linear_in: expected places, such as (0, 1), got {linear_in!r}")
         self.function = function
-        self.linear_in: tuple[int, ...] = tuple(sorted(set(linear_in)))
+        self.linear_in: tuple[int, ...] = tuple(sorted({n for n in places if n is not None}))
 
     def energy(self, *g: Tensor) -> Tensor:
         energy = self.function(*g)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hamdeq._checks import whole
 from hamdeq.synapses.base import Shape, layer_shape
 from hamdeq.synapses.maps import Map
 
@@ -73,7 +74,7 @@ class Windowed(Map):
 
 def _pair(name: str, value: object, *, least: int) -> tuple[int, int]:
     values = value if isinstance(value, list | tuple) else (value, value)
-    numbers = [n for n in values if isinstance(n, int) and not isinstance(n, bool) and n >= least]
+    numbers = [n for n in map(whole, values) if n is not None and n >= least]
     if len(values) != 2 or len(numbers) != 2:
         raise ValueError(
             f"{name}: expected an integer ≥ {least}, or two for height and width, got {value!r}"

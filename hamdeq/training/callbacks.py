@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from hamdeq._checks import integer
 from hamdeq.contraction import contract_
 from hamdeq.plots import residual_histogram
 from hamdeq.solvers import Failures, Solution
@@ -208,10 +209,8 @@ class Contraction(Callback):
     def __init__(self, rate: float = 0.99, every: int = 10) -> None:
         if not 0 < rate < 1:
             raise ValueError(f"rate: expected a number in (0, 1), got {rate!r}")
-        if not isinstance(every, int) or every < 1:
-            raise ValueError(f"every: expected an integer ≥ 1, got {every!r}")
         self.rate = rate
-        self.every = every
+        self.every = integer("every", every, expected="an integer ≥ 1")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._project(pl_module)

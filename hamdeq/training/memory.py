@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from hamdeq._checks import integer
 from hamdeq.memories import DenseAssociativeMemory, Learning
 from hamdeq.optim import NormalisedSGD
 
@@ -109,8 +110,7 @@ def learn(
     trainer: L.Trainer | None = None,
 ) -> Tensor:
     """See :meth:`DenseAssociativeMemory.fit`."""
-    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 0:
-        raise ValueError(f"epochs: expected an integer ≥ 0, got {epochs!r}")
+    epochs = integer("epochs", epochs, least=0)
     learner = MemoryLearner(deepcopy(memory).double(), learning)
     batches = _AllAtOnce(states.double())
     if trainer is not None:
