@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hamdeq._containers import Container
 from hamdeq.descent import Descent
 from hamdeq.forms import Form
 from hamdeq.integrators import Euler, Flow, Integrator
@@ -34,9 +35,9 @@ TimeConstants = float | Tensor | Mapping[str, float | Tensor]
 """One time constant τ > 0 for all layers, or layer name -> τ, 1 where none is given."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trajectory:
-    """How the states of a batch move in time.
+@dataclass(kw_only=True, repr=False, eq=False)
+class Trajectory(Container, aside=("n_evals",)):
+    """How the states of a batch move in time; a container of tensors like a dict.
 
     Attributes:
         times: of the T states, in the unit of τ, float64 on the CPU: ``(T,)``.

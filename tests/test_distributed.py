@@ -23,7 +23,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hamdeq import DEQ, HAM, Anderson, Bias, Implicit, Sigmoid, Solution, Unrolled
+from hamdeq import DEQ, HAM, Anderson, Bias, Implicit, Sigmoid, Unrolled
 
 ROOT = Path(__file__).parents[1]
 BATCH = 8
@@ -51,17 +51,6 @@ def memory(
     )
 
 
-class Values(nn.Module):
-    """A memory that gives the states alone, as tensors in a dict."""
-
-    def __init__(self, deq: DEQ) -> None:
-        super().__init__()
-        self.deq = deq
-
-    def forward(self, clamped: dict[str, Tensor]) -> dict[str, Tensor]:
-        return self.deq(clamped).value
-
-
 MEMORIES: dict[str, Callable[[], DEQ]] = {
     "implicit": memory,
     "implicit by Anderson": lambda: memory(Implicit(solver=Anderson(tol=1e-12, max_steps=500))),
@@ -70,14 +59,12 @@ MEMORIES: dict[str, Callable[[], DEQ]] = {
     "without splitting": lambda: memory(splitting=None),
     "nothing to solve": lambda: memory(sizes=(6, 5)),
 }
-# A Solution is no container that PyTorch knows. It looks into it where it seeks unused parameters,
-# but not where it takes the graph for static: there a module must return the tensors themselves.
-WAYS: dict[str, tuple[Callable[[DEQ], nn.Module], dict[str, bool]]] = {
-    "plain": (lambda deq: deq, {}),
-    "unused are sought": (lambda deq: deq, {"find_unused_parameters": True}),
-    "values": (Values, {}),
-    "values, unused are sought": (Values, {"find_unused_parameters": True}),
-    "values, static graph": (Values, {"static_graph": True}),
+WAYS: dict[str, dict[str, bool]] = {
+    "plain": {},
+    "unused are sought": {"find_unused_parameters": True},
+    "static graph": {"static_graph": True},
+    "views of buckets": {"gradient_as_bucket_view": True},
+    "static graph, views of buckets": {"static_graph": True, "gradient_as_bucket_view": True},
 }
 
 
@@ -100,7 +87,7 @@ CASES = {f"{a}, {b}": Case(memory, b) for a, memory in MEMORIES.items() for b in
 CASES |= {
     f"idle parameter, {way}": Case(lambda: memory(idle=True), way)
     for way in WAYS
-    if "sought" in way or "static" in way
+    if {"find_unused_parameters", "static_graph"} & WAYS[way].keys()
 }
 CASES |= {
     "a lost sample": Case(memory, lost=slice(2, 3)),
@@ -111,8 +98,7 @@ CASES |= {
 def gradients(module: nn.Module, case: Case, samples: slice) -> list[Tensor | None]:
     """Of the mean loss of some samples, in which lost ones count as zero."""
     images, targets = case.batch()
-    result = module({"input": images[samples]})
-    output = (result.value if isinstance(result, Solution) else result)["output"]
+    output = module({"input": images[samples]}).value["output"]
     found = output.isfinite().all(1)
     loss = (output[found] - targets[samples][found]).square().sum() / len(output)
     module.zero_grad()
@@ -135,8 +121,7 @@ def work(rank: int, folder: Path) -> None:
     found = {}
     for name, case in CASES.items():
         torch.manual_seed(rank)  # The first one's parameters are to become the other's.
-        wrap, options = WAYS[case.way]
-        module = DistributedDataParallel(wrap(case.memory()), **options)
+        module = DistributedDataParallel(case.memory(), **WAYS[case.way])
         # Twice, because the first pass is another, or leaves something undone for the next.
         found[name] = [gradients(module, case, half) for _ in range(2)]
     torch.save(found, folder / f"{rank}.pt")

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hamdeq._containers import Container
+
 __all__ = ["Solution", "Status"]
 
 
@@ -55,9 +57,13 @@ _MESSAGES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class Solution:
+@dataclass(kw_only=True, repr=False, eq=False)
+class Solution(Container, aside=("n_evals", "adjoint")):
     """The result of a fixed-point solve, sample by sample.
+
+    A container of tensors like a dict: it may be what a module returns to
+    :class:`~torch.nn.parallel.DistributedDataParallel` or Lightning, what a function under
+    :mod:`torch.func` returns, and be copied, pickled and saved.
 
     Attributes:
         value: the state, in the form that the initial state had. Where a sample did not

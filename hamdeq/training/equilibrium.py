@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -93,8 +92,7 @@ class EquilibriumModule(Classifier):
         """Keep a batch's result for callbacks."""
         # Detached, lest the graph outlive the step. The list ``adjoint`` is shared with the
         # original, so that the backward pass is still reported in it.
-        values = {name: x.detach() for name, x in solution.value.items()}
-        self.solution, self.accuracy = replace(solution, value=values), accuracy
+        self.solution, self.accuracy = solution.detach(), accuracy
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         if self.width is None:
