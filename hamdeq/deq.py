@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from hamdeq._recorded import Recorded
 from hamdeq.clamping import Clamped, clamp
 from hamdeq.colouring import colouring, two_colouring
 from hamdeq.ham import HAM
@@ -25,7 +26,7 @@ from hamdeq.starting import forward_sweep
 __all__ = ["DEQ"]
 
 
-class DEQ(nn.Module):
+class DEQ(Recorded, nn.Module):
     """A hierarchical associative memory as a deep equilibrium model.
 
     Args:
@@ -92,6 +93,14 @@ class DEQ(nn.Module):
             if not isinstance(value, kind):
                 raise TypeError(f"{name}: expected a hamdeq.{kind.__name__}, got {value!r}")
         self.failures: Failures = Failures(on_failure, once=True)
+
+    def constructor_arguments(self) -> dict[str, Any]:
+        now = {
+            "solver": self.solver,
+            "adjoint": self.adjoint,
+            "on_failure": self.failures.on_failure,
+        }
+        return super().constructor_arguments() | now
 
     def forward(
         self, clamped: State, *, known: State | None = None, init: State | None = None

@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hamdeq._recorded import Recorded
 from hamdeq.lagrangians import Lagrangian, Sigmoid
 from hamdeq.layers import Connection, Layered, Neurons, State
 from hamdeq.synapses import Bias, Dense, Synapse
@@ -26,7 +27,7 @@ from hamdeq.synapses import Bias, Dense, Synapse
 __all__ = ["HAM"]
 
 
-class HAM(nn.Module, Layered):
+class HAM(Recorded, nn.Module, Layered):
     """A hierarchical associative memory on any hypergraph of layers.
 
     Args:

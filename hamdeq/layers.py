@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from hamdeq._recorded import Recorded
 from hamdeq.lagrangians import Lagrangian
 from hamdeq.lagrangians.base import total
 from hamdeq.synapses import Shape, Synapse, layer_shape
@@ -69,7 +70,7 @@ class EnergyModel(Protocol):
         ...
 
 
-class Neurons(nn.Module):
+class Neurons(Recorded, nn.Module):
     """A layer of neurons: a shape and a Lagrangian.
 
     Args:

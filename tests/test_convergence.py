@@ -461,6 +461,23 @@ def test_a_folder_that_is_no_run(tmp_path):
         load_run(tmp_path)
 
 
+def test_a_run_of_strange_classes_is_adopted_by_who_trusts_it(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "runs/version_0"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints/best.ckpt").touch()
+    (run / "config.yaml").write_text("model: {class_path: stranger.Module, init_args: {deq: {}}}")
+    (tmp_path / "stranger.py").write_text(
+        "import hamdeq.training\nModule = hamdeq.training.HAMClassifier"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(SystemExit, match="2"):
+        main([f"--adopt={run}"])
+    assert "got stranger.Module, which may run any code; if you trust" in capsys.readouterr().err
+    assert "stranger" not in sys.modules
+    assert adopted(str(run), trust=True)
+    monkeypatch.delitem(sys.modules, "stranger")
+
+
 def test_a_source_is_a_series_or_a_run():
     assert Source("a", adopted=Path("run")).folder == Path("run")
     assert Source("a", 0, series.Series(DIGITS, (), Path("nowhere"))).folder is None

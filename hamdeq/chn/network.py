@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hamdeq._checks import integer
+from hamdeq._recorded import Recorded
 from hamdeq.colouring import two_colouring
 from hamdeq.ham import HAM
 from hamdeq.lagrangians import BengioFischer, Lagrangian, Sigmoid
@@ -41,7 +42,7 @@ class InnerIterations:
             raise ValueError(f"damping: expected a number in (0, 1], got {self.damping!r}")
 
 
-class CHN(nn.Module):
+class CHN(Recorded, nn.Module):
     """A continuous Hopfield network on any hypergraph of layers.
 
     Args:

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hamdeq._recorded import Recorded
+
 __all__ = ["Lagrangian", "Scaled", "Tempered", "gradient", "positive", "positives", "total"]
 
 
-class Lagrangian(nn.Module, ABC):
+class Lagrangian(Recorded, nn.Module, ABC):
     """A convex function L of a layer's internal state.
 
     A subclass gives :meth:`forward`; it may give :meth:`activation` and :meth:`energy` in closed

@@ -93,6 +93,10 @@ class DenseAssociativeMemory(BinaryMemory):
         self.scaling = scaling
         self.memories: nn.Parameter = nn.Parameter(torch.randn(memories, self.size) * std + mean)
 
+    def constructor_arguments(self) -> dict[str, Any]:
+        now = {"memories": len(self.memories), "scaling": self.scaling}
+        return super().constructor_arguments() | now
+
     _stored = "memories"
 
     @property

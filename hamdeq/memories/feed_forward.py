@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hamdeq._checks import integer
+from hamdeq._recorded import Recorded
 from hamdeq.memories.dense import DenseAssociativeMemory
 from hamdeq.memories.scaling import Scaling
 from hamdeq.memories.states import check_labels, check_states
@@ -13,7 +14,7 @@ from hamdeq.memories.states import check_labels, check_states
 __all__ = ["FeedForward"]
 
 
-class FeedForward(nn.Module):
+class FeedForward(Recorded, nn.Module):
     """C_α = tanh(2 · outer · inner · Σ_μ ζ_μα F′(inner · ζ_μ·v)), v being the inputs alone.
 
     It is :meth:`DenseAssociativeMemory.classify` expanded in the class neurons' part of the

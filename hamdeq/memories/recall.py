@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hamdeq._checks import integer
+from hamdeq._recorded import Recorded
 from hamdeq.memories.states import check_states, signs
 from hamdeq.solvers import Failures, OnFailure, Solution, Status
 
@@ -36,7 +37,7 @@ class Walk(Protocol):
         ...
 
 
-class BinaryMemory(nn.Module, ABC):
+class BinaryMemory(Recorded, nn.Module, ABC):
     """A memory with binary neurons: an energy of ±1, and the field on each neuron."""
 
     size: int

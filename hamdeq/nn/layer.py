@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hamdeq._checks import integer
+from hamdeq._recorded import Recorded
 from hamdeq.ham import HAM
 from hamdeq.implicit import Adjoint
 from hamdeq.lagrangians import Identity
@@ -25,7 +26,7 @@ from hamdeq.synapses import Association
 __all__ = ["Associating"]
 
 
-class Associating(nn.Module):
+class Associating(Recorded, nn.Module):
     """Projection into the heads' association space, updates there, and the read-out.
 
     Attributes:

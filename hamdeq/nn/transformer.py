@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hamdeq._recorded import Recorded
 from hamdeq.nn.activations import elementwise
 from hamdeq.nn.hopfield import Hopfield
 from hamdeq.nn.masks import causal_mask
@@ -15,7 +16,7 @@ from hamdeq.nn.masks import causal_mask
 __all__ = ["HopfieldDecoderLayer", "HopfieldEncoderLayer"]
 
 
-class HopfieldEncoderLayer(nn.Module):
+class HopfieldEncoderLayer(Recorded, nn.Module):
     """Self-association and a feed-forward network, each with a residual and a layer norm after it.
 
         x <- norm(x + association(x))
@@ -116,7 +117,7 @@ class HopfieldEncoderLayer(nn.Module):
         return self.linear_output.out_features
 
 
-class HopfieldDecoderLayer(nn.Module):
+class HopfieldDecoderLayer(Recorded, nn.Module):
     """Self-association, association with an encoder's output, and a feed-forward network.
 
     As :class:`HopfieldEncoderLayer`, with ``norm(x + association(memory, x, memory))`` between its

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hamdeq._recorded import Recorded
 from hamdeq.nn.core import Patterns
 from hamdeq.nn.getters import Getters
 from hamdeq.nn.hopfield import Hopfield
@@ -16,7 +17,7 @@ from hamdeq.solvers import Solution
 __all__ = ["Wrapping"]
 
 
-class Wrapping(Getters, nn.Module):
+class Wrapping(Recorded, Getters, nn.Module):
     """A ``Hopfield`` some of whose inputs are learned.
 
     Attributes:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hamdeq._checks import integer
+from hamdeq._recorded import Recorded
 from hamdeq.lagrangians.base import gradient, total
 
 __all__ = ["Shape", "Synapse", "layer_shape"]
@@ -17,7 +18,7 @@ Shape = tuple[int, ...]
 """A layer's shape: that of one sample."""
 
 
-class Synapse(nn.Module, ABC):
+class Synapse(Recorded, nn.Module, ABC):
     """An interaction energy E(g₁, …, g_k) between the activations of k layers.
 
     A subclass gives :meth:`energy`; it may give :meth:`field` in closed form, and otherwise the

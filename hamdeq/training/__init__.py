@@ -1,8 +1,11 @@
 """Training with Lightning (extra ``train``): the module, its callbacks, the run folder, the CLI."""
 
 from hamdeq.training.binary import BinaryClassifier
+from hamdeq.training.building import UntrustedError
 from hamdeq.training.callbacks import Contraction, ConvergenceMonitor, ResidualPicture
+from hamdeq.training.checkpoint import CheckpointError, load_weights, save_weights
 from hamdeq.training.classifier import HAMClassifier
+from hamdeq.training.load import load_run
 from hamdeq.training.memory_classifier import MemoryClassifier
 from hamdeq.training.questions import Questions
 from hamdeq.training.recollection import Recall, RecallPictures, recall
@@ -11,6 +14,7 @@ from hamdeq.training.stored import StoredExamples
 
 __all__ = [
     "BinaryClassifier",
+    "CheckpointError",
     "Contraction",
     "ConvergenceMonitor",
     "HAMClassifier",
@@ -21,5 +25,9 @@ __all__ = [
     "RecallPictures",
     "ResidualPicture",
     "StoredExamples",
+    "UntrustedError",
+    "load_run",
+    "load_weights",
     "recall",
+    "save_weights",
 ]

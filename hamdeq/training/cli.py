@@ -32,6 +32,7 @@ from hamdeq.training.run import (
     new_folder,
     wandb_logger,
 )
+from hamdeq.training.saving import Restorable, model_section
 from hamdeq.training.sizes import check_sizes
 
 __all__ = ["HAMCLI", "Run", "main"]
@@ -119,6 +120,8 @@ class HAMCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
+            if isinstance(self.model, Restorable):
+                self.model.configured = model_section(self.config_dump).get("init_args", {})
         except (ValueError, TypeError, MisconfigurationException) as error:
             if self.folder and _is_first_process() and not any(self.folder.iterdir()):
                 self.folder.rmdir()  # of a run that will not be

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from hamdeq.data import InMemoryDataModule
+from hamdeq.training.building import build
+from hamdeq.training.checkpoint import read_checkpoint, restore
 
 __all__ = ["load_run"]
 
@@ -22,6 +22,7 @@ def load_run(
     checkpoint: str = "best",
     *,
     change: Callable[[dict[str, Any]], None] | None = None,
+    trust: bool = False,
 ) -> tuple[Any, InMemoryDataModule]:
     """The module of a run, with the weights of a checkpoint, in evaluation mode; and its data.
 
@@ -30,34 +31,45 @@ def load_run(
         checkpoint: ``"best"`` or ``"last"``.
         change: is given the configuration, to change it in place before anything is made of it:
             another solver for the same weights, or another folder of data.
+        trust: make objects of any class that ``config.yaml`` names, which may run any code; else
+            only of those of hamdeq, torch.nn, torch.optim and Lightning.
 
     Raises:
         FileNotFoundError: the folder has no such files.
-        RuntimeError: the weights do not fit the changed configuration.
+        CheckpointError: the checkpoint is damaged.
+        OtherArchitectureError: the weights do not fit the changed configuration.
+        UntrustedError: the configuration names other classes, and ``trust`` is False.
+        ValueError: the configuration is damaged, or does not fit the classes.
 
     Example:
         >>> module, data = load_run("runs/digits/version_0")  # doctest: +SKIP
         >>> module.deq({"input": data.split("test")[0]})  # doctest: +SKIP
     """
-    folder = Path(folder)
-    weights = folder / "checkpoints" / f"{checkpoint}.ckpt"
-    for path in (folder / "config.yaml", weights):
-        if not path.is_file():
+    path = Path(folder) / "config.yaml"
+    weights = Path(folder) / "checkpoints" / f"{checkpoint}.ckpt"
+    for file in (path, weights):
+        if not file.is_file():
             raise FileNotFoundError(
-                f"expected a run's file {path}, found none; give the folder version_N that a fit "
+                f"expected a run's file {file}, found none; give the folder version_N that a fit "
                 "printed at its end"
             )
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    config = {name: config[name] for name in ("model", "data")}
+    config = _read(path)
     if change is not None:
         change(config)
-    parser = LightningArgumentParser()
+    parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(L.LightningModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(InMemoryDataModule, "data", subclass_mode=True)
-    with warnings.catch_warnings():
-        # What jsonargparse has to say to Lightning, whose parser this is.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        made: Any = parser.instantiate_classes(parser.parse_object(config))
-    state = torch.load(weights, weights_only=True, map_location="cpu")["state_dict"]
-    made.model.load_state_dict(state)
+    made = build(parser, config, trust=trust, source=str(path))
+    restore(made.model, read_checkpoint(weights))
     return made.model.eval(), made.data
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text())
+        return {name: config[name] for name in ("model", "data")}
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
+        raise ValueError(
+            f"{path}: expected the configuration of a run with the sections 'model' and 'data', "
+            "got another or a damaged file; train again, or put the run's own config.yaml there"
+        ) from None

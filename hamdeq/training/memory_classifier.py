@@ -97,6 +97,7 @@ class MemoryClassifier(Classifier):
             self.log("temperature", t, on_step=False, on_epoch=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         if self._learning.temperatures is not None:
             checkpoint["temperature"] = self.memory.scaling.temperature
 

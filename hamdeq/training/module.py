@@ -6,9 +6,10 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
+
+from hamdeq.training.saving import Restorable
 
 __all__ = ["Classifier", "OptimizerCallable", "OtherArchitectureError", "SchedulerCallable"]
 
@@ -20,7 +21,7 @@ class OtherArchitectureError(ValueError):
     """A checkpoint does not fit the module that is to load it."""
 
 
-class Classifier(L.LightningModule):
+class Classifier(Restorable):
     """Base of the modules that learn classes; a subclass implements `_step`.
 
     Args:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hamdeq._recorded import Recorded
+
 __all__ = ["Questions", "What", "generator"]
 
 _SHARES = {"half": 0.3, "block": 0.2, "pixels": 0.2, "label": 0.15, "image": 0.15}
@@ -29,7 +31,7 @@ class What(NamedTuple):
     kind: Tensor
 
 
-class Questions:
+class Questions(Recorded):
     """Draws what a memory is told of each sample; the rest is asked.
 
     ========== ============================================ =========

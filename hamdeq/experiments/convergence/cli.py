@@ -31,6 +31,7 @@ def main(args: list[str] | None = None) -> None:
             batch_size=known.batch_size,
             data_root=known.data_root,
             with_published=known.published,
+            trust=known.trust,
         )
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     add("configs", nargs="*", type=Path, default=[], help="configurations to train")
     add("--config", action="append", type=Path, default=[], help="one more, as a sweep gives it")
     add("--adopt", action="append", default=[], metavar="NAME=FOLDER", help="runs that there are")
+    add("--trust", action="store_true", help="adopt runs of any classes, which may run any code")
     add("--seeds", type=int, default=2, help="number of seeds, from 0 on")
     add("--seed", type=int, nargs="+", help="these seeds instead")
     add("--solvers", nargs="+", choices=SOLVERS, help="to settle with, instead of as trained")
@@ -110,7 +112,7 @@ def _plan(known: argparse.Namespace, options: tuple[str, ...]) -> Plan:
         for splitting, solver in itertools.product(splittings, solvers)
     ]
     seeds = known.seed or [*range(known.seeds)]
-    found = [source for text in known.adopt for source in adopted(text)]
+    found = [source for text in known.adopt for source in adopted(text, trust=known.trust)]
     return Plan.of(series, seeds, settings, adopted=found, train_each=known.train == "each")
 
 

@@ -8,22 +8,29 @@ from typing import Any
 
 import yaml
 
-from hamdeq.training import HAMClassifier
+from hamdeq.training import HAMClassifier, UntrustedError
 
 __all__ = ["epochs_of", "memory_of", "read", "with_sizes"]
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, *, trust: bool = True) -> dict[str, Any]:
     """A configuration whose module is a :class:`~hamdeq.training.HAMClassifier`.
+
+    Args:
+        path: the file.
+        trust: import the module's class, wherever it is; else only from hamdeq.
 
     Raises:
         ValueError: it is that of another module, or of none.
+        UntrustedError: its class is not hamdeq's, and ``trust`` is False.
     """
     config = yaml.safe_load(path.read_text())
     model = config.get("model") if isinstance(config, dict) else None
     # One that names no class holds the arguments of a HAMClassifier.
     name = (model or {}).get("class_path", "hamdeq.training.HAMClassifier")
-    module, _, kind = name.rpartition(".")
+    module, _, kind = str(name).rpartition(".")
+    if not trust and module.partition(".")[0] not in ("", "hamdeq"):
+        raise UntrustedError(path, name, "--trust")
     try:
         found = getattr(importlib.import_module(module or "hamdeq.training"), kind, None)
     except ImportError:

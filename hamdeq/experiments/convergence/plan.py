@@ -106,11 +106,12 @@ class Source:
         return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def adopted(text: str) -> list[Source]:
+def adopted(text: str, *, trust: bool = False) -> list[Source]:
     """The runs of ``NAME=FOLDER``, or of ``FOLDER``, which is then named by what holds its runs.
 
     Args:
         text: the folder is that of a run, ``version_N``, or one with such folders anywhere in it.
+        trust: adopt runs of modules that are not hamdeq's, too, which may run any code.
 
     Raises:
         FileNotFoundError: no run is there, or none that has a checkpoint.
@@ -127,7 +128,7 @@ def adopted(text: str) -> list[Source]:
             f"checkpoints/best.ckpt, or one with such folders in it, got {given}"
         )
     for run in runs:
-        read(run / "config.yaml")
+        read(run / "config.yaml", trust=trust)
     holder = folder.parent if is_run else folder
     return [Source(name or holder.name, adopted=run) for run in runs]
 

@@ -39,6 +39,7 @@ class Experiment:
         batch_size: images that settle at once.
         data_root: folder of the data, where it is another one than a run was trained with.
         with_published: whether published figures stand in the table.
+        trust: whether adopted runs may be of any classes; those that it trains always may.
     """
 
     plan: Plan
@@ -47,6 +48,7 @@ class Experiment:
     batch_size: int = 64
     data_root: str | None = None
     with_published: bool = False
+    trust: bool = False
     _paths: dict[tuple[Source, Setting], Path] = field(init=False)
     _failed: dict[Source | Path, str] = field(default_factory=dict, init=False)
 
@@ -123,7 +125,8 @@ class Experiment:
             if self.data_root is not None:
                 config["data"].setdefault("init_args", {})["root"] = self.data_root
 
-        module, data = load_run(folder, change=change)
+        trust = self.trust or source.series is not None
+        module, data = load_run(folder, change=change, trust=trust)
         measured = measure(module, data, batch_size=self.batch_size)
         about = _about(folder)
         track(path.stem, measured, about, tracking=self.tracking, folder=self.root)

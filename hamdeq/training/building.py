@@ -1,0 +1,155 @@
+"""Objects from configurations of others: only classes that are known to be harmless are made."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import is_dataclass
+from typing import Any
+
+import lightning as L
+from jsonargparse import ArgumentError, Namespace
+from jsonargparse import _common as jsonargparse_common
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from hamdeq._recorded import Recorded
+from hamdeq.implicit import Adjoint
+from hamdeq.memories import Interaction, Scaling
+from hamdeq.solvers import Solver
+from hamdeq.training.hints import innermost
+
+__all__ = ["UntrustedError", "build"]
+
+# Imports of these alone run no code that somebody else may have written.
+_PACKAGES = ("hamdeq", "torch.nn", "torch.optim", "lightning.pytorch")
+_KINDS = (
+    *(nn.Module, Optimizer, LRScheduler, L.LightningDataModule, Callback),
+    *(Solver, Adjoint, Interaction, Scaling, Recorded),
+)
+# Others are not made to be called by a stranger: some load files, or run commands.
+_FUNCTIONS = {
+    *("hamdeq.ham.HAM.chain", "hamdeq.chn.network.CHN.chain", "hamdeq.synapses.maps.Composed.of"),
+    *(f"hamdeq.two_layer.TwoLayer.model_{letter}" for letter in "abc"),
+}
+
+
+class UntrustedError(ValueError):
+    """A configuration names a class or a function that is not known to be harmless.
+
+    Args:
+        source: the file that names it.
+        name: its import path.
+        remedy: how to trust the file.
+    """
+
+    def __init__(self, source: object, name: str, remedy: str = "trust=True") -> None:
+        super().__init__(
+            f"{source}: expected classes of hamdeq, torch.nn, torch.optim and Lightning, got "
+            f"{name}, which may run any code; if you trust where the file comes from, give {remedy}"
+        )
+
+
+def build(
+    parser: LightningArgumentParser, config: Mapping[str, Any], *, trust: bool, source: str
+) -> Any:
+    """The objects of a configuration, by the names of its sections.
+
+    Args:
+        parser: knows the sections; made with ``exit_on_error=False``.
+        config: plain data.
+        trust: make objects of any class. Else only of classes of hamdeq, of modules, optimisers and
+            schedules of torch and Lightning, and by a few functions such as ``hamdeq.HAM.chain``.
+        source: the file that the configuration comes from, for error messages.
+
+    Raises:
+        UntrustedError: another class or function is named, which is not imported.
+        ValueError: the configuration does not fit the classes.
+    """
+    with warnings.catch_warnings():
+        # What jsonargparse has to say to Lightning, whose parser this is.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with _only_known(trust):
+            try:
+                parsed = parser.parse_object(dict(config))
+                if not trust:
+                    _check(parsed)
+                return parser.instantiate_classes(parsed)
+            except jsonargparse_common.ImportDenied as error:
+                raise UntrustedError(source, str(error).split("'")[1]) from None
+            except _RefusedError as error:
+                raise UntrustedError(source, str(error)) from None
+            except (ArgumentError, TypeError, ValueError, ImportError, AttributeError) as error:
+                if denied := _denied(error):
+                    raise UntrustedError(source, denied) from None
+                raise ValueError(f"{source}: {innermost(error)}") from error
+
+
+class _RefusedError(Exception):
+    """Holds the import path of what is refused."""
+
+
+_lock = threading.RLock()
+
+
+@contextmanager
+def _only_known(trust: bool) -> Iterator[None]:
+    """Let jsonargparse import nothing of which we do not know what it does.
+
+    Its list is one for the whole process, and can be extended by its users, but not taken back.
+    """
+    settings = jsonargparse_common.parsing_settings
+    verdicts = {} if trust else {"*": False}
+    verdicts |= dict.fromkeys(_PACKAGES, True)
+    with _lock:
+        before = dict(settings)
+        settings.update(import_path_verdicts=verdicts, import_paths_enforced=True)
+        try:
+            yield
+        finally:
+            settings.update(before)
+
+
+def _check(value: Any) -> None:
+    """Refuse what came through by the package that it is in, but not by what it is."""
+    if isinstance(value, Namespace):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        path = value.get("class_path")
+        if isinstance(path, str):
+            _check(_resolved(path))
+        for item in value.values():
+            _check(item)
+    elif isinstance(value, list | tuple | set):
+        for item in value:
+            _check(item)
+    elif inspect.isclass(value):
+        own = value.__module__.partition(".")[0] == "hamdeq" and is_dataclass(value)
+        if not (own or issubclass(value, _KINDS)):
+            raise _RefusedError(f"{value.__module__}.{value.__qualname__}")
+    elif inspect.isroutine(value):
+        name = f"{value.__module__}.{value.__qualname__}"
+        if name not in _FUNCTIONS:
+            raise _RefusedError(name)
+
+
+def _resolved(path: str) -> Any:
+    if not path.startswith(tuple(f"{name}." for name in _PACKAGES)):
+        raise _RefusedError(path)
+    return pkgutil.resolve_name(path)
+
+
+def _denied(error: BaseException | None) -> str | None:
+    """The import path that was denied somewhere in a chain of errors."""
+    while error is not None:
+        if isinstance(error, jsonargparse_common.ImportDenied):
+            return str(error).split("'")[1]
+        error = error.__cause__ or error.__context__
+    return None
