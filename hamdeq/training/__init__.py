@@ -10,6 +10,7 @@ from hamdeq.training.memory_classifier import MemoryClassifier
 from hamdeq.training.questions import Questions
 from hamdeq.training.recollection import Recall, RecallPictures, recall
 from hamdeq.training.reconstructor import HAMReconstructor
+from hamdeq.training.regressor import HAMRegressor
 from hamdeq.training.stored import StoredExamples
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "ConvergenceMonitor",
     "HAMClassifier",
     "HAMReconstructor",
+    "HAMRegressor",
     "MemoryClassifier",
     "Questions",
     "Recall",
