@@ -25,6 +25,7 @@ from hamdeq.experiments.hyperparameters import (
 from hamdeq.experiments.hyperparameters.cli import main
 from hamdeq.memories.grid import Kernel, measure
 from hamdeq.plots import HeatMap, heat_maps
+from hamdeq.training import files
 
 TINY = ["--size", "8", "--n", "2", "3", "--states", "3", "--memories", "4", "--epochs", "5"]
 TINY += ["--rates", "0.1", "0.5", "--inverse-temperatures", "0.5", "1.0", "1.5"]
@@ -167,7 +168,9 @@ def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch):
     before = {n: path.read_text() for n, path in paths.items()}
     paths[3].write_text(before[3][:200])  # as no kill of ours leaves it
     paths[4].unlink()
-    (maps / f"{tiny(n=4).name}.123.tmp").write_text(before[4][:200])  # as a kill does
+    # As a kill leaves it, of a process that has ended.
+    (maps / f"{tiny(n=4).name}.json.{files._HOST}-4194305.tmp").write_text(before[4][:200])
+    files._cleared.clear()
     measured = []
 
     def counted(protocol, **options):
@@ -175,7 +178,8 @@ def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch):
         return run(protocol, **options)
 
     monkeypatch.setattr(running, "run", counted)
-    main(arguments)
+    with pytest.warns(UserWarning, match=re.escape(f"{paths[3]}: expected the results of a map")):
+        main(arguments)
     assert measured == [3, 4]
     assert paths[2].read_text() == before[2]
     for n in (3, 4):
@@ -224,6 +228,58 @@ def test_killed_it_loses_the_maps_in_progress_alone_and_leaves_no_process(tmp_pa
     main(arguments)
     ours, theirs = (json.loads(p.read_text()) for p in (done[0], tmp_path / "theirs.json"))
     assert ours["measures"] == theirs["measures"]
+
+
+def test_a_figure_that_a_kill_cut_off_is_drawn_again(tmp_path, monkeypatch):
+    figures = tmp_path / "figures"
+
+    def draw(results, folder):
+        files.write_file(folder / f"{results.protocol.name}.png", b"...IEND\xaeB`\x82")
+
+    monkeypatch.setattr(cli, "draw", draw)
+    monkeypatch.setattr(cli, "draw_overviews", lambda found, folder: [])
+    arguments = [*TINY, "--wandb", "disabled", "--out", str(tmp_path)]
+    main(arguments)
+    cut, whole = sorted(figures.iterdir())
+    cut.write_bytes(b"...")
+    before = whole.stat().st_mtime_ns
+    main(arguments)
+    assert cut.read_bytes() == whole.read_bytes()
+    assert whole.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"measures": 1}', '{"measures": {}}', "null"])
+def test_a_damaged_map_is_named(tmp_path, content):
+    path = tmp_path / f"{tiny().name}.json"
+    path.write_text(content)
+    with pytest.raises(files.DamagedFileError, match=re.escape(f"{path}: expected the results")):
+        load(tiny(), tmp_path)
+
+
+def test_a_map_of_another_shape_is_named(tmp_path):
+    path = run(tiny(repeats=1), compiled=False).save(tmp_path)
+    path = path.rename(tmp_path / f"{tiny().name}.json")
+    with pytest.raises(files.DamagedFileError, match=r"expected numbers in the shape \(2, 3, 2\)"):
+        load(tiny(), tmp_path)
+
+
+def test_one_map_that_fails_does_not_keep_the_others_from_being_measured(
+    tmp_path, monkeypatch, capsys
+):
+    def sometimes(protocol, **options):
+        if protocol.n == 2:
+            raise RuntimeError("out of memory")
+        return run(protocol, **options)
+
+    monkeypatch.setattr(running, "run", sometimes)
+    monkeypatch.setattr(cli, "draw", lambda results, folder: folder)
+    monkeypatch.setattr(cli, "draw_overviews", lambda found, folder: [])
+    with pytest.raises(
+        SystemExit, match=r"error: failed: leaky-normalised-N8-n2\S+: out of memory"
+    ):
+        main([*TINY, "--wandb", "disabled", "--out", str(tmp_path)])
+    assert load(tiny(n=3), tmp_path / "maps") is not None
+    assert "| leaky, normalised, N = 8, fine | 3 |" in (tmp_path / "table.md").read_text()
 
 
 def _lives(pid: int) -> bool:

@@ -16,7 +16,6 @@ With F = exp about 2^(N/2) patterns are stored (Demircigil et al. 2017).
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from hamdeq.memories import (
     Polynomial,
 )
 from hamdeq.plots import binary_capacity
+from hamdeq.training.files import save_figure, write_csv
 
 __all__ = ["Load", "Measured", "capacity", "main", "measure", "stored", "turning"]
 
@@ -134,21 +134,23 @@ def main(args: Sequence[str] | None = None) -> None:
     add("--out", type=Path, default=Path("runs/binary_capacity"), help="folder to write")
     options = parser.parse_args(args)
     loads = [*_loads(options.sizes, options.dense_sizes, options.small_sizes, options.most)]
-    options.out.mkdir(parents=True, exist_ok=True)
+    rows: list[tuple[object, ...]] = []
     means: dict[tuple[str, int, int], tuple[float, float]] = {}
-    with (options.out / "errors.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["memory", "N", "K", "seed", "turning", "wrong"])
+    options.out.mkdir(parents=True, exist_ok=True)
+    heads = ["memory", "N", "K", "seed", "turning", "wrong"]
+    try:
         with tqdm(total=len(loads) * options.repeats, desc="capacity", unit="draw") as bar:
             for load in loads:
                 draws = []
                 for seed in range(options.repeats):
                     draws.append(measure(load, probes=options.probes, seed=seed))
-                    rows.writerow([*load, seed, *draws[-1]])
+                    rows.append((*load, seed, *draws[-1]))
                     bar.update()
                 means[load] = Measured(*(sum(x) / len(x) for x in zip(*draws, strict=True)))
+    finally:  # What an interrupted call has measured is kept as well.
+        write_csv(options.out / "errors.csv", heads, rows)
     figure = binary_capacity(means, turning=turning, capacity=capacity, patterns=stored)
-    figure.savefig(options.out / "binary_capacity.png")
+    save_figure(figure, options.out / "binary_capacity.png")
     print(f"{options.out}: errors.csv, binary_capacity.png")
 
 

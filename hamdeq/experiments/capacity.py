@@ -8,7 +8,6 @@ number of patterns at which it sets in grows exponentially in d (Ramsauer et al.
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from hamdeq.nn import functional
 from hamdeq.plots import capacity_curves
+from hamdeq.training.files import save_figure, write_csv
 
 __all__ = ["main", "retrieval_error"]
 
@@ -69,22 +69,23 @@ def main(args: Sequence[str] | None = None) -> None:
         for power in range(options.largest + 1)
         for seed in range(options.repeats)
     ]
-    options.out.mkdir(parents=True, exist_ok=True)
+    rows: list[tuple[int, int, int, float]] = []
     errors: dict[int, dict[int, list[float]]] = {d: {} for d in options.sizes}
-    with (options.out / "errors.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["d", "N", "seed", "error"])
+    options.out.mkdir(parents=True, exist_ok=True)
+    try:
         for d, count, seed in tqdm(grid, desc="capacity", unit="draw"):
             error = retrieval_error(
                 count, d, sharpness=options.sharpness, noise=options.noise, seed=seed
             )
-            rows.writerow([d, count, seed, error])
+            rows.append((d, count, seed, error))
             errors[d].setdefault(count, []).append(error)
+    finally:  # What an interrupted call has measured is kept as well.
+        write_csv(options.out / "errors.csv", ["d", "N", "seed", "error"], rows)
     means = {
         d: {count: sum(draws) / len(draws) for count, draws in by_count.items()}
         for d, by_count in errors.items()
     }
-    capacity_curves(means).savefig(options.out / "capacity.png")
+    save_figure(capacity_curves(means), options.out / "capacity.png")
     print(f"{options.out}: errors.csv, capacity.png")
 
 

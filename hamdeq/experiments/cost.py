@@ -15,7 +15,6 @@ tolerance is the smallest positive number, below which no residual gets in so fe
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import os
@@ -31,6 +30,7 @@ from tqdm import tqdm
 
 from hamdeq import DEQ, HAM, Anderson, ConjugateGradient, Implicit, Tanh
 from hamdeq.plots import cost_curves, growth
+from hamdeq.training.files import save_figure, write_csv
 
 __all__ = ["Chain", "main", "measure", "peak_memory"]
 
@@ -171,6 +171,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if min(options.depths) < 3:
         parser.error(f"--depths: expected at least 3 layers, got {min(options.depths)}")
 
+    options.out.mkdir(parents=True, exist_ok=True)
     thin = options.narrow
     chains = [("depth", Chain((options.width,) * depth)) for depth in options.depths]
     chains += [("width", Chain((thin, thin, width, width, thin))) for width in options.widths]
@@ -180,15 +181,13 @@ def main(args: Sequence[str] | None = None) -> None:
         evaluations=options.evaluations,
         repeats=options.repeats,
     )
-    options.out.mkdir(parents=True, exist_ok=True)
-    with (options.out / "cost.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        columns = ("even_odd", "synchronous", "step", "peak")
-        rows.writerow(["grows", "sizes", "synapses", "weights", *columns])
-        for (grows, chain), row in zip(chains, found, strict=True):
-            sizes = "-".join(map(str, chain.sizes))
-            cells = [row[name] for name in columns]
-            rows.writerow([grows, sizes, chain.synapses, chain.weights, *cells])
+    columns = ("even_odd", "synchronous", "step", "peak")
+    rows = [
+        [grows, "-".join(map(str, chain.sizes)), chain.synapses, chain.weights]
+        + [row[name] for name in columns]
+        for (grows, chain), row in zip(chains, found, strict=True)
+    ]
+    write_csv(options.out / "cost.csv", ["grows", "sizes", "synapses", "weights", *columns], rows)
 
     def curves(grows: str, labels: dict[str, str]) -> dict[str, dict[int, float]]:
         of = [(c, row) for (kind, c), row in zip(chains, found, strict=True) if kind == grows]
@@ -204,7 +203,7 @@ def main(args: Sequence[str] | None = None) -> None:
     }
     times = {axis: curves(grows, timed) for grows, axis in _AXES.items()}
     memory = {axis: curves(grows, {"peak": "training step"}) for grows, axis in _AXES.items()}
-    cost_curves(times, memory).savefig(options.out / "cost.png")
+    save_figure(cost_curves(times, memory), options.out / "cost.png")
     for axis in times:
         powers = {**times[axis], "memory": memory[axis]["training step"]}
         print(f"{axis}: " + ", ".join(f"{name} {growth(c):.2f}" for name, c in powers.items()))

@@ -4,13 +4,13 @@ from hamdeq.training.binary import BinaryClassifier
 from hamdeq.training.building import UntrustedError
 from hamdeq.training.callbacks import Contraction, ConvergenceMonitor, ResidualPicture
 from hamdeq.training.checkpoint import CheckpointError, load_weights, save_weights
+from hamdeq.training.checkpoint_io import WholeCheckpointIO
 from hamdeq.training.classifier import HAMClassifier
 from hamdeq.training.load import load_run
 from hamdeq.training.memory_classifier import MemoryClassifier
 from hamdeq.training.questions import Questions
 from hamdeq.training.recollection import Recall, RecallPictures, recall
 from hamdeq.training.reconstructor import HAMReconstructor
-from hamdeq.training.regressor import HAMRegressor
 from hamdeq.training.stored import StoredExamples
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "ConvergenceMonitor",
     "HAMClassifier",
     "HAMReconstructor",
-    "HAMRegressor",
     "MemoryClassifier",
     "Questions",
     "Recall",
@@ -28,6 +27,7 @@ __all__ = [
     "ResidualPicture",
     "StoredExamples",
     "UntrustedError",
+    "WholeCheckpointIO",
     "load_run",
     "load_weights",
     "recall",

@@ -19,6 +19,7 @@ from hamdeq.contraction import contract_
 from hamdeq.plots import residual_histogram
 from hamdeq.solvers import Failures, Solution
 from hamdeq.training.equilibrium import EquilibriumModule
+from hamdeq.training.files import save_figure
 
 __all__ = ["Contraction", "ConvergenceMonitor", "ProgressBar", "ResidualPicture", "save_picture"]
 
@@ -94,8 +95,8 @@ class ConvergenceMonitor(Callback):
         self._observe("train", pl_module, energy=now)
         if now:
             solution = pl_module.solution
-            live = {} if pl_module.accuracy is None else {"acc": pl_module.accuracy}
-            live |= {
+            live = {
+                "acc": pl_module.accuracy,
                 "iter": solution.steps.float().mean(),
                 "res": solution.residual.mean(),
             }
@@ -186,8 +187,7 @@ class ResidualPicture(Callback):
 
 def save_picture(figure: Any, path: Path, trainer: L.Trainer) -> None:
     """Write a figure, and log it by its file's name where wandb logs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save_figure(figure, path)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(path.stem, [str(path)])

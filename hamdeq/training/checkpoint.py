@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from hamdeq.training.run import replace_file
+from hamdeq.training.files import write_file
 
 __all__ = ["CheckpointError", "load_weights", "read_checkpoint", "restore", "save_weights"]
 
@@ -107,7 +107,7 @@ def save_weights(module: L.LightningModule, path: str | Path) -> None:
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"path: expected a name that ends in .safetensors, got {path.name!r}")
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     extra: dict[str, Any] = {}
     module.on_save_checkpoint(extra)
@@ -115,7 +115,7 @@ def save_weights(module: L.LightningModule, path: str | Path) -> None:
     weights = {name: w.detach().cpu().clone() for name, w in module.state_dict().items()}
     weights = {name: w.contiguous() for name, w in weights.items()}
     metadata = {_METADATA: json.dumps(_plain(extra))}
-    replace_file(path, lambda aside: save_file(weights, aside, metadata=metadata))
+    write_file(path, save(weights, metadata=metadata))
 
 
 def _plain(value: Any) -> Any:

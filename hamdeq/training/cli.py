@@ -15,11 +15,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from hamdeq.data import InMemoryDataModule
 from hamdeq.training.callbacks import ConvergenceMonitor, ProgressBar, ResidualPicture
+from hamdeq.training.checkpoint_io import WholeCheckpointIO
 from hamdeq.training.equilibrium import EquilibriumModule
+from hamdeq.training.files import write_file
 from hamdeq.training.hints import Parser, innermost
 from hamdeq.training.module import OtherArchitectureError
 from hamdeq.training.recollection import RecallPictures
@@ -71,15 +74,14 @@ class _SaveConfig(SaveConfigCallback):
                 logger.log_hyperparams(config.as_dict())
         path = self.folder / "config.yaml"
         if stage == "fit" and not path.exists():
-            self.parser.save(config, path, skip_none=False)
+            write_file(path, self.parser.dump(config, skip_none=False))
 
 
 class HAMCLI(LightningCLI):
     """LightningCLI with a run folder, resume by ``--ckpt_path last``, and a test after fit.
 
-    It trains any Lightning module, named by ``model.class_path``;
-    :class:`~hamdeq.training.HAMClassifier` where none is. The best checkpoint is that of the metric
-    that the module names as its ``monitor``; of ``val/accuracy`` where it names none.
+    It trains any Lightning module that logs ``val/accuracy``, named by ``model.class_path``;
+    :class:`~hamdeq.training.HAMClassifier` where none is.
 
     Attributes:
         folder: the run folder; None with ``--trainer.fast_dev_run``, which leaves nothing behind.
@@ -136,7 +138,11 @@ class HAMCLI(LightningCLI):
         self.save_config_kwargs["folder"] = self.folder
         if config.trainer.logger is None:
             kwargs["logger"] = self._loggers(config.run, resume_step)
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        # Not one that the configuration names, nor that of a device with a way of its own.
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        return trainer
 
     def _get_config(self) -> Any:
         return self.config[str(self.subcommand)]
@@ -162,13 +168,12 @@ class HAMCLI(LightningCLI):
             callbacks.append(ProgressBar(refresh_rate=20))
         if self.folder is not None and trainer.enable_checkpointing is not False:
             validates = getattr(self.datamodule, "val_size", 0) and trainer.limit_val_batches != 0
-            metric, mode = getattr(self.model, "monitor", ("val/accuracy", "max"))
             checkpoint = ModelCheckpoint(
                 self.folder / "checkpoints",
                 filename="best",
                 # Without validation each epoch is taken for better than those before.
-                monitor=metric if validates else None,
-                mode=mode,
+                monitor="val/accuracy" if validates else None,
+                mode="max",
                 save_last=True,
                 enable_version_counter=False,
             )

@@ -35,9 +35,14 @@ class Parser(LightningArgumentParser):
 
 def innermost(error: BaseException) -> str:
     """The message at the root of a chain of errors, where the value itself was refused."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    while (before := error.__cause__ or error.__context__) and not _is_final(error):
+        error = before
     return str(error)
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether an error was raised ``from None``, to be read without what led to it."""
+    return error.__cause__ is None and error.__suppress_context__
 
 
 def _with_near_match(message: str, parser: LightningArgumentParser) -> str:

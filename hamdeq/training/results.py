@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
-from hamdeq.training.run import replace_file
+from hamdeq.training.files import DamagedFileError, write_file
 
-__all__ = ["add_results", "table", "where"]
+__all__ = ["add_results", "read_results", "table", "where"]
 
 _FORMATS = {
     "accuracy": ("{stage} accuracy", "{:.2%}"),
     "f1": ("{stage} F1", "{:.4f}"),
-    "r2": ("{stage} R²", "{:.4f}"),
-    "mae": ("{stage} mean absolute error", "{:.4g}"),
     "auc": ("{stage} AUC", "{:.4f}"),
     "pixel_error": ("{stage} pixel error", "{:.4f}"),
     "mean_image_error": ("pixel error of the mean image", "{:.4f}"),
@@ -27,12 +26,40 @@ _FORMATS = {
 _STAGES = {"val": "validation", "test": "test"}
 
 
+def read_results(path: Path) -> dict[str, float]:
+    """Read results.json.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedFileError: it does not hold numbers by name.
+    """
+    expected = "numbers by name in JSON"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedFileError(path, expected, error) from None
+    if not isinstance(results, dict):
+        raise DamagedFileError(path, expected, type(results).__name__)
+    for name, value in results.items():
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise DamagedFileError(path, expected, f"{repr(value)[:80]} as {name}")
+    return results
+
+
 def add_results(folder: Path, results: dict[str, float]) -> None:
-    """Write results.json; what only an earlier command measured, the time of the fit, stays."""
+    """Write results.json; what only an earlier command measured, the time of the fit, stays.
+
+    Of a damaged file nothing stays, and a warning names it.
+    """
     path = folder / "results.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
-    text = json.dumps(before | results, indent=2) + "\n"
-    replace_file(path, lambda aside: aside.write_text(text))
+    try:
+        before = read_results(path)
+    except FileNotFoundError:
+        before = {}
+    except DamagedFileError as error:
+        warnings.warn(f"{error}; it is written anew", stacklevel=2)
+        before = {}
+    write_file(path, json.dumps(before | results, indent=2) + "\n")
 
 
 def table(results: dict[str, float]) -> str:

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+from hamdeq.training.files import append_text, write_file
 
 __all__ = [
     "MetricsFile",
     "checkpoint_step",
     "last_checkpoint",
     "new_folder",
-    "replace_file",
     "wandb_logger",
 ]
 
@@ -52,19 +53,6 @@ def new_folder(root: str | Path) -> Path:
             return folder
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file as a whole or not at all, whoever else writes it, or is killed.
-
-    Args:
-        path: the file; its folder is made where there is none.
-        write: writes the file whose path it is given, which then takes the place of this one.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    write(aside)
-    os.replace(aside, path)
-
-
 def last_checkpoint(root: str | Path) -> Path:
     """The newest ``last.ckpt`` of the runs under root.
 
@@ -86,7 +74,11 @@ class MetricsFile(Logger):
 
     A file that is there is continued, but for rows after ``resume_step``: those epochs were cut
     off by an interruption and will be run again. They leave the file with the first new row, so
-    that a checkpoint that is refused before costs nothing.
+    that a checkpoint that is refused before costs nothing. A final test of the same step that is
+    run again takes the place of the one before.
+
+    Rows that cannot be read are left out, with a warning, and the file with them is kept as
+    ``metrics.csv.damaged``. A last row that a kill cut off is left out in silence.
 
     Args:
         folder: the run folder.
@@ -97,17 +89,36 @@ class MetricsFile(Logger):
         super().__init__()
         self.folder: Path = Path(folder)
         self.path: Path = self.folder / "metrics.csv"
+        self._resume_step = resume_step
         self._rows: list[dict[str, Any]] = []
         self._columns: list[str] = []
-        self._stale = False
+        self._stale = self._damaged = False
         if self.path.exists():
-            with self.path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
-            self._rows = [
-                row for row in rows if resume_step is None or int(row["step"]) <= resume_step
-            ]
-            self._columns = list(rows[0]) if rows else []
-            self._stale = len(self._rows) < len(rows)
+            self._read()
+
+    def _read(self) -> None:
+        # Bytes that are no text, as a power cut may leave them, spoil their own line alone.
+        text = self.path.read_text(encoding="utf-8", errors="replace").replace("\0", "\ufffd")
+        *lines, cut = text.split("\n")
+        head, *table = [next(csv.reader([line]), []) for line in lines] or [[]]
+        valid = "step" in head and "\ufffd" not in lines[0]
+        rows = [
+            dict(zip(head, cells, strict=True))
+            for cells, line in zip(table, lines[1:], strict=True)
+            if valid and len(cells) == len(head) and "\ufffd" not in line
+        ]
+        rows = [row for row in rows if row["step"].isdecimal()]
+        self._damaged = not valid or len(rows) < len(table)
+        if self._damaged:
+            got = f"{len(table) - len(rows)} others" if valid else "no header with a step"
+            rank_zero_warn(
+                f"{self.path}: expected rows of metrics, got {got}; {len(rows)} rows stay, and the "
+                f"file as it was is kept as {self.path.name}.damaged"
+            )
+        last = math.inf if self._resume_step is None else self._resume_step
+        self._rows = [row for row in rows if int(row["step"]) <= last]
+        self._columns = head if rows else []
+        self._stale = self._damaged or bool(cut) or len(self._rows) < len(rows)
 
     @property
     def name(self) -> str:
@@ -128,22 +139,41 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         row = {"step": len(self._rows) if step is None else step} | metrics
+        self._leave_out_earlier_test(row)
         self._rows.append(row)
         new = [name for name in row if name not in self._columns]
         self._columns += new
         if new or self._stale or len(self._rows) == 1:
             self._rewrite()
         else:
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self._columns).writerow(row)
+            append_text(self.path, self._csv([row]))
 
-    def _rewrite(self) -> None:
+    def _leave_out_earlier_test(self, new: dict[str, Any]) -> None:
+        """Leave out the final test of this step that was interrupted after its row was written."""
+        tests = [name for name in new if name.startswith("test/")]
+        if not tests or self._resume_step is None or new["step"] != self._resume_step:
+            return
+        others = [
+            row
+            for row in self._rows
+            if int(row["step"]) != self._resume_step or not any(row.get(name) for name in tests)
+        ]
+        self._stale |= len(others) < len(self._rows)
+        self._rows = others
+
+    def _csv(self, rows: list[dict[str, Any]], *, header: bool = False) -> str:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self._columns)
-        writer.writeheader()
-        writer.writerows(self._rows)
-        replace_file(self.path, lambda aside: aside.write_text(text.getvalue(), newline=""))
-        self._stale = False
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+
+    def _rewrite(self) -> None:
+        if self._damaged:
+            write_file(self.path.with_name("metrics.csv.damaged"), self.path.read_bytes())
+        write_file(self.path, self._csv(self._rows, header=True))
+        self._stale = self._damaged = False
 
 
 def wandb_logger(folder: Path, *, project: str, online: bool) -> WandbLogger:

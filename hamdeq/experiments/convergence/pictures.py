@@ -7,13 +7,13 @@ from pathlib import Path
 
 from hamdeq.experiments.convergence.report import Row
 from hamdeq.plots import energy_descent, residual_histogram
+from hamdeq.training.files import is_whole_png, save_figure
 
 __all__ = ["draw"]
 
 
 def draw(folder: Path, rows: Sequence[Row]) -> list[Path]:
     """How energies fall, for each memory one picture; how residuals do, for each measurement."""
-    folder.mkdir(parents=True, exist_ok=True)
     found = []
     memories: dict[str, dict[str, list[float]]] = {}
     for name, key, one, about in rows:
@@ -21,11 +21,11 @@ def draw(folder: Path, rows: Sequence[Row]) -> list[Path]:
         curves = memories.setdefault(f"{name}-{sizes}-seed_{about['seed']}", {})
         curves[f"{one.splitting}, {one.solver}"] = one.energies
         path = folder / f"residuals-{key}.png"
-        if not path.exists():
-            residual_histogram(one.trace, tol=one.tol).savefig(path)
+        if not is_whole_png(path):
+            save_figure(residual_histogram(one.trace, tol=one.tol), path)
         found.append(path)
     for name, curves in memories.items():
         path = folder / f"energy-{name}.png"
-        energy_descent(curves, lowest=0.0, first=1, step="evaluations").savefig(path)
+        save_figure(energy_descent(curves, lowest=0.0, first=1, step="evaluations"), path)
         found.append(path)
     return found

@@ -1,38 +1,70 @@
-"""Measurements on disk: each is one file, there as a whole or not at all."""
+"""Measurements on disk: each is one file, and its residuals another one beside it."""
 
 from __future__ import annotations
 
+import io
 import json
+import types
+import typing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hamdeq.experiments.convergence.measure import Measurement
-from hamdeq.training.run import replace_file
+from hamdeq.training.files import DamagedFileError, write_file
 
-__all__ = ["load", "save", "write"]
+__all__ = ["load", "save"]
 
 
 def save(path: Path, measurement: Measurement, about: dict[str, Any]) -> None:
     """Write a measurement and what else is known of it, and its residuals beside."""
     numbers = asdict(measurement)
-    replace_file(path.with_suffix(".pt"), lambda aside: torch.save(numbers.pop("trace"), aside))
-    write(path, json.dumps(numbers | {"about": about}, indent=2) + "\n")
+    trace = io.BytesIO()
+    torch.save(numbers.pop("trace"), trace)
+    write_file(path.with_suffix(".pt"), trace.getbuffer())
+    write_file(path, json.dumps(numbers | {"about": about}, indent=2) + "\n")
 
 
 def load(path: Path) -> tuple[Measurement, dict[str, Any]] | None:
-    """What :func:`save` wrote; None where it has not, or has written other things before."""
+    """What :func:`save` wrote; None where it has not, or has written other numbers before.
+
+    Raises:
+        DamagedFileError: the file does not hold a measurement, or the one beside no residuals.
+    """
     try:
-        numbers = json.loads(path.read_text())
-        trace = torch.load(path.with_suffix(".pt"), weights_only=True)
-        about = numbers.pop("about")
-        return Measurement(**numbers, trace=trace), about
-    except (FileNotFoundError, KeyError, TypeError):
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise DamagedFileError(path, "a measurement in JSON", error) from None
+    if not isinstance(numbers, dict) or not isinstance(about := numbers.pop("about", {}), dict):
+        raise DamagedFileError(path, "a measurement in JSON", type(numbers).__name__)
+    kinds = {k: v for k, v in typing.get_type_hints(Measurement).items() if k != "trace"}
+    if numbers.keys() != kinds.keys():  # of another version of hamdeq
+        return None
+    for name, kind in kinds.items():
+        if not _is(numbers[name], kind):
+            expected = getattr(kind, "__name__", kind)
+            raise DamagedFileError(path, f"{name} as {expected}", repr(numbers[name])[:80])
+    beside = path.with_suffix(".pt")
+    try:
+        trace = torch.load(beside, weights_only=True)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # What torch.load raises of a damaged file is of many kinds.
+        raise DamagedFileError(beside, "residuals", type(error).__name__) from None
+    if not isinstance(trace, Tensor) or trace.ndim != 2:
+        raise DamagedFileError(beside, "residuals", type(trace).__name__)
+    return Measurement(**numbers, trace=trace), about
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all, whoever else writes it, or is killed."""
-    replace_file(path, lambda aside: aside.write_text(text))
+def _is(value: Any, kind: Any) -> bool:
+    if isinstance(kind, types.GenericAlias):  # a list
+        (each,) = typing.get_args(kind)
+        return isinstance(value, list) and all(_is(x, each) for x in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and not isinstance(value, bool)

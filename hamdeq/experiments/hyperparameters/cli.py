@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hamdeq.experiments.hyperparameters.report import draw, draw_overviews, tabl
 from hamdeq.experiments.hyperparameters.results import Results, load
 from hamdeq.experiments.hyperparameters.running import run_all
 from hamdeq.experiments.hyperparameters.tracking import log
+from hamdeq.training.files import DamagedFileError, described, is_whole_png, write_file
 
 __all__ = ["main"]
 
@@ -34,33 +36,56 @@ def main(args: Sequence[str] | None = None) -> None:
         parser.error(f"--out: expected a folder that can be written, got {error.strerror}")
     print(_told(protocols, options.full))
     maps, start = out / "maps", time.perf_counter()
+    failures: list[str] = []
+
+    def failed(protocol: Protocol, error: Exception) -> None:
+        told = described(error) if isinstance(error, OSError) else str(error)
+        failures.append(f"error: failed: {protocol.name}: {told or type(error).__name__}")
+
     try:
         for results in run_all(
-            protocols, maps, workers=options.workers, compiled=options.kernel == "auto"
+            protocols,
+            maps,
+            workers=options.workers,
+            compiled=options.kernel == "auto",
+            failed=failed,
         ):
             _publish(results, out, options)
+        found = _report(protocols, out, options)
     except KeyboardInterrupt:
         raise SystemExit("interrupted; the same command goes on where this one stopped") from None
-    found: list[Results] = [r for p in protocols if (r := load(p, maps)) is not None]
-    for results in found:  # of earlier calls, if they were killed before they came to it
-        _publish(results, out, options)
-    draw_overviews(found, out / "figures")
-    write_csv(found, out / "cells.csv")
-    text = table(found)
-    (out / "table.md").write_text(text)
+    except OSError as error:
+        raise SystemExit(f"error: {described(error)}") from None
     kernels = ", ".join(sorted({results.kernel for results in found}))
-    print(text)
+    print(table(found))
     print(
         f"{out}: table.md, cells.csv, maps/, figures/; kernels: {kernels}; this call took "
         f"{(time.perf_counter() - start) / 60:.1f} minutes, all maps "
         f"{sum(r.cpu_seconds for r in found) / 60:.1f} minutes of the processor"
     )
+    if failures:
+        raise SystemExit("\n".join(failures))
+
+
+def _report(protocols: list[Protocol], out: Path, options: argparse.Namespace) -> list[Results]:
+    """Write everything but the maps, which are returned."""
+    found: list[Results] = []
+    for protocol in protocols:
+        with suppress(DamagedFileError):  # where it could not be measured again
+            if (results := load(protocol, out / "maps")) is not None:
+                found.append(results)
+    for results in found:  # of earlier calls, if they were killed before they came to it
+        _publish(results, out, options)
+    draw_overviews(found, out / "figures")
+    write_csv(found, out / "cells.csv")
+    write_file(out / "table.md", table(found))
+    return found
 
 
 def _publish(results: Results, out: Path, options: argparse.Namespace) -> None:
     """Draw a map and log it, unless that has been done."""
     picture = out / "figures" / f"{results.protocol.name}.png"
-    if not picture.exists():
+    if not is_whole_png(picture):
         draw(results, picture.parent)
     log(results, picture, out, project=options.project, mode=options.wandb)
 

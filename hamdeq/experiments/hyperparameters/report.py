@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 from hamdeq.experiments.hyperparameters.protocol import random_distance
 from hamdeq.experiments.hyperparameters.results import GOOD, MEASURES, Results
 from hamdeq.plots import heat_maps
+from hamdeq.training import files
 
 __all__ = ["draw", "draw_overviews", "table", "write_csv"]
 
@@ -17,10 +17,9 @@ def draw(results: Results, folder: Path) -> Path:
     """The figure of one map: distance, loss and recall side by side."""
     protocol = results.protocol
     path = folder / f"{protocol.name}.png"
-    folder.mkdir(parents=True, exist_ok=True)
     far = random_distance(protocol.size)
     title = f"{protocol.title}, {_mean(protocol.repeats)}"
-    heat_maps({title: results.picture}, farthest=far, good=GOOD * far).savefig(path)
+    files.save_figure(heat_maps({title: results.picture}, farthest=far, good=GOOD * far), path)
     return path
 
 
@@ -45,7 +44,7 @@ def draw_overviews(found: Sequence[Results], folder: Path) -> list[Path]:
             )
             path = folder / f"all-{interaction}-{formulation}-N{size}-{grid}.png"
             far = random_distance(size)
-            heat_maps(maps, farthest=far, good=GOOD * far, title=title).savefig(path)
+            files.save_figure(heat_maps(maps, farthest=far, good=GOOD * far, title=title), path)
             paths.append(path)
     return paths
 
@@ -53,18 +52,18 @@ def draw_overviews(found: Sequence[Results], folder: Path) -> list[Path]:
 def write_csv(found: Sequence[Results], path: Path) -> None:
     """One row for each network of each map."""
     keys = ["interaction", "formulation", "size", "states", "grid", "n"]
-    with path.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow([*keys, "rate", "inverse_temperature", "repeat", *MEASURES, "overflow"])
-        for each in found:
-            p = each.protocol
-            for i, rate in enumerate(p.rates):
-                for j, inverse in enumerate(p.inverse_temperatures):
-                    for k in range(p.repeats):
-                        values = [each.measures[name][i, j, k] for name in MEASURES]
-                        overflow = int(values[0] != values[0])
-                        start = [getattr(p, key) for key in keys]
-                        rows.writerow([*start, rate, inverse, k, *values, overflow])
+    heads = [*keys, "rate", "inverse_temperature", "repeat", *MEASURES, "overflow"]
+    rows = []
+    for each in found:
+        p = each.protocol
+        start = [getattr(p, key) for key in keys]
+        for i, rate in enumerate(p.rates):
+            for j, inverse in enumerate(p.inverse_temperatures):
+                for k in range(p.repeats):
+                    values = [each.measures[name][i, j, k] for name in MEASURES]
+                    overflow = int(values[0] != values[0])
+                    rows.append([*start, rate, inverse, k, *values, overflow])
+    files.write_csv(path, heads, rows)
 
 
 def table(found: Sequence[Results]) -> str:

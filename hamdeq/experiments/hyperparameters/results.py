@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ import torch
 from hamdeq.experiments.hyperparameters.protocol import Protocol, random_distance
 from hamdeq.memories.grid import Kernel, measure
 from hamdeq.plots import HeatMap
+from hamdeq.training.files import DamagedFileError, write_file
 
 __all__ = ["GOOD", "MEASURES", "Results", "load", "run"]
 
@@ -90,8 +90,7 @@ class Results:
         }
 
     def save(self, folder: Path) -> Path:
-        """Write ``NAME.json``, aside first: a kill in the middle leaves no half of it."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write ``NAME.json``."""
         path = folder / f"{self.protocol.name}.json"
         content = {
             "protocol": asdict(self.protocol),
@@ -102,26 +101,30 @@ class Results:
             "kernel": self.kernel,
             "torch": torch.__version__,
         }
-        aside = path.with_suffix(f".{os.getpid()}.tmp")
-        aside.write_text(json.dumps(content, indent=1))
-        os.replace(aside, path)
-        for stale in folder.glob(f"{self.protocol.name}.*.tmp"):  # of a call that was killed
-            stale.unlink(missing_ok=True)
+        write_file(path, json.dumps(content, indent=1))
         return path
 
 
 def load(protocol: Protocol, folder: Path) -> Results | None:
-    """The results of a map that has been measured; None of others, and of a damaged file."""
+    """The results of a map; None where it has not been measured.
+
+    Raises:
+        DamagedFileError: its file does not hold them.
+    """
     path = folder / f"{protocol.name}.json"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         measures = {k: np.array(content["measures"][k], dtype=float) for k in MEASURES}
-        whole = all(v.shape == protocol.shape for v in measures.values())
         times = float(content["seconds"]), float(content["cpu_seconds"])
         found = Results(protocol, measures, *times, str(content["kernel"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:
         return None
-    return found if whole else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFileError(path, "the results of a map", error) from None
+    shapes = {k: v.shape for k, v in measures.items()}
+    if any(shape != protocol.shape for shape in shapes.values()):
+        raise DamagedFileError(path, f"numbers in the shape {protocol.shape}", shapes)
+    return found
 
 
 def run(

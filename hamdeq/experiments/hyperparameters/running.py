@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from functools import partial
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from tqdm import tqdm
 
 from hamdeq.experiments.hyperparameters.protocol import Protocol
 from hamdeq.experiments.hyperparameters.results import Results, load, run
+from hamdeq.training.files import DamagedFileError
 
 __all__ = ["run_all"]
 
@@ -23,7 +26,12 @@ _BAR = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
 
 
 def run_all(
-    protocols: list[Protocol], folder: Path, *, workers: int, compiled: bool
+    protocols: list[Protocol],
+    folder: Path,
+    *,
+    workers: int,
+    compiled: bool,
+    failed: Callable[[Protocol, Exception], object],
 ) -> Iterator[Results]:
     """Measure what has not been, and yield each map once its file is written.
 
@@ -32,8 +40,9 @@ def run_all(
         folder: of the results' files.
         workers: processes of one thread each; with 1 all is done in this one.
         compiled: whether to compile, where there is a compiler.
+        failed: called with what a map failed of. The others are measured all the same.
     """
-    left = [protocol for protocol in protocols if load(protocol, folder) is None]
+    left = [protocol for protocol in protocols if not _is_measured(protocol, folder)]
     done = len(protocols) - len(left)
     if done:
         tqdm.write(f"{done} of {len(protocols)} maps have been measured before")
@@ -42,26 +51,44 @@ def run_all(
     with tqdm(total=sum(p.work for p in left), bar_format=_BAR) as bar:
         bar.set_postfix_str(f"map {done} of {len(protocols)}")
         maps = _here(left, folder, bar, compiled) if workers == 1 else None
-        for result in maps or _elsewhere(left, folder, bar, workers, compiled):
+        for protocol, found in maps or _elsewhere(left, folder, bar, workers, compiled):
+            try:
+                result = found()
+            except Exception as error:
+                failed(protocol, error)
+                continue
             done += 1
             bar.set_postfix_str(f"map {done} of {len(protocols)}")
             yield result
 
 
-def _here(left: list[Protocol], folder: Path, bar: Any, compiled: bool) -> Iterator[Results]:
+def _is_measured(protocol: Protocol, folder: Path) -> bool:
+    try:
+        return load(protocol, folder) is not None
+    except DamagedFileError as error:
+        warnings.warn(f"{error}; it is measured again", stacklevel=3)
+        return False
+
+
+_Found = tuple[Protocol, Callable[[], Results]]
+"""A map, and what gives its results, or raises what it failed of."""
+
+
+def _here(left: list[Protocol], folder: Path, bar: Any, compiled: bool) -> Iterator[_Found]:
     for protocol in left:
-        yield _measured(protocol, folder, compiled, bar.update)
+        yield protocol, partial(_measured, protocol, folder, compiled, bar.update)
 
 
 def _elsewhere(
     left: list[Protocol], folder: Path, bar: Any, workers: int, compiled: bool
-) -> Iterator[Results]:
+) -> Iterator[_Found]:
     context = get_context("spawn")
     progress = context.Queue()
     with ProcessPoolExecutor(
         workers, mp_context=context, initializer=_start, initargs=(progress,)
     ) as pool:
-        running = {pool.submit(_work, protocol, folder, compiled) for protocol in left}
+        maps = {pool.submit(_work, protocol, folder, compiled): protocol for protocol in left}
+        running = set(maps)
         try:
             while running:
                 ended, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -71,9 +98,9 @@ def _elsewhere(
                     except queue.Empty:
                         break
                 for each in ended:
-                    yield each.result()
+                    yield maps[each], each.result
         except BaseException:
-            # Interrupted, or one has failed: those that have not begun need not.
+            # Interrupted: those that have not begun need not.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
