@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from filelock import lock_descriptor
 
 __all__ = ["claim"]
 
@@ -20,7 +21,8 @@ def claim(
 
     The operating system lets go of the lock when the last process that has the file open ends,
     however that happens: a killed process leaves nothing to clear away. A child that is given the
-    file (``pass_fds=[file.fileno()]``) holds the lock as well, for as long as it runs.
+    file (``pass_fds=[file.fileno()]``, not on Windows) holds the lock as well, for as long as it
+    runs.
 
     Args:
         path: the file.
@@ -29,15 +31,10 @@ def claim(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not wait:
-                    yield None
-                    return
-                meanwhile()
-                time.sleep(1.0)
-            else:
-                yield file
+        while not lock_descriptor(file.fileno(), blocking=False):
+            if not wait:
+                yield None
                 return
+            meanwhile()
+            time.sleep(1.0)
+        yield file

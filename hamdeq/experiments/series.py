@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
+import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from hamdeq.experiments.claim import claim
+from hamdeq.training.files import DamagedFileError
+from hamdeq.training.results import read_results
 
 __all__ = ["Series"]
 
@@ -47,24 +49,31 @@ class Series:
 
     def run_folder(self, seed: int) -> Path | None:
         """The folder of the run with this seed; None as long as it has not ended."""
-        found = sorted((self.folder / f"seed_{seed}").glob("version_*/results.json"))
-        return found[-1].parent if found else None
+        return None if self.results(seed) is None else self._results_file(seed).parent
 
     def results(self, seed: int) -> dict[str, float] | None:
         """What the run with this seed has measured; None as long as it has not ended."""
-        folder = self.run_folder(seed)
-        return None if folder is None else json.loads((folder / "results.json").read_text())
+        try:
+            return read_results(self._results_file(seed))
+        except (FileNotFoundError, DamagedFileError):
+            return None
+
+    def _results_file(self, seed: int) -> Path:
+        """That of the newest run that has one, or else one that is not there."""
+        root = self.folder / f"seed_{seed}"
+        return max(root.glob("version_*/results.json"), key=_version, default=root / "results.json")
 
     def epochs(self, seed: int) -> int:
         """Epochs that the newest run with this seed has logged."""
         files = (self.folder / f"seed_{seed}").glob("version_*/metrics.csv")
-        newest = max(files, key=lambda path: path.stat().st_mtime, default=None)
+        newest = max(files, key=_version, default=None)
         if newest is None:
             return 0
-        with newest.open(newline="") as file:
-            # The last row may be half written.
-            logged = [row.get("epoch") or "" for row in csv.DictReader(file)]
-        return max((int(epoch) + 1 for epoch in logged if epoch.isdigit()), default=0)
+        # The last row may be half written, and none of a damaged file matters here.
+        head, *rows = newest.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+        names = head.split(",")
+        logged = [dict(zip(names, row.split(","), strict=False)).get("epoch", "") for row in rows]
+        return max((int(epoch) + 1 for epoch in logged if epoch.isdecimal()), default=0)
 
     def run(
         self, seed: int, *, wait: bool = True, meanwhile: Callable[[], object] = lambda: None
@@ -88,6 +97,7 @@ class Series:
         with claim(root / "lock", wait=wait, meanwhile=meanwhile) as lock:
             if lock is None or (results := self.results(seed)) is not None:
                 return results if lock else None
+            _warn_if_damaged(self._results_file(seed))
             command = [sys.executable, "-m", "hamdeq.training", "fit"]
             command += [f"--config={self.config}", f"--seed_everything={seed}"]
             command += [f"--data.seed={seed}", f"--run.root={root}"]
@@ -101,13 +111,28 @@ class Series:
         return results
 
 
+def _version(path: Path) -> int:
+    """N of a file in ``version_N``."""
+    number = path.parent.name.removeprefix("version_")
+    return int(number) if number.isdecimal() else -1
+
+
+def _warn_if_damaged(results: Path) -> None:
+    try:
+        read_results(results)
+    except FileNotFoundError:
+        pass
+    except DamagedFileError as error:
+        warnings.warn(f"{error}; the run is tested again", stacklevel=3)
+
+
 def _watch(command: list[str], lock: IO[str], meanwhile: Callable[[], object]) -> tuple[int, str]:
     """Run a command, and look about once a second; its exit status and what it printed."""
-    with tempfile.TemporaryFile("w+") as output:
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
         # With the lock of its own, a command that outlives this process still is the only one.
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()]
-        )
+        # (Windows has no such thing.)
+        locks = [] if os.name == "nt" else [lock.fileno()]
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, pass_fds=locks)
         try:
             while True:
                 try:
