@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +26,15 @@ from hamdeq.data import DigitsDataModule
 from hamdeq.experiments import claim as claims
 from hamdeq.experiments import series
 from hamdeq.experiments.claim import claim
-from hamdeq.experiments.convergence import Measurement, Plan, Setting, Source, measure, table
+from hamdeq.experiments.convergence import (
+    Measurement,
+    Plan,
+    Setting,
+    Source,
+    measure,
+    running,
+    table,
+)
 from hamdeq.experiments.convergence.cli import main
 from hamdeq.experiments.convergence.configuration import read, with_sizes
 from hamdeq.experiments.convergence.plan import adopted, key
@@ -36,6 +45,7 @@ from hamdeq.experiments.convergence.running import Experiment
 from hamdeq.experiments.convergence.store import load, save
 from hamdeq.plots import energy_descent
 from hamdeq.training import HAMClassifier
+from hamdeq.training.files import DamagedFileError
 from hamdeq.training.load import load_run
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +101,11 @@ def digits():
     data = DigitsDataModule()
     data.setup()
     return data
+
+
+@pytest.fixture(scope="module")
+def a_measurement(digits):
+    return measure(classifier(), digits, batch_size=len(digits.split("test")[0]))
 
 
 # ------------------------------------------------------------------------- what is measured
@@ -367,9 +382,15 @@ def test_one_failure_does_not_keep_the_rest_from_being_done(here, capsys):
     triangle = {"input": 64, "hidden1": 8, "hidden2": 8, "output": 10}
     pairs = ["input-hidden1", "hidden1-hidden2", "hidden2-output", "hidden1-output"]
     other = a_run(here / "odd/version_0", triangle, pairs)
-    args = [f"--adopt={run}", f"--adopt={other}", "--splittings", "even-odd", "none"]
-    with pytest.raises(SystemExit, match=r"error: failed: odd-even-odd-.*cycle of odd length"):
-        main([*args, "--wandb=disabled"])
+    # The weights of a third are damaged.
+    third = a_run(here / "cut/version_0", chain, ["input-hidden1", "hidden1-output"])
+    weights = third / "checkpoints/best.ckpt"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    args = [f"--adopt={run}", f"--adopt={other}", f"--adopt={third}"]
+    args += ["--splittings", "even-odd", "none", "--wandb=disabled"]
+    with pytest.raises(SystemExit, match=r"error: failed: odd-even-odd-.*cycle of odd len") as end:
+        main(args)
+    assert str(end.value.code).count("error: failed: cut-") == 2
     text = capsys.readouterr().out
     assert "| mine | 64-16-10 | even-odd |" in text
     assert "| mine | 64-16-10 | none |" in text
@@ -430,7 +451,116 @@ def test_a_measurement_is_read_as_it_was_written(digits, tmp_path):
     assert load(tmp_path / "a.json") is None
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda numbers: "",
+        lambda numbers: json.dumps(numbers)[:-20],
+        lambda numbers: json.dumps([numbers]),
+        lambda numbers: json.dumps(numbers | {"iterations": "three"}),
+        lambda numbers: json.dumps(numbers | {"energies": [1.0, None]}),
+        lambda numbers: json.dumps(numbers | {"about": 1}),
+    ],
+)
+def test_a_damaged_measurement_is_named(tmp_path, a_measurement, change):
+    path = tmp_path / "a.json"
+    save(path, a_measurement, {"seed": 1})
+    path.write_text(change(json.loads(path.read_text())))
+    with pytest.raises(DamagedFileError, match=re.escape(f"{path}: expected")):
+        load(path)
+
+
+def test_damaged_residuals_are_named(tmp_path, a_measurement):
+    path = tmp_path / "a.json"
+    save(path, a_measurement, {"seed": 1})
+    beside = tmp_path / "a.pt"
+    whole = beside.read_bytes()
+    for content in (b"", whole[: len(whole) // 2], b"not a tensor"):
+        beside.write_bytes(content)
+        with pytest.raises(DamagedFileError, match=re.escape(f"{beside}: expected residuals, got")):
+            load(path)
+    torch.save({"other": 1}, beside)
+    with pytest.raises(DamagedFileError, match="expected residuals, got dict"):
+        load(path)
+
+
+def test_what_is_damaged_is_measured_again(here, monkeypatch, a_measurement):
+    chain = {"input": 64, "hidden1": 16, "output": 10}
+    run = a_run(here / "mine/version_0", chain, ["input-hidden1", "hidden1-output"])
+    monkeypatch.setattr(running, "measure", lambda *args, **options: a_measurement)
+    monkeypatch.setattr(running, "draw", lambda *args: None)
+    args = [f"--adopt={run}", "--wandb=disabled"]
+    main(args)
+    (path,) = here.glob("runs/convergence/measurements/*.json")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    with pytest.warns(
+        UserWarning, match=re.escape(path.name) + ": expected .*it is measured again"
+    ):
+        main(args)
+    assert path.read_bytes() == whole
+
+
+def test_a_run_with_damaged_results_goes_on_to_its_test(tmp_path, monkeypatch):
+    one = series.Series(DIGITS, (), tmp_path)
+    run = one.folder / "seed_0/version_10"  # after version_9
+    for folder in (run, run.with_name("version_9")):
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints/last.ckpt").touch()
+        (folder / "results.json").write_text('{"test/accuracy": 0.5}')
+    assert one.run_folder(0) == run
+    (run / "results.json").write_text('{"test/accur')
+    (run / "metrics.csv").write_bytes(b"\0\0\xff\n\n,,,\n")
+    assert one.run_folder(0) is one.results(0) is None
+    assert one.epochs(0) == 0
+
+    def tested(command, lock, meanwhile):
+        assert command[-1] == "--ckpt_path=last"
+        (run / "results.json").write_text('{"test/accuracy": 0.75}')
+        return 0, ""
+
+    monkeypatch.setattr(series, "_watch", tested)
+    with pytest.warns(UserWarning, match=r"version_10/results.json: expected .*is tested again"):
+        assert one.run(0) == {"test/accuracy": 0.75}
+
+
+def test_a_run_that_cannot_be_read_is_left_out_of_a_folder_of_them(tmp_path):
+    pairs = ["input-output"]
+    runs = [
+        a_run(tmp_path / f"mine/version_{i}", {"input": 64, "output": 10}, pairs) for i in (0, 1)
+    ]
+    (runs[0] / "config.yaml").write_text("model: [")
+    with pytest.warns(
+        UserWarning, match=r"left out: \S+version_0/config.yaml: expected .* in YAML"
+    ):
+        (found,) = adopted(f"{tmp_path}/mine")
+    assert found.folder == runs[1]
+    with pytest.raises(ValueError, match=r"config.yaml: expected a configuration in YAML, got"):
+        adopted(f"{runs[0]}")
+
+
 # ------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b", "..", ".", "/tmp/a", "a\\b", "x" * 300, "é" * 60, "a\nb", " "]
+)
+def test_names_that_no_file_can_have_are_refused(here, capsys, name):
+    run = a_run(here / "mine/version_0", {"input": 64, "output": 10}, ["input-output"])
+    before = sorted(here.rglob("*"))
+    with pytest.raises(SystemExit, match="2"):
+        main([f"--adopt={name}={run}", "--wandb=disabled"])
+    error = capsys.readouterr().err
+    assert "expected a name of at most 100 bytes that a file can have" in error
+    assert "give another one with --adopt NAME=FOLDER" in error
+    assert sorted(here.rglob("*")) == before
+
+
+def test_a_folder_with_an_equals_sign_is_a_folder(here):
+    run = a_run(here / "lr=0.1/version_0", {"input": 64, "output": 10}, ["input-output"])
+    for text, name in ((f"{run}", "lr=0.1"), ("lr=0.1", "lr=0.1"), (f"best={run}", "best")):
+        (source,) = adopted(text)
+        assert (source.name, source.folder) == (name, run)
 
 
 @pytest.mark.parametrize(

@@ -451,6 +451,21 @@ def test_compare_says_what_fails(here, capfd, monkeypatch):
     assert "expected files of configurations, got nowhere.yaml" in capfd.readouterr().err
 
 
+def test_one_run_that_fails_does_not_keep_the_others_from_being_compared(here, capfd, monkeypatch):
+    config = ROOT / "configs/latch/pooling.yaml"
+
+    def run(self, seed):
+        if seed == 1:
+            raise RuntimeError("diverged")
+        return {"test/accuracy": 0.25 * (seed + 1)}
+
+    monkeypatch.setattr(series.Series, "run", run)
+    with pytest.raises(SystemExit, match="error: a run failed: diverged"):
+        compare.main([str(config), "--seeds=3"])
+    assert "| latch/pooling | 2 | 0.500 ± 0.354 |" in capfd.readouterr().out
+    assert "| latch/pooling | 2 |" in (here / "runs/compare/table.md").read_text()
+
+
 def test_everything_public_is_exported():
     for module in (experiments, training):
         for name in module.__all__:

@@ -16,6 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from hamdeq.experiments.series import Series
+from hamdeq.training.files import described, write_file
 
 __all__ = ["compare", "main", "table"]
 
@@ -26,22 +27,30 @@ _COLUMNS = {
 }
 
 
-def compare(series: list[Series], seeds: int) -> dict[Series, list[dict[str, float]]]:
-    """The results of each configuration for the seeds 0 to seeds − 1, run where they are missing.
+def compare(
+    series: list[Series], seeds: int
+) -> tuple[dict[Series, list[dict[str, float]]], list[str]]:
+    """Run each configuration with the seeds 0 to seeds − 1, where results are missing.
 
-    Raises:
-        RuntimeError: a run failed.
+    Returns:
+        the results of each configuration, and why some runs failed.
     """
     found: dict[Series, list[dict[str, float]]] = {one: [] for one in series}
+    failures: list[str] = []
     with tqdm(total=len(series) * seeds, unit="run") as bar:
         for seed in range(seeds):
             for one in series:
                 bar.set_description(f"{one.name}, seed {seed}")
-                results = one.run(seed)
-                assert results is not None  # it waits for what another process trains
-                found[one].append(results)
+                try:
+                    results = one.run(seed)
+                    assert results is not None  # it waits for what another process trains
+                    found[one].append(results)
+                except RuntimeError as error:
+                    failures.append(f"a run failed: {error}")
+                except OSError as error:
+                    failures.append(described(error))
                 bar.update()
-    return found
+    return found, failures
 
 
 def table(found: dict[Series, list[dict[str, float]]]) -> str:
@@ -78,14 +87,17 @@ def main(args: list[str] | None = None) -> None:
         parser.error(f"expected files of configurations, got {', '.join(missing)}")
     series = [Series(path, tuple(options), known.root) for path in known.configs]
     try:
-        text = table(compare(series, known.seeds))
-    except RuntimeError as error:
-        raise SystemExit(f"error: a run failed: {error}") from None
+        found, failures = compare(series, known.seeds)
     except KeyboardInterrupt:
         raise SystemExit("interrupted; the same command goes on where this one stopped") from None
-    path = known.root / "table.md"
-    path.write_text(text)
+    text, path = table(found), known.root / "table.md"
+    try:
+        write_file(path, text)
+    except OSError as error:
+        failures.append(described(error))
     print(text, path, sep="\n")
+    if failures:
+        raise SystemExit("\n".join(f"error: {failure}" for failure in failures))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from hamdeq.experiments.convergence.plan import SOLVERS, SPLITTINGS, Plan, Setti
 from hamdeq.experiments.convergence.running import Experiment
 from hamdeq.experiments.convergence.tracking import Tracking
 from hamdeq.experiments.series import Series
+from hamdeq.training.files import described
 
 __all__ = ["main"]
 
@@ -33,13 +34,17 @@ def main(args: list[str] | None = None) -> None:
             with_published=known.published,
             trust=known.trust,
         )
-    except (ValueError, FileNotFoundError) as error:
+    except ValueError as error:
         parser.error(str(error))
+    except OSError as error:
+        parser.error(described(error))
     try:
         experiment.run()
+        print(experiment.report(), known.root, sep="\n")
     except KeyboardInterrupt:
         raise SystemExit("interrupted; the same command goes on where this one stopped") from None
-    print(experiment.report(), known.root, sep="\n")
+    except OSError as error:
+        raise SystemExit(f"error: {described(error)}") from None
     if experiment.failures:
         raise SystemExit("\n".join(f"error: failed: {failure}" for failure in experiment.failures))
 

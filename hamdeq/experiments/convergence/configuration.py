@@ -21,10 +21,14 @@ def read(path: Path, *, trust: bool = True) -> dict[str, Any]:
         trust: import the module's class, wherever it is; else only from hamdeq.
 
     Raises:
-        ValueError: it is that of another module, or of none.
+        ValueError: it is that of another module, or of none, or damaged.
         UntrustedError: its class is not hamdeq's, and ``trust`` is False.
     """
-    config = yaml.safe_load(path.read_text())
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        got = " ".join(str(error).split())
+        raise ValueError(f"{path}: expected a configuration in YAML, got {got}") from None
     model = config.get("model") if isinstance(config, dict) else None
     # One that names no class holds the arguments of a HAMClassifier.
     name = (model or {}).get("class_path", "hamdeq.training.HAMClassifier")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,8 @@ from hamdeq.experiments.convergence.configuration import memory_of, read
 from hamdeq.experiments.series import Series
 
 __all__ = ["SOLVERS", "SPLITTINGS", "Plan", "Setting", "Source", "adopted", "key"]
+
+_LONGEST = 100  # bytes; with what is added, a file's name must stay below 255 of them
 
 SOLVERS: dict[str, str] = {
     "picard": "Picard",
@@ -76,7 +80,7 @@ class Source:
     """Where a trained memory comes from: a series, which trains it, or a run that there is.
 
     Args:
-        name: what its results are called.
+        name: what its results are called: part of the names of their files.
         seed: which run of the series; None of a run that there is, whose configuration tells.
         series: what trains it.
         adopted: the folder of the run.
@@ -86,6 +90,9 @@ class Source:
     seed: int | None = None
     series: Series | None = None
     adopted: Path | None = None
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
 
     @property
     def folder(self) -> Path | None:
@@ -111,13 +118,19 @@ def adopted(text: str, *, trust: bool = False) -> list[Source]:
 
     Args:
         text: the folder is that of a run, ``version_N``, or one with such folders anywhere in it.
+            Of these, runs that cannot be measured are left out, with a warning.
         trust: adopt runs of modules that are not hamdeq's, too, which may run any code.
 
     Raises:
         FileNotFoundError: no run is there, or none that has a checkpoint.
-        ValueError: a run of another module than HAMClassifier.
+        ValueError: a name that names no file; a run of another module than HAMClassifier.
     """
-    name, _, given = text.rpartition("=")
+    # A folder may have = in its name as well.
+    name, _, given = ("", "", text) if os.path.isdir(text) else text.partition("=")
+    if not given:
+        name, given = "", text
+    if name:
+        _check_name(name)
     folder = Path(given).resolve()
     is_run = (folder / "config.yaml").is_file()
     candidates = [folder] if is_run else sorted(folder.rglob("version_*"))
@@ -127,10 +140,31 @@ def adopted(text: str, *, trust: bool = False) -> list[Source]:
             "--adopt: expected a run's folder version_N with its config.yaml and "
             f"checkpoints/best.ckpt, or one with such folders in it, got {given}"
         )
+    name = name or (folder.parent if is_run else folder).name
+    found, refused = [], []
     for run in runs:
-        read(run / "config.yaml", trust=trust)
-    holder = folder.parent if is_run else folder
-    return [Source(name or holder.name, adopted=run) for run in runs]
+        try:
+            read(run / "config.yaml", trust=trust)
+        except (ValueError, OSError) as error:
+            refused.append(error)
+        else:
+            found.append(Source(name, adopted=run))
+    if not found:
+        raise refused[0]
+    for error in refused:
+        warnings.warn(f"--adopt: a run is left out: {error}", stacklevel=2)
+    return found
+
+
+def _check_name(name: str) -> None:
+    short = len(os.fsencode(name)) <= _LONGEST
+    if short and name.strip(". ") and name.isprintable() and not set(name) & {"/", "\\"}:
+        return
+    raise ValueError(
+        f"expected a name of at most {_LONGEST} bytes that a file can have, without folders, got "
+        f"{repr(name) if short else f'one of {len(name)} characters'}; give another one with "
+        "--adopt NAME=FOLDER, or rename the configuration"
+    )
 
 
 @dataclass(frozen=True)

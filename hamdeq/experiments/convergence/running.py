@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -12,14 +13,14 @@ import torch
 import yaml
 
 from hamdeq.experiments.claim import claim
-from hamdeq.experiments.convergence.measure import measure
+from hamdeq.experiments.convergence.measure import Measurement, measure
 from hamdeq.experiments.convergence.pictures import draw
 from hamdeq.experiments.convergence.plan import Plan, Setting, Source, key
 from hamdeq.experiments.convergence.progress import Progress
 from hamdeq.experiments.convergence.report import Row, csv_of, table
-from hamdeq.experiments.convergence.store import load, save, write
+from hamdeq.experiments.convergence.store import load, save
 from hamdeq.experiments.convergence.tracking import Tracking, track
-from hamdeq.training.hints import innermost
+from hamdeq.training.files import DamagedFileError, described, write_file
 from hamdeq.training.load import load_run
 
 __all__ = ["Experiment"]
@@ -80,13 +81,13 @@ class Experiment:
     def _write_tables(self) -> str:
         rows = self._rows()
         text = table(rows, with_published=self.with_published)
-        write(self.root / "table.md", text)
-        write(self.root / "measurements.csv", csv_of(rows))
+        write_file(self.root / "table.md", text)
+        write_file(self.root / "measurements.csv", csv_of(rows))
         return text
 
     def _rows(self) -> list[Row]:
         """All that has been measured so far, by whatever process."""
-        found = [(pair[0].name, path, load(path)) for pair, path in self._paths.items()]
+        found = [(pair[0].name, path, _loaded(path)) for pair, path in self._paths.items()]
         return [Row(name, path.stem, *one) for name, path, one in found if one is not None]
 
     def _trained(self, source: Source, progress: Progress, *, wait: bool) -> bool:
@@ -96,23 +97,24 @@ class Experiment:
             progress.doing(f"train {source.name}, seed {source.seed}")
             try:
                 source.series.run(source.seed, wait=wait, meanwhile=progress.look)
-            except RuntimeError as error:
-                self._failed[source] = str(error)
+            except (RuntimeError, OSError) as error:
+                self._failed[source] = _described(error)
         return source.folder is not None
 
     def _measure(self, source: Source, setting: Setting, progress: Progress, *, wait: bool) -> None:
         path = self._paths[source, setting]
-        if load(path) is not None or path in self._failed:
+        if path in self._failed or _loaded(path) is not None:
             return
         progress.doing(f"measure {path.stem}")
         with claim(path.with_suffix(".lock"), wait=wait, meanwhile=progress.look) as lock:
-            if lock is None or load(path) is not None:
+            if lock is None or _loaded(path, tell=True) is not None:
                 return
             try:
                 self._take(source, setting, path)
-            except (ValueError, TypeError, RuntimeError) as error:
-                # Such as a splitting or a solver that this memory cannot have.
-                self._failed[path] = f"{path.stem}: {innermost(error)}"
+            except Exception as error:
+                # Such as a splitting that this memory cannot have, or weights that are damaged,
+                # of which PyTorch and others raise errors of any kind.
+                self._failed[path] = f"{path.stem}: {_described(error)}"
         progress.look()
 
     def _take(self, source: Source, setting: Setting, path: Path) -> None:
@@ -132,6 +134,24 @@ class Experiment:
         track(path.stem, measured, about, tracking=self.tracking, folder=self.root)
         save(path, measured, about)
         self._write_tables()
+
+
+def _loaded(path: Path, *, tell: bool = False) -> tuple[Measurement, dict[str, Any]] | None:
+    """A measurement, None where there is none, or a damaged one."""
+    try:
+        return load(path)
+    except DamagedFileError as error:
+        if tell:
+            warnings.warn(f"{error}; it is measured again", stacklevel=2)
+        return None
+
+
+def _described(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return described(error)
+    if isinstance(error, ValueError | TypeError | RuntimeError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
 
 
 def _about(folder: Path) -> dict[str, Any]:
