@@ -12,6 +12,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 
 from hamdeq.data.batches import TensorBatches, expect
+from hamdeq.data.encoding import Encoding
 
 __all__ = ["InMemoryDataModule", "Split", "TensorDataModule"]
 
@@ -30,6 +31,10 @@ class InMemoryDataModule(LightningDataModule, ABC):
         val_size: Samples of the validation split; 0 for no validation.
         seed: Seed of the splits and of the order of the training batches.
 
+    Attributes:
+        encoding: What a module that is trained on these data remembers of them; blank unless the
+            subclass says otherwise when it makes the splits.
+
     Raises:
         ValueError: a batch size is below 1, or `val_size` is negative.
     """
@@ -45,6 +50,7 @@ class InMemoryDataModule(LightningDataModule, ABC):
         self.eval_batch_size = eval_batch_size
         self.val_size = val_size
         self.seed = seed
+        self.encoding: Encoding = Encoding()
         self._splits: dict[str, Split] = {}
 
     @abstractmethod
@@ -90,9 +96,11 @@ class InMemoryDataModule(LightningDataModule, ABC):
 
 
 class TensorDataModule(InMemoryDataModule):
-    """Base of data modules of images and their classes.
+    """Base of data modules that read images, or other samples, and their classes.
 
-    A subclass sets `image_shape` and `n_classes` and implements `load`.
+    A subclass implements `load`. It can declare `image_shape` and `n_classes`, which are otherwise
+    those of what was loaded: the number of pixels, and the highest label plus one. For arrays that
+    are in memory already there is :class:`ArrayDataModule`.
 
     Args:
         batch_size: Samples per training batch.
@@ -123,8 +131,13 @@ class TensorDataModule(InMemoryDataModule):
             ValueError: shapes, lengths, labels or `val_size` do not fit, or a pixel is not finite.
         """
         images, labels, *test = self.load()
+        if not hasattr(self, "image_shape"):
+            self.image_shape = tuple(images.shape[1:])
+        if not hasattr(self, "n_classes"):
+            self.n_classes = 1 + max(int(part.max()) for part in (labels, test[1]) if len(part))
         self._check("train", images, labels)
         self._check("test", *test)
+        self.encoding = Encoding(input_shape=self.image_shape)
         n, n_val = len(images), self.val_size
         expect(n_val < n, f"val_size < {n}, the number of train images", n_val, "lower val_size")
         val, train = (images[:0], labels[:0]), (images, labels)

@@ -70,7 +70,12 @@ def check_labels(labels: Any, batch: int, classes: int) -> None:
         raise TypeError(f"labels: expected a tensor ({batch},), got {type(labels).__name__}")
     wrong = []
     if tuple(labels.shape) != (batch,):
-        wrong.append(f"expected shape ({batch},), got {tuple(labels.shape)}")
+        remedy = ""
+        if tuple(labels.shape) == (batch, 1):
+            remedy = "; give labels.squeeze(1)"
+        elif labels.dim() == 2 and len(labels) == batch:
+            remedy = "; one-hot labels become indices by labels.argmax(1)"
+        wrong.append(f"expected shape ({batch},), got {tuple(labels.shape)}{remedy}")
     if labels.dtype != torch.int64:
         wrong.append(f"expected torch.int64, got {labels.dtype}; use .long()")
     elif not labels.is_meta:

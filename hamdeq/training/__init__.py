@@ -11,6 +11,7 @@ from hamdeq.training.memory_classifier import MemoryClassifier
 from hamdeq.training.questions import Questions
 from hamdeq.training.recollection import Recall, RecallPictures, recall
 from hamdeq.training.reconstructor import HAMReconstructor
+from hamdeq.training.regressor import HAMRegressor
 from hamdeq.training.stored import StoredExamples
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ConvergenceMonitor",
     "HAMClassifier",
     "HAMReconstructor",
+    "HAMRegressor",
     "MemoryClassifier",
     "Questions",
     "Recall",

@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import BinaryAUROC
 
-from hamdeq.training.module import Classifier, OptimizerCallable, SchedulerCallable
+from hamdeq.memories.states import check_labels
+from hamdeq.training.module import (
+    Classifier,
+    OptimizerCallable,
+    SchedulerCallable,
+    as_pair,
+    inputs_of,
+)
 
 __all__ = ["BinaryClassifier"]
 
@@ -49,7 +56,8 @@ class BinaryClassifier(Classifier):
         Raises:
             ValueError: the network does not give one number for each sample.
         """
-        inputs = inputs if isinstance(inputs, tuple | list) else (inputs,)
+        if isinstance(inputs, Tensor):
+            inputs = (self.encoding(inputs),)
         logits = self.network(*inputs)
         if logits.shape != (len(inputs[0]),):
             raise ValueError(
@@ -59,12 +67,18 @@ class BinaryClassifier(Classifier):
         return logits
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Predicted labels ``(batch,)``, 0 or 1, of the inputs of ``(inputs, labels)``."""
-        return (self(batch[0]) > 0).long()
+        """Predicted labels ``(batch,)``, 0 or 1, of inputs or ``(inputs, labels)``."""
+        return (self(inputs_of(batch)) > 0).long()
+
+    @property
+    def n_outputs(self) -> int:
+        """Two classes."""
+        return 2
 
     def _step(self, batch: tuple[Any, Tensor], stage: str) -> Tensor:
-        inputs, labels = batch
+        inputs, labels = as_pair(batch)
         logits = self(inputs)
+        check_labels(labels, len(logits), 2)
         loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
         logits = logits.detach()
         accuracy = ((logits > 0) == labels.bool()).float().mean()

@@ -95,8 +95,8 @@ class ConvergenceMonitor(Callback):
         self._observe("train", pl_module, energy=now)
         if now:
             solution = pl_module.solution
-            live = {
-                "acc": pl_module.accuracy,
+            live = {} if pl_module.accuracy is None else {"acc": pl_module.accuracy}
+            live |= {
                 "iter": solution.steps.float().mean(),
                 "res": solution.residual.mean(),
             }

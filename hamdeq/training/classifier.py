@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hamdeq.deq import DEQ
+from hamdeq.memories.states import check_labels
 from hamdeq.optim import Madam
-from hamdeq.solvers import Solution
-from hamdeq.training.equilibrium import EquilibriumModule
-from hamdeq.training.module import OptimizerCallable, SchedulerCallable
+from hamdeq.training.equilibrium import HAMPredictor
+from hamdeq.training.module import OptimizerCallable, SchedulerCallable, as_pair, inputs_of
 
 __all__ = ["HAMClassifier"]
 
@@ -20,7 +20,7 @@ __all__ = ["HAMClassifier"]
 _SHARPNESS = 10.0
 
 
-class HAMClassifier(EquilibriumModule):
+class HAMClassifier(HAMPredictor):
     """Classify by settling: clamp the image, read the class from the output layer's state.
 
     Args:
@@ -39,8 +39,8 @@ class HAMClassifier(EquilibriumModule):
     Attributes:
         solution: the last batch's :class:`~hamdeq.Solution`, without its graph, for callbacks.
 
-    A batch is ``(images, labels)``: images ``(batch, …)`` of floating point, with as many numbers
-    as the input layer has neurons; labels ``(batch,)`` of int64.
+    A batch is ``(images, labels)``: images ``(batch, …)``, or rows of a table, of floating point,
+    with as many numbers as the input layer has neurons; labels ``(batch,)`` of int64.
     """
 
     def __init__(
@@ -54,30 +54,21 @@ class HAMClassifier(EquilibriumModule):
     ) -> None:
         if loss not in ("mse", "cross-entropy"):
             raise ValueError(f"loss: expected 'mse' or 'cross-entropy', got {loss!r}")
-        if len(deq.clamped) != 1:
-            raise ValueError(f"deq: expected one clamped layer, the input, got {deq.clamped}")
-        super().__init__(
-            deq,
-            held=deq.clamped,
-            input=deq.clamped[0],
-            output=output,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            width=width,
-        )
+        super().__init__(deq, output=output, optimizer=optimizer, scheduler=scheduler, width=width)
         self.loss = loss
-
-    def forward(self, images: Tensor) -> Solution:
-        """Let the memory settle on images; the class scores are ``value[output]``."""
-        return self.deq({self.input: self.as_input(images)})
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Predicted classes ``(batch,)``."""
-        images = batch[0] if isinstance(batch, tuple | list) else batch
-        return self(images).value[self.output].argmax(1)
+        return self(inputs_of(batch)).value[self.output].argmax(1)
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
-        images, labels = batch
+        images, labels = as_pair(batch)
+        if labels.is_floating_point():
+            raise TypeError(
+                f"labels: expected classes of torch.int64, got {labels.dtype}; give strings or "
+                "integers to the data module, or train a HAMRegressor on real values"
+            )
+        check_labels(labels, len(images), self.n_outputs)
         solution = self.forward(images)
         scores = solution.value[self.output]
         loss = self._loss(scores, labels)

@@ -80,8 +80,9 @@ class _SaveConfig(SaveConfigCallback):
 class HAMCLI(LightningCLI):
     """LightningCLI with a run folder, resume by ``--ckpt_path last``, and a test after fit.
 
-    It trains any Lightning module that logs ``val/accuracy``, named by ``model.class_path``;
-    :class:`~hamdeq.training.HAMClassifier` where none is.
+    It trains any Lightning module, named by ``model.class_path``;
+    :class:`~hamdeq.training.HAMClassifier` where none is. The best checkpoint is that of the metric
+    that the module names as its ``monitor``; of ``val/accuracy`` where it names none.
 
     Attributes:
         folder: the run folder; None with ``--trainer.fast_dev_run``, which leaves nothing behind.
@@ -168,12 +169,13 @@ class HAMCLI(LightningCLI):
             callbacks.append(ProgressBar(refresh_rate=20))
         if self.folder is not None and trainer.enable_checkpointing is not False:
             validates = getattr(self.datamodule, "val_size", 0) and trainer.limit_val_batches != 0
+            metric, mode = getattr(self.model, "monitor", ("val/accuracy", "max"))
             checkpoint = ModelCheckpoint(
                 self.folder / "checkpoints",
                 filename="best",
                 # Without validation each epoch is taken for better than those before.
-                monitor="val/accuracy" if validates else None,
-                mode="max",
+                monitor=metric if validates else None,
+                mode=mode,
                 save_last=True,
                 enable_version_counter=False,
             )

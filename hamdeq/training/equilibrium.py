@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
+from hamdeq.data.encoding import as_samples
 from hamdeq.deq import DEQ
 from hamdeq.solvers import Solution
-from hamdeq.training.module import Classifier, OptimizerCallable, SchedulerCallable
+from hamdeq.training.module import Classifier, OptimizerCallable, SchedulerCallable, as_pair
 
-__all__ = ["EquilibriumModule"]
+__all__ = ["EquilibriumModule", "HAMPredictor"]
 
 
 class EquilibriumModule(Classifier):
@@ -32,7 +33,8 @@ class EquilibriumModule(Classifier):
 
     Attributes:
         solution: the last batch's :class:`~hamdeq.Solution`, without its graph, for callbacks.
-        accuracy: the last batch's accuracy, of the labels that were asked for.
+        accuracy: the last batch's accuracy, of the labels that were asked for; None where the
+            targets are no classes.
     """
 
     def __init__(
@@ -58,22 +60,27 @@ class EquilibriumModule(Classifier):
         self.solution: Solution | None = None
         self.accuracy: Tensor | None = None
 
+    @property
+    def n_outputs(self) -> int:
+        """Neurons of the output layer."""
+        return math.prod(self.deq.ham.layer(self.output).shape)
+
     def as_input(self, images: Tensor) -> Tensor:
-        """Images in the shape of the input layer.
+        """Images, or other inputs, standardised and in the shape of the input layer.
+
+        Flat samples take the layer's shape, and those of any shape become flat where the layer is.
 
         Raises:
-            ValueError: they have more or fewer numbers than it has neurons.
+            TypeError: they are not of floating point.
+            ValueError: they have more or fewer numbers than the layer has neurons, or another
+                shape than it, or than those that the module was trained on.
         """
         shape = self.deq.ham.layer(self.input).shape
-        if images.dim() == 0 or math.prod(images.shape[1:]) != math.prod(shape):
-            raise ValueError(
-                f"images: expected (batch, …) with {math.prod(shape)} numbers a sample, for the "
-                f"layer {self.input!r}, got {tuple(images.shape)}"
-            )
-        return images.reshape(len(images), *shape)
+        images = self.encoding(images)
+        return as_samples(images, shape, "images", f"for the layer {self.input!r}")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        self._refuse_nan(batch[0], batch_idx)
+        self._refuse_nan(as_pair(batch)[0], batch_idx)
         return super().training_step(batch, batch_idx)
 
     @staticmethod
@@ -88,7 +95,7 @@ class EquilibriumModule(Classifier):
                     f"samples {bad[:8]} of the batch; remove them from the data"
                 )
 
-    def _keep(self, solution: Solution, accuracy: Tensor) -> None:
+    def _keep(self, solution: Solution, accuracy: Tensor | None = None) -> None:
         """Keep a batch's result for callbacks."""
         # Detached, lest the graph outlive the step. The list ``adjoint`` is shared with the
         # original, so that the backward pass is still reported in it.
@@ -110,3 +117,43 @@ class EquilibriumModule(Classifier):
             {"params": others, "factor": 1.0},
             *({"params": [p], "factor": factor} for p, factor in settling.items()),
         ]
+
+
+class HAMPredictor(EquilibriumModule):
+    """Base of the modules that clamp one layer, the input, and read the output layer's state.
+
+    Args:
+        deq: the memory; its one clamped layer is the input.
+        output: name of the layer to read.
+        optimizer: from parameters to an optimiser.
+        scheduler: from an optimiser to a learning-rate schedule, stepped once an epoch.
+        width: as of :class:`EquilibriumModule`.
+
+    Raises:
+        ValueError: a deq without exactly one clamped layer, or without the output layer.
+    """
+
+    def __init__(
+        self,
+        deq: DEQ,
+        *,
+        output: str,
+        optimizer: OptimizerCallable,
+        scheduler: SchedulerCallable | None = None,
+        width: float | None = None,
+    ) -> None:
+        if len(deq.clamped) != 1:
+            raise ValueError(f"deq: expected one clamped layer, the input, got {deq.clamped}")
+        super().__init__(
+            deq,
+            held=deq.clamped,
+            input=deq.clamped[0],
+            output=output,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            width=width,
+        )
+
+    def forward(self, inputs: Tensor) -> Solution:
+        """Let the memory settle on raw inputs; the output layer is ``value[output]``."""
+        return self.deq({self.input: self.as_input(inputs)})

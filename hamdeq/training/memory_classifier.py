@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassF1Score
 
+from hamdeq.data.encoding import as_samples
 from hamdeq.memories import DenseAssociativeMemory, FeedForward, Learning
 from hamdeq.optim import NormalisedSGD
-from hamdeq.training.module import Classifier, OptimizerCallable, SchedulerCallable
+from hamdeq.training.module import (
+    Classifier,
+    OptimizerCallable,
+    SchedulerCallable,
+    as_pair,
+    inputs_of,
+)
 
 __all__ = ["MemoryClassifier"]
 
@@ -47,6 +53,8 @@ class MemoryClassifier(Classifier):
     Source: Krotov & Hopfield (NIPS 2016), section 4 and appendix A; McAlister et al. (2024),
     section 5.3.
     """
+
+    standardises: bool = False  # neurons are in [−1, 1]
 
     def __init__(
         self,
@@ -87,8 +95,12 @@ class MemoryClassifier(Classifier):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Predicted classes ``(batch,)``."""
-        images = batch[0] if isinstance(batch, tuple | list) else batch
-        return self(images).argmax(1)
+        return self(inputs_of(batch)).argmax(1)
+
+    @property
+    def n_outputs(self) -> int:
+        """Class neurons of the memory."""
+        return self.memory.classes
 
     def on_train_epoch_start(self) -> None:
         t = self._learning.temperature(self.current_epoch, self.trainer.max_epochs or 1)
@@ -114,16 +126,11 @@ class MemoryClassifier(Classifier):
                 f"images: expected floating point in [0, 1], got {images.dtype}; give "
                 "images.float() / 255"
             )
-        size = self.memory.inputs
-        if images.dim() == 0 or math.prod(images.shape[1:]) != size:
-            raise ValueError(
-                f"images: expected (batch, …) with {size} numbers a sample, one for each input of "
-                f"the memory, got {tuple(images.shape)}"
-            )
-        return 2 * images.flatten(1) - 1
+        of = "one for each input of the memory"
+        return 2 * as_samples(self.encoding(images), (self.memory.inputs,), "images", of) - 1
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
-        images, labels = batch
+        images, labels = as_pair(batch)
         loss, predicted = self.memory.class_loss(
             self._states(images), labels, self._learning.exponent
         )

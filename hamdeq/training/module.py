@@ -9,9 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hamdeq.data import Encoding
 from hamdeq.training.saving import Restorable
 
-__all__ = ["Classifier", "OptimizerCallable", "OtherArchitectureError", "SchedulerCallable"]
+__all__ = [
+    "Classifier",
+    "OptimizerCallable",
+    "OtherArchitectureError",
+    "SchedulerCallable",
+    "as_pair",
+    "inputs_of",
+]
 
 OptimizerCallable = Callable[[Iterable[Any]], torch.optim.Optimizer]
 SchedulerCallable = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -22,12 +30,22 @@ class OtherArchitectureError(ValueError):
 
 
 class Classifier(Restorable):
-    """Base of the modules that learn classes; a subclass implements `_step`.
+    """Base of the modules that learn from inputs and their targets; a subclass implements `_step`.
 
     Args:
         optimizer: from parameters to an optimiser.
         scheduler: from an optimiser to a learning-rate schedule, stepped once an epoch.
+
+    Attributes:
+        encoding: standardisation and class names, taken over from the first data module that the
+            module is used with, and part of its state dict: see :class:`hamdeq.data.Encoding`.
     """
+
+    monitor: tuple[str, str] = ("val/accuracy", "max")
+    """The metric that tells the best checkpoint, and whether ``max`` or ``min`` is best."""
+
+    standardises: bool = True
+    """Whether the module can learn from standardised inputs."""
 
     def __init__(
         self, optimizer: OptimizerCallable, scheduler: SchedulerCallable | None = None
@@ -35,10 +53,57 @@ class Classifier(Restorable):
         super().__init__()
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self.encoding: Encoding = Encoding()
 
     @abstractmethod
     def _step(self, batch: Any, stage: str) -> Tensor:
-        """The loss of a batch; logs ``stage/loss`` and ``stage/accuracy`` at least."""
+        """The loss of a batch; logs ``stage/loss`` and the metric of `monitor` at least."""
+
+    @property
+    def n_outputs(self) -> int | None:
+        """Classes, or real values, that the module tells of a sample; None where it cannot say."""
+        return None
+
+    def setup(self, stage: str) -> None:
+        """Take over the encoding of the data, where there is none yet."""
+        encoding = self._data_encoding()
+        if encoding is not None and self.encoding.is_blank:
+            if encoding.standardises and not self.standardises:
+                raise ValueError(
+                    f"{type(self).__name__}: expected inputs to learn from as they are, got a data "
+                    "module that standardises them; give it standardise=False"
+                )
+            self.encoding.load_state_dict(encoding.state_dict())
+
+    def on_fit_start(self) -> None:
+        self._check_classes()
+
+    def on_validation_start(self) -> None:
+        self._check_classes()
+
+    def on_test_start(self) -> None:
+        self._check_classes()
+
+    def _data_encoding(self) -> Encoding | None:
+        # Lightning sets the attribute without declaring it.
+        data: Any = getattr(self.trainer, "datamodule", None)
+        encoding = getattr(data, "encoding", None)
+        return encoding if isinstance(encoding, Encoding) else None
+
+    def _check_classes(self) -> None:
+        """Refuse data whose labels mean other classes than those that the module has learned."""
+        encoding, ours = self._data_encoding(), self.encoding.classes
+        theirs = None if encoding is None else encoding.classes
+        if theirs is not None and ours is not None and ours != theirs:
+            raise ValueError(
+                f"classes: expected those that the module has learned, {[*ours]}, got "
+                f"{[*theirs]}; give data with the same classes, or train a new module"
+            )
+        if ours is not None and self.n_outputs not in (None, len(ours)):
+            raise ValueError(
+                f"classes: expected {self.n_outputs}, one for each output of the module, got "
+                f"{len(ours)}; give it as many outputs, such as HAM.chain([…, data.n_classes])"
+            )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self._step(batch, "train")
@@ -72,6 +137,8 @@ class Classifier(Restorable):
         """Refuse the weights of another architecture in one sentence."""
         ours, theirs = self.state_dict(), checkpoint["state_dict"]
         for name in ours | theirs:
+            if name.startswith("encoding."):
+                continue  # belongs to the weights, and comes along with them
             mine = tuple(ours[name].shape) if name in ours else "no such weight"
             stored = tuple(theirs[name].shape) if name in theirs else "no such weight"
             if mine != stored:
@@ -79,3 +146,40 @@ class Classifier(Restorable):
                     f"checkpoint of another architecture: {name} expected {mine}, got {stored}; "
                     "use the config.yaml that lies in the checkpoint's run folder"
                 )
+
+
+def as_pair(batch: Any) -> tuple[Any, Tensor]:
+    """Inputs and targets of a batch.
+
+    Raises:
+        TypeError: the batch is no pair of them.
+    """
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        if not isinstance(batch[1], Tensor):
+            raise TypeError(f"batch: expected a tensor of targets, got {type(batch[1]).__name__}")
+        return batch[0], batch[1]
+    raise TypeError(
+        f"batch: expected (inputs, targets), got {_what(batch)}; let the data set give pairs, such "
+        "as TensorDataset(inputs, targets)"
+    )
+
+
+def inputs_of(batch: Any) -> Any:
+    """Inputs of a batch to predict from: it itself, or its first part.
+
+    Raises:
+        TypeError: the batch is neither inputs nor a sequence of inputs and others.
+    """
+    if isinstance(batch, tuple | list) and len(batch):
+        return batch[0]
+    if isinstance(batch, Tensor):
+        return batch
+    raise TypeError(f"batch: expected inputs, or (inputs, targets), got {_what(batch)}")
+
+
+def _what(batch: Any) -> str:
+    if isinstance(batch, dict):
+        return f"a dict with the keys {[*batch]}"
+    if isinstance(batch, tuple | list):
+        return f"{len(batch)} parts"
+    return f"a {type(batch).__name__}, without targets"

@@ -21,7 +21,7 @@ class What(NamedTuple):
     """What is known of each sample.
 
     Attributes:
-        pixels: which pixels are known: ``(n, height · width)``, boolean.
+        pixels: which pixels are known: ``(n, channels · height · width)``, boolean.
         label: whether the label is known: ``(n,)``, boolean.
         kind: the kind of question, as an index into :attr:`Questions.kinds`: ``(n,)``.
     """
@@ -76,21 +76,30 @@ class Questions(Recorded):
         """The kinds that are asked, in the order of their indices."""
         return tuple(self.shares)
 
-    def draw(self, n: int, shape: tuple[int, int], generator: torch.Generator) -> What:
-        """What is known of n samples, images of this height and width."""
+    def draw(self, n: int, shape: tuple[int, ...], generator: torch.Generator) -> What:
+        """What is known of n samples, images ``(height, width)`` or ``(channels, height, width)``.
+
+        All channels of a pixel are known, or none.
+        """
+        height, width = shape[-2:]
         weights = torch.tensor([*self.shares.values()])
         kind = torch.multinomial(weights, n, replacement=True, generator=generator)
         label = torch.rand(n, generator=generator) < self.label_known
-        pixels = torch.zeros(n, *shape, dtype=torch.bool)
+        pixels = torch.zeros(n, height, width, dtype=torch.bool)
         for index, name in enumerate(self.kinds):
             rows = (kind == index).nonzero().flatten()
-            pixels[rows] = _PIXELS[name](len(rows), shape, generator)
+            pixels[rows] = _PIXELS[name](len(rows), (height, width), generator)
             if name in ("label", "image"):
                 label[rows] = name == "label"
-        return What(pixels.flatten(1), label, kind)
+        return What(all_channels(pixels, shape), label, kind)
 
     def __repr__(self) -> str:
         return f"Questions({self.shares}, label_known={self.label_known})"
+
+
+def all_channels(pixels: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """What holds of pixels ``(n, height, width)``, of each channel of them: ``(n, numbers)``."""
+    return pixels[:, None].expand(-1, *shape[:-2] or (1,), -1, -1).flatten(1)
 
 
 def generator(*numbers: int) -> torch.Generator:

@@ -18,7 +18,7 @@ from hamdeq.layers import State
 from hamdeq.plots import retrieval_gallery
 from hamdeq.starting import forward_sweep
 from hamdeq.training.callbacks import save_picture
-from hamdeq.training.questions import generator
+from hamdeq.training.questions import all_channels, generator
 from hamdeq.training.reconstructor import HAMReconstructor
 
 __all__ = ["Recall", "RecallPictures", "pictures", "recall"]
@@ -118,7 +118,7 @@ def pictures(
 
     Args:
         module: the trained memory.
-        images: an example of each label: ``(count, pixels)``.
+        images: an example of each label: ``(count, numbers)``.
         labels: their classes.
         steps: plain steps to take.
     """
@@ -160,15 +160,16 @@ def pictures(
     return figures
 
 
-def _masks(n: int, shape: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+def _masks(n: int, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Known pixels of n images: one of their halves; all but a hole, or scattered ones."""
-    height, width = shape
+    height, width = shape[-2:]
     rows, columns = torch.arange(height)[:, None], torch.arange(width)
-    upper, left = (rows < height / 2).expand(shape), (columns < width / 2).expand(shape)
+    upper = (rows < height / 2).expand(height, width)
+    left = (columns < width / 2).expand(height, width)
     halves = torch.stack([(upper, left, ~upper, ~left)[i % 4] for i in range(n)])
     # A hole in the middle, where most of the ink is.
     hole = (rows >= height / 4) & (rows < 3 * height / 4)
     hole = hole & (columns >= width / 4) & (columns < 3 * width / 4)
-    scattered = torch.rand(n, *shape, generator=generator(0)) < 0.3
+    scattered = torch.rand(n, height, width, generator=generator(0)) < 0.3
     holes = torch.stack([~hole if i % 2 == 0 else scattered[i] for i in range(n)])
-    return halves.flatten(1).to(device), holes.flatten(1).to(device)
+    return all_channels(halves, shape).to(device), all_channels(holes, shape).to(device)

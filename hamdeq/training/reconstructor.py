@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hamdeq.data.encoding import as_samples
 from hamdeq.deq import DEQ
 from hamdeq.layers import State
+from hamdeq.memories.states import check_labels
 from hamdeq.solvers import Solution
 from hamdeq.training.equilibrium import EquilibriumModule
-from hamdeq.training.module import OptimizerCallable, SchedulerCallable
+from hamdeq.training.module import OptimizerCallable, SchedulerCallable, as_pair, inputs_of
 from hamdeq.training.questions import Questions, What, generator
 
 __all__ = ["HAMReconstructor"]
@@ -46,7 +48,9 @@ class HAMReconstructor(EquilibriumModule):
         label_scale: state of the neuron of a known label, > 0; the loss divides by it. An energy
             weighs states by their squares, and a label of one neuron at 1 counts as little as one
             white pixel: too little where an image is to follow from it alone.
-        image_shape: height and width of an image; default a square.
+        image_shape: ``(height, width)`` of an image, or ``(channels, height, width)`` with three
+            channels, of which a pixel is known or unknown as a whole; default that of the input
+            layer, or a square where the layer is flat.
         seed: of the questions; default the seed of torch's random numbers, which the command line
             sets by ``seed_everything``.
         optimizer: from parameters to an optimiser; default Adam with its defaults.
@@ -68,7 +72,7 @@ class HAMReconstructor(EquilibriumModule):
         questions: Questions | None = None,
         label_weight: float = 1.0,
         label_scale: float = 1.0,
-        image_shape: tuple[int, int] | None = None,
+        image_shape: tuple[int, ...] | None = None,
         seed: int | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         scheduler: SchedulerCallable | None = None,
@@ -103,13 +107,15 @@ class HAMReconstructor(EquilibriumModule):
         self.questions: Questions = Questions() if questions is None else questions
         self.label_weight = label_weight
         self.label_scale = label_scale
-        pixels = math.prod(deq.ham.layer(image).shape)
-        self.image_shape: tuple[int, int] = _image_shape(pixels, image_shape)
+        shape = deq.ham.layer(image).shape
+        self.image_shape: tuple[int, ...] = _image_shape(tuple(shape), image_shape)
         self.seed: int = torch.initial_seed() if seed is None else seed
         # Part of the checkpoint, with which a test has the baseline of its own training.
         like = next(deq.parameters(), torch.empty(0))
-        self.register_buffer("mean_image", like.new_zeros(pixels))
+        self.register_buffer("mean_image", like.new_zeros(math.prod(shape)))
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.long))
+
+    standardises: bool = False  # pixels are asked for, and drawn, as they are
 
     def forward(
         self,
@@ -122,8 +128,8 @@ class HAMReconstructor(EquilibriumModule):
         Args:
             images: ``(batch, …)``; by default nothing is known of them.
             labels: ``(batch,)`` of int64, −1 where unknown; by default all are.
-            known: which pixels are, boolean, ``(batch, …)`` or of one image; by default all. The
-                others' values do not matter.
+            known: which pixels are, boolean, ``(batch, …)`` or of one image, for each of its
+                channels; by default all. The others' values do not matter.
 
         Raises:
             ValueError: neither images nor labels, wrong sizes, or a label that there is not.
@@ -148,7 +154,9 @@ class HAMReconstructor(EquilibriumModule):
             mask = torch.zeros_like(x, dtype=torch.bool)
         else:
             x = self.as_input(images)
-            mask = torch.ones_like(x, dtype=torch.bool) if known is None else _mask(known, x)
+            mask = torch.ones_like(x, dtype=torch.bool)
+            if known is not None:
+                mask = self._mask(known, len(x)).reshape(-1, *shape).expand_as(x)
         classes = math.prod(self.deq.ham.layer(self.output).shape)
         if labels is None:
             labels = torch.full((batch,), -1, device=x.device)
@@ -156,6 +164,8 @@ class HAMReconstructor(EquilibriumModule):
             raise ValueError(
                 f"labels: expected ({batch},) integers, −1 where unknown, got "
                 f"{tuple(labels.shape)} of {labels.dtype}"
+                + "; give labels.squeeze(1)"
+                * (tuple(labels.shape) == (batch, 1))
             )
         if bool(((labels < -1) | (labels >= classes)).any()):
             raise ValueError(
@@ -168,13 +178,29 @@ class HAMReconstructor(EquilibriumModule):
         y, told = (t.reshape(batch, *label_shape) for t in (y, told))
         return {self.input: x, self.output: y}, {self.input: mask, self.output: told}
 
+    def as_input(self, images: Tensor) -> Tensor:
+        """Images in the shape of the input layer; raises where they are not of `image_shape`."""
+        images = as_samples(images, self.image_shape, "images", "the module's image_shape")
+        return super().as_input(images)
+
+    def _mask(self, known: Tensor, batch: int) -> Tensor:
+        """Which pixels are known: ``(batch or 1, *image_shape)``."""
+        one = math.prod(self.image_shape)
+        if known.dtype != torch.bool or known.numel() not in (one, batch * one):
+            raise ValueError(
+                f"known: expected booleans, one for each of {one} pixels or for those of "
+                f"{batch} images, got {tuple(known.shape)} of {known.dtype}; numbers become "
+                "booleans by known > 0"
+            )
+        samples = known if known.numel() != one else known[None]
+        return as_samples(samples, self.image_shape, "known", "the module's image_shape")
+
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Predicted classes ``(batch,)`` of whole images."""
-        images = batch[0] if isinstance(batch, tuple | list) else batch
-        return self(images).value[self.output].flatten(1).argmax(1)
+        return self(inputs_of(batch)).value[self.output].flatten(1).argmax(1)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        self._refuse_nan(batch[0], batch_idx)
+        self._refuse_nan(as_pair(batch)[0], batch_idx)
         # Neither the step nor the state of a generator: these may differ in a run that goes on.
         loss = self._answer(batch, "train", self.current_epoch, batch_idx)
         images = batch[0].flatten(1)
@@ -194,7 +220,8 @@ class HAMReconstructor(EquilibriumModule):
         return self.questions.draw(n, self.image_shape, generator(*numbers))
 
     def _answer(self, batch: tuple[Tensor, Tensor], stage: str, *where: int) -> Tensor:
-        images, labels = batch
+        images, labels = as_pair(batch)
+        check_labels(labels, len(images), self.n_outputs)
         drawn = self.what(len(labels), stage, *where)
         what = What(*(part.to(images.device) for part in drawn))
         solution = self(images, labels.where(what.label, -1), what.pixels)
@@ -234,29 +261,29 @@ class HAMReconstructor(EquilibriumModule):
             self.log(name, total / n, batch_size=n, prog_bar=shown, **options)
 
 
-def _image_shape(pixels: int, shape: tuple[int, int] | None) -> tuple[int, int]:
+def _image_shape(layer: tuple[int, ...], shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    size = math.prod(layer)
+    if shape is None and len(layer) in (2, 3):
+        shape = layer[1:] if len(layer) == 3 and layer[0] == 1 else layer
     if shape is None:
-        side = math.isqrt(pixels)
-        if side * side != pixels:
+        side = math.isqrt(size)
+        if side * side != size:
             raise ValueError(
-                f"image_shape: expected to be given, as {pixels} pixels are no square, got None"
+                f"image_shape: expected to be given, as {size} pixels are no square, got None; "
+                "give (height, width), or (3, height, width) for colours"
             )
         return side, side
-    if len(shape) != 2 or math.prod(shape) != pixels:
+    shape = tuple(shape)
+    if len(shape) not in (2, 3) or math.prod(shape) != size:
         raise ValueError(
-            f"image_shape: expected a height and a width of {pixels} pixels, as many as the input "
-            f"layer has neurons, got {tuple(shape)}"
+            f"image_shape: expected a height and a width of {size} pixels, as many as the input "
+            f"layer has neurons, or channels before these, got {shape}"
         )
-    return shape[0], shape[1]
-
-
-def _mask(known: Tensor, x: Tensor) -> Tensor:
-    """Which pixels are known, in the images' shape."""
-    one = x[0].numel() if len(x) else math.prod(x.shape[1:])
-    if known.dtype != torch.bool or known.numel() not in (one, x.numel()):
+    if len(shape) == 3 and shape[0] not in (1, 3):
         raise ValueError(
-            f"known: expected booleans, one for each of {one} pixels or for those of "
-            f"{len(x)} images, got {tuple(known.shape)} of {known.dtype}; numbers become booleans "
-            "by known > 0"
+            f"image_shape: expected 1 or 3 channels first, as in (3, height, width), got {shape}; "
+            "channels that come last are moved by images.permute(0, 3, 1, 2)"
         )
-    return known.reshape(-1, *x.shape[1:]).expand_as(x)
+    if len(layer) > 1:  # of another arrangement than the layer's, pixels would be shuffled
+        as_samples(torch.empty(0, *shape), layer, "image_shape", "the shape of the input layer")
+    return shape

@@ -13,6 +13,8 @@ __all__ = ["add_results", "read_results", "table", "where"]
 _FORMATS = {
     "accuracy": ("{stage} accuracy", "{:.2%}"),
     "f1": ("{stage} F1", "{:.4f}"),
+    "r2": ("{stage} R²", "{:.4f}"),
+    "mae": ("{stage} mean absolute error", "{:.4g}"),
     "auc": ("{stage} AUC", "{:.4f}"),
     "pixel_error": ("{stage} pixel error", "{:.4f}"),
     "mean_image_error": ("pixel error of the mean image", "{:.4f}"),

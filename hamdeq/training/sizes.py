@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import lightning as L
 
 from hamdeq.chn import CHNDEQ
-from hamdeq.data import TensorDataModule
+from hamdeq.data import ArrayDataModule, TensorDataModule
 from hamdeq.memories import FeedForward
 from hamdeq.training.equilibrium import EquilibriumModule
 from hamdeq.training.memory_classifier import MemoryClassifier
@@ -24,12 +24,13 @@ def check_sizes(model: L.LightningModule, data: L.LightningDataModule) -> None:
     Raises:
         ValueError: a number of neurons does not fit.
     """
-    if not isinstance(data, TensorDataModule):
-        return
-    wanted = (
-        (math.prod(data.image_shape), f"pixel of the images {data.image_shape}"),
-        (data.n_classes, "class"),
-    )
+    wanted: list[tuple[int, str]] = []
+    if isinstance(data, ArrayDataModule):
+        outputs = (data.n_targets, "target") if data.classes is None else (data.n_classes, "class")
+        wanted = [(data.n_features, f"feature of the inputs {data.input_shape}"), outputs]
+    elif isinstance(data, TensorDataModule) and hasattr(data, "image_shape"):
+        wanted = [(math.prod(data.image_shape), f"pixel of the images {data.image_shape}")]
+        wanted += [(data.n_classes, "class")] * hasattr(data, "n_classes")
     for (size, what), (got, where, of, option) in zip(wanted, _neurons(model), strict=False):
         if got != size:
             raise ValueError(
