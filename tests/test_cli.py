@@ -1,8 +1,10 @@
 """The main job as a user runs it: train, look at the results, interrupt, resume, test."""
 
 import csv
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +18,10 @@ pytest.importorskip("lightning")
 pytest.importorskip("sklearn")
 
 
+from hamdeq.training import progress
+from hamdeq.training import run as run_folder
 from hamdeq.training.cli import main
+from hamdeq.training.progress import Progress
 from hamdeq.training.run import MetricsFile, wandb_logger
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name != "sweeps")
 DIGITS = ["fit", "--config", str(ROOT / "configs/digits.yaml")]
 QUICK = ["--trainer.enable_progress_bar=false", "--run.wandb=disabled"]
+FEW = ["--trainer.limit_train_batches=4", "--trainer.log_every_n_steps=1"]
 
 
 def command(*args: str) -> list[str]:
@@ -252,6 +258,18 @@ def test_runs_with_parts_left_out(cli, tmp_path, args, left, words):
         (["--run.wanb=disabled"], "Did you mean 'wandb'"),
         (["--model.deq.solver=hamdeq.Pickard"], "Did you mean 'Picard'"),
         (["--model.deq.solver=Andersen"], "Did you mean 'Anderson'"),
+        (["--model.deq.solver.tolerance", "1"], "argument 'tolerance'. Did you mean 'tol'? There"),
+        (["--model.deq.tolerance=1"], "hamdeq.DEQ has no argument 'tolerance'. There are ham, "),
+        (["--model.optimizer.learning_rate=1"], "There are lr, p_scale, g_bound, decay"),
+        (["--model.scheduler=StepLR", "--model.scheduler.step=1"], "Did you mean 'step_size'"),
+        (["--model.deq.ham.size=[64,10]"], "hamdeq.HAM.chain has no argument 'size'. Did you"),
+        (["--model.deq.solver=hamdeq.HAM"], "expected a subclass of Solver, got hamdeq.HAM"),
+        (["--model.deq.splitting=odd"], "expected one of 'even-odd', 'sweep', got odd"),
+        (["--model.deq.solver.tol=abc"], "--model.deq.solver.tol: expected a number, got abc"),
+        (["--model=BinaryClassifier"], "hamdeq.training.BinaryClassifier needs network"),
+        (["--trainer.callbacks+=EarlyStoping"], "Did you mean 'EarlyStopping'"),
+        (["--seed=3"], "no option --seed. Did you mean 'seed_everything'"),
+        (["--modl.loss=mse"], "Did you mean 'model'"),
         (["--trainer.num_nodes=2", "--trainer.strategy=nothing"], "nothing"),
         (["--model.deq.solver.tol=-1"], "tol: expected a finite relative residual > 0"),
         (["--model.deq.ham.sizes=[64]"], "at least two layers"),
@@ -261,8 +279,177 @@ def test_runs_with_parts_left_out(cli, tmp_path, args, left, words):
     ],
 )
 def test_wrong_options_are_refused(cli, tmp_path, args, message):
-    assert message in cli(*DIGITS, *QUICK, *args, code=2)
-    assert not any(tmp_path.glob("runs/digits/*"))
+    output = cli(*DIGITS, *QUICK, *args, code=2)
+    assert message in output
+    assert len(output.splitlines()) <= 2
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["fit"], "fit: expected a configuration, got none; give --config FILE, such as"),
+        (["fit", "--trainer.max_epochs=1"], "fit: expected a configuration"),
+        (["test", "--ckpt_path=last"], "test: expected a configuration"),
+        (["train", *DIGITS[1:]], "no command 'train'. There are fit, validate, test"),
+        ([], "expected a command, one of fit, validate, test"),
+        (["fit", "--model.deq=hamdeq.DEQ"], "hamdeq.DEQ needs ham"),
+        (["fit", "--config=nowhere.yaml"], "--config: expected a file, found none"),
+    ],
+)
+def test_calls_without_what_they_need_say_what_to_give(cli, tmp_path, args, message):
+    output = cli(*args, code=2)
+    assert output.startswith("error: ")
+    assert message in output
+    assert len(output.splitlines()) <= 2
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--data.val_size=5000"], "expected val_size < 1437"),
+        (["--trainer.callbacks+=hamdeq.training.StoredExamples"], "expected a HAMReconstructor"),
+    ],
+)
+def test_a_refused_run_leaves_no_folder(cli, tmp_path, monkeypatch, args, message):
+    # Recorded by wandb, whose folder is there before the run is refused.
+    monkeypatch.setattr(
+        run_folder,
+        "WandbLogger",
+        lambda *args, save_dir, **kwargs: (
+            (save_dir / "wandb/offline-run-1").mkdir(parents=True) or MetricsFile(save_dir)
+        ),
+    )
+    output = cli(*DIGITS, *QUICK[:1], *args, code=1)
+    assert output.startswith("error: ")
+    assert message in output
+    assert len(output.splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_another_run_stays_when_one_is_refused(cli, tmp_path):
+    kept = tmp_path / "runs/digits/version_0"
+    kept.mkdir(parents=True)
+    cli(*DIGITS, *QUICK, "--data.val_size=5000", code=1)
+    assert [*tmp_path.rglob("version_*")] == [kept]
+
+
+def test_wandb_online_without_a_key_is_refused_in_one_line(cli, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+
+    def login() -> None:
+        raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "login", login)
+    output = cli(*DIGITS, QUICK[0], "--run.wandb=online", code=2)
+    assert output.startswith("error: wandb online: expected an API key of wandb, got none; run")
+    assert len(output.splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_metric_that_is_not_there_is_said_in_one_line(cli):
+    stop = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/acc"]
+    short = ["--trainer.max_epochs=1", *FEW]
+    output = cli(*DIGITS, *QUICK, *stop, *short, code=1)
+    assert "error: Early stopping conditioned on metric `val/acc` which is not available" in output
+    assert "Traceback" not in output
+
+
+# ------------------------------------------------------------------------------------ help
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--help"],
+        ["fit", "--help"],
+        ["test", "--help"],
+        ["fit", "--model.help=HAMClassifier"],
+        ["fit", "--model.deq.help=hamdeq.DEQ"],
+        ["fit", "--model.deq.solver.help=hamdeq.Anderson"],
+        ["fit", "--data.help=DigitsDataModule"],
+    ],
+    ids=" ".join,
+)
+def test_help_is_plain_text(cli, args):
+    text = cli(*args)
+    assert not re.search(r":\w+:`|``|Lightning Trainer|__main__", text)
+    assert len(text.split("\n\n")[0].splitlines()) < 10
+
+
+# ---------------------------------------------------------------------------------- output
+
+
+class Terminal(io.StringIO):
+    """What a terminal is given."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_piped_output_is_a_line_for_each_epoch(cli):
+    short = ["--trainer.max_epochs=2", *FEW]
+    lines = cli(*DIGITS, "--run.wandb=disabled", *short).split("\n")
+    assert not re.search(r"[\r\x1b]", "".join(lines))
+    said = [line for line in lines if line.startswith("epoch")]
+    assert len(said) == 2
+    for number, line in enumerate(said, 1):
+        assert re.fullmatch(
+            rf"epoch {number}/2  loss \S+  train \S+%  val \d+\.\d\d%  \S+ iterations  "
+            r"elapsed \d:\d\d, remaining \d:\d\d",
+            line,
+        )
+
+
+def test_a_terminal_of_80_columns_shows_the_validation_accuracy(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    short = ["--trainer.max_epochs=2", *FEW]
+    cli(*DIGITS, "--run.wandb=disabled", *short)
+    shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", terminal.getvalue())
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", shown)]
+    assert sum(bool(re.match(r"epoch \d/2  .*  val \d+\.\d\d%  ", line)) for line in lines) == 2
+    bars = [line for line in lines if "elapsed" in line]
+    assert any(line.startswith("epoch 2/2 ") and "remaining" in line for line in bars)
+    assert max(len(line) for line in lines if re.match("epoch|test ", line)) <= 80
+
+
+def test_a_progress_bar_of_the_user_takes_the_place_of_ours(cli):
+    bar = "--trainer.callbacks+=lightning.pytorch.callbacks.TQDMProgressBar"
+    short = ["--trainer.max_epochs=1", *FEW]
+    output = cli(*DIGITS, "--run.wandb=disabled", *short, bar)
+    assert "Epoch 0" in output
+    assert "epoch 1/1" not in output
+
+
+def test_progress_in_a_file_is_plain_lines_now_and_then(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    file = io.StringIO()
+    with Progress(10, done=2, description="train a", file=file) as bar:
+        for _ in range(8):
+            now[0] += 4
+            bar.advance()
+            if bar.done == 6:
+                bar.describe("train b")
+    assert file.getvalue().splitlines() == [
+        "train a: 2/10, elapsed 0:00, remaining ?",
+        "train a: 5/10, elapsed 0:12, remaining 0:20",
+        "train b: 6/10, elapsed 0:16, remaining 0:16",
+        "train b: 9/10, elapsed 0:28, remaining 0:04",
+    ]
+
+
+def test_progress_on_a_terminal_moves_without_an_update(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    file = Terminal()
+    with Progress(10, description="measure", file=file):
+        deadline = time.monotonic() + 5
+        while file.getvalue().count("elapsed") < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert file.getvalue().count("elapsed") >= 3
 
 
 def test_weights_that_are_not_there_are_said(cli, tmp_path):
@@ -290,12 +477,13 @@ def test_checkpoint_of_another_architecture_is_refused(cli):
     assert "expected (64, 32), got (64, 256)" in output
 
 
-def test_missing_mnist_is_said_in_one_line(cli):
+def test_missing_mnist_is_said_in_one_line(cli, tmp_path):
     config = str(ROOT / "configs/mnist/ham_eo_deq.yaml")
     missing = ["--data.root=nowhere", "--data.download=false"]
     output = cli("fit", "--config", config, *QUICK, *missing, code=1)
     assert len(output.splitlines()) == 1
     assert "configs/digits.yaml" in output
+    assert not any(tmp_path.iterdir())
 
 
 def test_torchvision_that_does_not_match_is_explained_in_one_line(tmp_path):

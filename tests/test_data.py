@@ -460,15 +460,17 @@ def test_one_missing_file_is_named(tiny_mnist):
 )
 def test_failed_download_is_one_error(tmp_path, monkeypatch, failure):
     def download(self):
+        Path(self.raw_folder).mkdir(parents=True)  # as torchvision does first of all
         raise failure
 
     monkeypatch.setattr(MNIST, "download", download)
-    data = tiny(tmp_path, download=True)
+    data = tiny(tmp_path / "data", download=True)
     with pytest.raises(FileNotFoundError, match=r"download failed: .*no route") as caught:
         data.prepare_data()
     assert_says_what_to_do(str(caught.value), data.raw)
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

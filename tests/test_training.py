@@ -1,6 +1,8 @@
 """The Lightning module and its callbacks, in-process."""
 
 import copy
+import functools
+import math
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ pytest.importorskip("lightning")
 pytest.importorskip("sklearn")
 
 import lightning as L
+from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.cli import ReduceLROnPlateau
 
 import hamdeq
 from hamdeq import DEQ, HAM, ConvergenceWarning, Picard, TorchDEQSolver
@@ -115,3 +119,35 @@ def test_wrong_choices_are_refused():
         HAMClassifier(deq, output="out")
     with pytest.raises(ValueError, match="one clamped layer"):
         HAMClassifier(DEQ(HAM.chain([64, 16, 10]), clamped=("input", "output")))
+
+
+@pytest.mark.parametrize(
+    ("make", "monitored"),
+    [
+        (torch.optim.lr_scheduler.ReduceLROnPlateau, "val/loss"),
+        (lambda optimizer: ReduceLROnPlateau(optimizer, monitor="val/accuracy"), "val/accuracy"),
+    ],
+    ids=["torch", "lightning"],
+)
+def test_reduce_on_plateau_follows_its_monitor(make, monitored):
+    module = small(scheduler=make)
+    assert module.configure_optimizers()["lr_scheduler"]["monitor"] == monitored
+
+
+def test_the_learning_rate_that_was_found_reaches_every_group_and_the_schedule(tmp_path):
+    finder = LearningRateFinder(min_lr=1e-3, max_lr=1e-2, num_training_steps=15)
+    limits = {"max_epochs": 1, "limit_train_batches": 16, "limit_val_batches": 0}
+    fit = trainer(callbacks=[finder], default_root_dir=tmp_path, **limits)
+    cosine = functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=10)
+    module = small(scheduler=cosine, width=1.0)
+    rates: list[list[float]] = []
+    module.on_train_start = lambda: rates.append(
+        [group["lr"] for group in fit.optimizers[0].param_groups]
+    )
+    fit.fit(module, DigitsDataModule())
+    assert module.lr is not None
+    assert 1e-3 <= module.lr <= 1e-2
+    # The matrix between the layers that settle is slower, as the module says.
+    expected = [module.lr, module.lr / math.sqrt(16 * 10)]
+    assert rates[-1] == pytest.approx(expected)  # the first are those of the search
+    assert fit.lr_scheduler_configs[0].scheduler.base_lrs == pytest.approx(expected)

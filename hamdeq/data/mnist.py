@@ -63,6 +63,7 @@ class MNISTDataModule(TensorDataModule):
         """
         reason = "download=False"
         if self.download and self._missing():
+            made = [path for path in (self.raw, *self.raw.parents) if not path.exists()]
             timeout = socket.getdefaulttimeout()
             # Without a limit, urlopen waits minutes for a server that does not answer.
             socket.setdefaulttimeout(10.0)
@@ -70,6 +71,7 @@ class MNISTDataModule(TensorDataModule):
                 mnist_dataset()(self.root, download=True)
             except (RuntimeError, OSError, HTTPException) as error:
                 reason = f"download failed: {(str(error).splitlines() or [''])[-1]}"
+                _remove_empty(made)
             finally:
                 socket.setdefaulttimeout(timeout)
         self._check_files(reason)
@@ -94,6 +96,15 @@ class MNISTDataModule(TensorDataModule):
             )
         for name in MNIST_FILES:
             _check_idx(self.raw / name)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders that were made for nothing, from the innermost on."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:  # it was not made, or has something in it
+            return
 
 
 def _check_idx(path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -21,7 +21,7 @@ from hamdeq.solvers import Failures, Solution
 from hamdeq.training.equilibrium import EquilibriumModule
 from hamdeq.training.files import save_figure
 
-__all__ = ["Contraction", "ConvergenceMonitor", "ProgressBar", "ResidualPicture", "save_picture"]
+__all__ = ["Contraction", "ConvergenceMonitor", "ResidualPicture", "save_picture"]
 
 
 class _Means:
@@ -235,12 +235,3 @@ class Contraction(Callback):
                 f"{type(module).__name__}"
             )
         contract_(module.deq.ham, clamped=module.held, rate=self.rate)
-
-
-class ProgressBar(TQDMProgressBar):
-    """A bar of what matters: accuracy, iterations and residual."""
-
-    def get_metrics(self, trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics

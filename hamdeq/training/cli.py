@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import shutil
 import sys
+import traceback
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,23 +16,26 @@ from typing import Any, Literal
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from hamdeq.data import InMemoryDataModule
-from hamdeq.training.callbacks import ConvergenceMonitor, ProgressBar, ResidualPicture
+from hamdeq.training.callbacks import ConvergenceMonitor, ResidualPicture
 from hamdeq.training.checkpoint_io import WholeCheckpointIO
 from hamdeq.training.equilibrium import EquilibriumModule
 from hamdeq.training.files import write_file
-from hamdeq.training.hints import Parser, innermost
+from hamdeq.training.hints import Parser, innermost, program, refuse
 from hamdeq.training.module import OtherArchitectureError
+from hamdeq.training.progress import EpochProgress
 from hamdeq.training.recollection import RecallPictures
 from hamdeq.training.reconstructor import HAMReconstructor
 from hamdeq.training.results import add_results, table, where
 from hamdeq.training.run import (
     MetricsFile,
+    check_wandb,
     checkpoint_step,
     last_checkpoint,
     new_folder,
@@ -37,6 +43,7 @@ from hamdeq.training.run import (
 )
 from hamdeq.training.saving import Restorable, model_section
 from hamdeq.training.sizes import check_sizes
+from hamdeq.training.trainer import Trainer
 
 __all__ = ["HAMCLI", "Run", "main"]
 
@@ -92,15 +99,32 @@ class HAMCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None = None) -> None:
         self._timer = Timer()
+        self._made: list[Path] = []
+        try:
+            self._run(args)
+        except Exception as error:
+            message = _refusal(error)
+            if message is None:
+                raise
+            self._discard()
+            raise SystemExit(f"error: {message}") from None
+
+    def _run(self, args: list[str] | None) -> None:
         super().__init__(
             L.LightningModule,
             InMemoryDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
+            trainer_class=Trainer,
             auto_configure_optimizers=False,
             seed_everything_default=0,
             parser_class=Parser,
-            parser_kwargs={"allow_abbrev": False},
+            parser_kwargs={
+                "prog": program(),
+                "description": "Train a memory, and test it.",
+                # All options once, below, are enough.
+                **{name: {"usage": f"{program()} {name} [options]"} for name in self.subcommands()},
+            },
             trainer_defaults={"enable_model_summary": False, "num_sanity_val_steps": 0},
             save_config_callback=_SaveConfig,
             args=args,
@@ -112,6 +136,24 @@ class HAMCLI(LightningCLI):
         # Not an option: the result is printed once, and not by Lightning.
         return {name: every[name] | {"verbose"} for name in ("fit", "validate", "test")}
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; a command without anything to train is told what to give."""
+        given = [str(arg) for arg in (sys.argv[1:] if args is None else args)]
+        command = next((arg for arg in given if arg in self.subcommands()), None)
+        told = ("-c", "--config", "--model", "--data", "-h", "--help", "--print")
+        if command and not any(arg.startswith(told) or ".help" in arg for arg in given):
+            example = (
+                "configs/digits.yaml"
+                if command == "fit"
+                else "RUN/config.yaml, of the run whose checkpoint it is"
+            )
+            refuse(
+                parser,
+                f"{command}: expected a configuration, got none; give --config FILE, such as "
+                f"--config {example}",
+            )
+        super().parse_arguments(parser, args)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(Run, "run")
         # Of a configuration that names no class, ``model`` holds this one's arguments.
@@ -119,7 +161,7 @@ class HAMCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand != "fit" and self._get_config().ckpt_path is None:
-            self.parser.error(f"{self.subcommand}: expected --ckpt_path FILE or last")
+            refuse(self.parser, f"{self.subcommand}: expected --ckpt_path FILE or last, got none")
 
     def instantiate_classes(self) -> None:
         try:
@@ -127,13 +169,14 @@ class HAMCLI(LightningCLI):
             if isinstance(self.model, Restorable):
                 self.model.configured = model_section(self.config_dump).get("init_args", {})
         except (ValueError, TypeError, MisconfigurationException) as error:
-            if self.folder and _is_first_process() and not any(self.folder.iterdir()):
-                self.folder.rmdir()  # of a run that will not be
-            self.parser.error(innermost(error))
+            self._discard()
+            refuse(self.parser, _one_line(innermost(error)))
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         check_sizes(self.model, self.datamodule)
         config = self._get_config()
+        if config.run.wandb == "online" and not config.trainer.fast_dev_run and _is_first_process():
+            check_wandb()
         resume_step = self._choose_folder(config)
         self.trainer_defaults["callbacks"] = self._callbacks(config.trainer)
         self.save_config_kwargs["folder"] = self.folder
@@ -165,8 +208,10 @@ class HAMCLI(LightningCLI):
                 callbacks.append(ResidualPicture(self.folder))
         if isinstance(self.model, HAMReconstructor) and self.folder is not None:
             callbacks.append(RecallPictures(self.folder))
-        if trainer.enable_progress_bar is not False:
-            callbacks.append(ProgressBar(refresh_rate=20))
+        given = self._get(self.config_init, "trainer").callbacks or []
+        own = any(isinstance(x, LightningProgressBar) for x in [given, *_listed(given)])
+        if trainer.enable_progress_bar is not False and not own:
+            callbacks.append(EpochProgress())
         if self.folder is not None and trainer.enable_checkpointing is not False:
             validates = getattr(self.datamodule, "val_size", 0) and trainer.limit_val_batches != 0
             metric, mode = getattr(self.model, "monitor", ("val/accuracy", "max"))
@@ -202,9 +247,30 @@ class HAMCLI(LightningCLI):
         if not _is_first_process():
             self.folder = Path(os.environ.get("HAMDEQ_RUN_FOLDER", str(config.run.root)))
         else:
-            self.folder = new_folder(config.run.root)
+            root = Path(config.run.root)
+            self._made = [path for path in (root, *root.parents) if not path.exists()]
+            self.folder = new_folder(root)
+            self._made.insert(0, self.folder)
             os.environ["HAMDEQ_RUN_FOLDER"] = str(self.folder)
         return None
+
+    def _discard(self) -> None:
+        """Remove the folder of a run that was refused before it had any result."""
+        if not self._made or not self.folder or not self.folder.is_dir():
+            return
+        found = {path.name for path in self.folder.iterdir()}
+        if not found <= {"config.yaml", "wandb"}:
+            return
+        if "wandb" in found:
+            import wandb
+
+            wandb.finish(exit_code=1)
+        shutil.rmtree(self.folder)
+        for folder in self._made[1:]:
+            try:
+                folder.rmdir()
+            except OSError:  # another run is there
+                return
 
     def fit(self, **kwargs: Any) -> None:
         """Train; an interruption from the keyboard ends with how to go on."""
@@ -266,14 +332,35 @@ def _is_first_process() -> bool:
 def main(args: list[str] | None = None) -> None:
     """Run the command line; the arguments are the process's own by default."""
     _quiet()
-    try:
-        HAMCLI(args)
-    except (FileNotFoundError, ImportError, OtherArchitectureError) as error:
-        raise SystemExit(f"error: {error}") from None
-    except OSError as error:
-        if error.filename is None:  # not about a file
-            raise
-        raise SystemExit(f"error: {error.filename}: {error.strerror}") from None
+    HAMCLI(args)
+
+
+def _refusal(error: Exception) -> str | None:
+    """What to tell of an error that the user can mend; None of any other, which is a fault."""
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        # One that is not about a file is a fault of something else.
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else None
+    if isinstance(error, FileNotFoundError | ImportError | OtherArchitectureError):
+        return str(error)
+    of_wandb = type(error).__module__.startswith("wandb.")
+    if isinstance(error, MisconfigurationException) or of_wandb:
+        return _one_line(str(error))
+    if isinstance(error, ValueError | TypeError | AttributeError | RuntimeError):
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        ours = package == "hamdeq" and re.search(r"(^|: )expected ", str(error))
+        # Lightning says so of a metric that is not there, or of a module without a learning rate.
+        theirs = package == "lightning" and type(error) in (AttributeError, RuntimeError)
+        return _one_line(str(error)) if ours or theirs else None
+    return None
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
+
+
+def _listed(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else []
 
 
 def _quiet() -> None:

@@ -34,9 +34,13 @@ class Classifier(Restorable):
 
     Args:
         optimizer: from parameters to an optimiser.
-        scheduler: from an optimiser to a learning-rate schedule, stepped once an epoch.
+        scheduler: from an optimiser to a learning-rate schedule, stepped once an epoch. A
+            ``ReduceLROnPlateau`` follows its ``monitor`` (Lightning's class has one), or else
+            ``val/loss``.
 
     Attributes:
+        lr: the learning rate that Lightning's ``LearningRateFinder`` has set; None as long as it
+            has not.
         encoding: standardisation and class names, taken over from the first data module that the
             module is used with, and part of its state dict: see :class:`hamdeq.data.Encoding`.
     """
@@ -54,6 +58,7 @@ class Classifier(Restorable):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.encoding: Encoding = Encoding()
+        self.lr: float | None = None
 
     @abstractmethod
     def _step(self, batch: Any, stage: str) -> Tensor:
@@ -77,6 +82,8 @@ class Classifier(Restorable):
 
     def on_fit_start(self) -> None:
         self._check_classes()
+        if self.lr is not None:
+            self._set_lr(self.lr)
 
     def on_validation_start(self) -> None:
         self._check_classes()
@@ -127,7 +134,24 @@ class Classifier(Restorable):
             placed["lr"] = placed["lr"] * group["factor"]  # a tensor may be shared by all groups
         if self.scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
+        scheduler = self.scheduler(optimizer)
+        found: dict[str, Any] = {"optimizer": optimizer, "lr_scheduler": scheduler}
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            found["lr_scheduler"] = {
+                "scheduler": scheduler,
+                "monitor": getattr(scheduler, "monitor", "val/loss"),
+            }
+        return found
+
+    def _set_lr(self, lr: float) -> None:
+        """Train with another learning rate than the optimiser was made with."""
+        factors = [group["factor"] for group in self._parameter_groups()]
+        for optimizer in self.trainer.optimizers:
+            for group, factor in zip(optimizer.param_groups, factors, strict=True):
+                group["lr"] = group["initial_lr"] = lr * factor
+        for config in self.trainer.lr_scheduler_configs:
+            if hasattr(config.scheduler, "base_lrs"):
+                config.scheduler.base_lrs = [lr * factor for factor in factors]
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """The parameters in groups, each with the factor on its learning rate."""

@@ -22,6 +22,7 @@ from hamdeq.training.files import append_text, write_file
 
 __all__ = [
     "MetricsFile",
+    "check_wandb",
     "checkpoint_step",
     "last_checkpoint",
     "new_folder",
@@ -195,6 +196,24 @@ def wandb_logger(folder: Path, *, project: str, online: bool) -> WandbLogger:
     # Lightning always hands over this argument, of which wandb always warns.
     getattr(logger, "_wandb_init", {}).pop("anonymous", None)
     return logger
+
+
+def check_wandb() -> None:
+    """Log in to wandb; on a terminal it asks for the key where there is none.
+
+    Raises:
+        ValueError: there is no key, and nobody to ask.
+    """
+    import wandb
+    from wandb.errors import Error
+
+    try:
+        wandb.login()
+    except Error as error:
+        raise ValueError(
+            "wandb online: expected an API key of wandb, got none; run `wandb login`, or set "
+            f"WANDB_API_KEY, or record offline ({' '.join(str(error).split())})"
+        ) from None
 
 
 def checkpoint_step(path: str | Path) -> int:
