@@ -45,18 +45,25 @@ class _Tangent(Extrapolation):
     shortens = True
 
     def __call__(self, step: Step) -> Tensor:
-        f, r = step.f, step.r
-        if step.energetic is not None and isinstance(f, Descent):
+        model = _recordable(step.f, step.x) if isinstance(step.f, Descent) else None
+        if model is None or step.energetic is None:
+            jacobian, r = _jacobian(step.f, step.x), step.r
+        else:
             # All layers at once, whatever order f takes them in: the derivative tells convexity.
-            f, r = f.image, step.energetic.fields - step.x
-        jacobian = _jacobian(f, step.x)
+            jacobian, r = _jacobian(model.image, step.x), step.energetic.fields - step.x
         identity = torch.eye(step.x.shape[1], dtype=jacobian.dtype, device=jacobian.device)
         # A singular system gives infinities, which the safeguard turns down.
         change = torch.linalg.solve_ex(identity - jacobian, r.to(jacobian.dtype))[0]
         x = step.x + change.to(step.x.dtype)
-        if not isinstance(step.f, Descent):
-            return x
-        return choose(_is_convex(step.f, step.x, jacobian), x, step.fx)
+        return x if model is None else choose(_is_convex(model, step.x, jacobian), x, step.fx)
+
+
+def _recordable(f: Descent, x: Tensor) -> Descent:
+    """The map with nothing in it that was made in inference mode, which no graph may hold."""
+    if not torch.is_inference_mode_enabled():
+        return f
+    with torch.inference_mode(False):
+        return f.select(torch.arange(len(x), device=x.device))
 
 
 def _is_convex(f: Descent, x: Tensor, jacobian: Tensor) -> Tensor:
@@ -81,9 +88,9 @@ def _jacobian(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         fx = f(x)
         rows = torch.eye(n, dtype=x.dtype, device=x.device)[:, None].expand(n, batch, n)
         if fx.requires_grad:
-            columns = torch.autograd.grad(
-                fx, x, rows, is_grads_batched=True, materialize_grads=True
-            )[0]
+            (columns,) = torch.autograd.grad(fx, x, rows, is_grads_batched=True, allow_unused=True)
+            if columns is None:  # a graph to parameters alone
+                columns = torch.zeros_like(rows)
         elif torch.equal(f(x + 1), fx):
             columns = torch.zeros_like(rows)
         else:
