@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
-from hamdeq.ham import HAM
+from hamdeq.ham import HAM, check_ham
 
 __all__ = ["colouring", "two_colouring"]
 
@@ -24,8 +24,10 @@ def two_colouring(
     smaller state (of a 784-512-10 chain, 10 numbers instead of 522).
 
     Raises:
+        TypeError: no HAM.
         ValueError: an unknown layer, a synapse within a layer, or an odd cycle, which is named.
     """
+    check_ham(ham)
     ham.check_names(clamped)
     neighbours, within = _graph(ham, clamped)
     for name, synapse in within.items():
@@ -55,11 +57,13 @@ def colouring(ham: HAM, *, clamped: Collection[str] = ()) -> tuple[tuple[str, ..
     are enough, these are those of :func:`two_colouring`, in the order ``(hide, keep)``.
 
     Raises:
+        TypeError: no HAM.
         ValueError: an unknown layer.
 
     Source: Brélaz, "New methods to color the vertices of a graph" (1979): the layer whose
     neighbours have the most colours is next. That is exact for graphs of two colours.
     """
+    check_ham(ham)
     ham.check_names(clamped)
     neighbours, within = _graph(ham, clamped)
     colour: dict[str, int] = {}

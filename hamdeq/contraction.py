@@ -28,7 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hamdeq.ham import HAM
+from hamdeq.ham import HAM, check_ham
 from hamdeq.lagrangians.base import positive
 from hamdeq.spectral import clip_, cut_, largest, matrix_norm, spectral_norm, weight_matrix
 from hamdeq.synapses import Lateral, Map
@@ -51,7 +51,7 @@ def contraction(ham: HAM, *, clamped: Collection[str] = ("input",)) -> float:
 
     Raises:
         ValueError: an unknown layer; one whose activation may be infinitely steep.
-        TypeError: a synapse between free layers that is neither a linear map nor lateral.
+        TypeError: no HAM; a synapse between free layers that is neither a linear map nor lateral.
     """
     names = _free(ham, clamped)
     bounds = torch.zeros(len(names), len(names), dtype=torch.float64)
@@ -127,6 +127,7 @@ def _weaken_(weights: tuple[Tensor, ...], places: list[_Coupling], limit: float)
 
 
 def _free(ham: HAM, clamped: Collection[str]) -> list[str]:
+    check_ham(ham)
     ham.check_names(clamped)
     return [name for name in ham.layers if name not in clamped]
 

@@ -24,7 +24,7 @@ from hamdeq.lagrangians import Lagrangian, Sigmoid
 from hamdeq.layers import Connection, Layered, Neurons, State
 from hamdeq.synapses import Bias, Dense, Synapse
 
-__all__ = ["HAM"]
+__all__ = ["HAM", "check_ham"]
 
 
 class HAM(Recorded, nn.Module, Layered):
@@ -188,6 +188,14 @@ class HAM(Recorded, nn.Module, Layered):
             synapse.fit(layers, [self.layer(name).shape for name in layers])
         except ValueError as error:
             raise ValueError(f"connection {layers}: {error}") from error
+
+
+def check_ham(ham: object) -> None:
+    """Refuse what is no HAM, and name the one in it, such as that of a DEQ."""
+    if not isinstance(ham, HAM):
+        kind = type(ham).__name__
+        hint = f"; use the HAM of this {kind}, its attribute ham" * hasattr(ham, "ham")
+        raise TypeError(f"ham: expected a HAM, got {kind}{hint}")
 
 
 def _line(module: nn.Module) -> str:

@@ -26,6 +26,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
+from hamdeq.ham import check_ham
 from hamdeq.layers import Layered, State
 
 __all__ = ["Reduced", "eliminate"]
@@ -91,7 +92,11 @@ class Reduced:
         return {name: self.model.field(g, name) for name in self.hidden}
 
     def restore(self, x: State) -> State:
-        """The full state: the visible layers as in x, the hidden ones at their minimum."""
+        """The full state: the visible layers as in x, the hidden ones at their minimum.
+
+        The field on a hidden layer may overflow where x itself is finite; that layer then comes
+        back infinite or NaN. A :class:`~hamdeq.DEQ` marks such samples as ``DIVERGED``.
+        """
         self.check_state(x)
         return x | self._minimise(self.model.activations(x))
 
@@ -171,10 +176,13 @@ def eliminate(
         an energy model of the remaining layers, which restores the full state.
 
     Raises:
+        TypeError: no energy of layers; a string in place of names.
         ValueError: an unknown layer, a synapse within or between the hidden layers, or one that
             is not linear in a hidden layer. The message names it. Colours that are not the
             remaining layers, each in one of them.
     """
+    if not isinstance(ham, Layered):
+        check_ham(ham)
     if isinstance(hidden, str):
         raise TypeError(f"hidden: expected several layer names, got the string {hidden!r}")
     hidden = tuple(hidden)
