@@ -13,12 +13,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from hamdeq.ham import HAM
+from hamdeq.ham import HAM, check_ham
 from hamdeq.lagrangians import Lagrangian
 from hamdeq.lagrangians.base import total
 from hamdeq.layers import Connection, Layered, Neurons, State
 
-__all__ = ["Clamped", "clamp"]
+__all__ = ["Clamped", "check_masks", "clamp"]
 
 
 class Clamped(Layered):
@@ -39,7 +39,7 @@ class Clamped(Layered):
         self.ham = ham
         some = next(iter(held.values()))
         self._batch = len(some)
-        self.known: State = _checked(ham, held, {} if known is None else known)
+        self.known: State = check_masks(ham, held, known)
         self.partly: State = {
             name: torch.where(mask, held[name], 0.0) for name, mask in self.known.items()
         }
@@ -136,9 +136,9 @@ class Clamped(Layered):
         return part
 
     def full(self, x: State) -> State:
-        """A state of all layers: the free neurons as in x, the others as held."""
+        """A state of all layers: the free neurons as in x, the others as held, in copies."""
         known = {name: torch.where(m, self.partly[name], x[name]) for name, m in self.known.items()}
-        everything = x | known | self.held
+        everything = x | known | {name: held.clone() for name, held in self.held.items()}
         return {name: everything[name] for name in self.ham.layers}
 
 
@@ -190,16 +190,18 @@ def clamp(ham: HAM, held: State, known: State | None = None) -> Clamped:
     Raises:
         ValueError: an unknown layer, a wrong shape, unequal batches; a layer held in part whose
             Lagrangian is not a sum over neurons.
-        TypeError: states that are not of floating point, masks that are not boolean, or not in a
-            dict.
+        TypeError: no HAM; states that are not of floating point, masks that are not boolean, or
+            not in a dict.
     """
+    check_ham(ham)
     if not held:
         raise ValueError(f"held: expected states of at least one of {list(ham.layers)}, got none")
     return Clamped(ham, held, known)
 
 
-def _checked(ham: HAM, held: State, known: State) -> State:
-    """The masks of the layers that are held in part, with a batch."""
+def check_masks(ham: HAM, held: State, known: State | None) -> State:
+    """The masks of the layers that are held in part, with a batch, refused unless they fit."""
+    known = {} if known is None else known
     if not isinstance(known, dict):
         raise TypeError(
             f"known: expected a dict {{layer name: mask}} of some of {list(held)}, got "

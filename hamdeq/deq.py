@@ -7,14 +7,14 @@ the hidden ones eliminated, the rest brought to equilibrium, and the full state 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from hamdeq._recorded import Recorded
-from hamdeq.clamping import Clamped, clamp
+from hamdeq.clamping import Clamped, check_masks, clamp
 from hamdeq.colouring import colouring, two_colouring
 from hamdeq.ham import HAM
 from hamdeq.implicit import Adjoint, Implicit, attach, solve
@@ -23,7 +23,7 @@ from hamdeq.solvers import Broyden, Failures, OnFailure, Solution, Solver, Statu
 from hamdeq.splitting import Reduced, eliminate
 from hamdeq.starting import forward_sweep
 
-__all__ = ["DEQ"]
+__all__ = ["DEQ", "Given"]
 
 
 class DEQ(Recorded, nn.Module):
@@ -117,39 +117,22 @@ class DEQ(Recorded, nn.Module):
                 eliminated matter.
 
         Returns:
-            a Solution whose ``value`` is the full state. A sample with an infinity or a NaN in
-            its given states comes back as NaN with the status ``INVALID``; one that diverges, as
-            its best finite state with the status ``DIVERGED``. Both have zero gradient.
+            a Solution whose ``value`` is the full state, in tensors of its own. A sample is
+            ``CONVERGED`` only if all of its layers are finite. One with an infinity or a NaN in
+            its given states has the status ``INVALID`` and comes back as NaN. One that diverges,
+            or of which a layer overflows, has the status ``DIVERGED`` and comes back as its best
+            finite state (the initial one, if no other was), or as NaN if some layer of that
+            overflows. Both have zero gradient and leave the other samples as they are.
 
         Raises:
             ValueError: a missing or unknown layer, a wrong shape, unequal batches; nothing that
                 is left to settle; a layer clamped in part whose neurons are coupled, or which with
-                even-odd splitting closes an odd cycle.
+                even-odd splitting closes an odd cycle; tensors on the meta device, or not on the
+                weights' device.
             TypeError: a tensor that is not of floating point, or not of the weights' dtype; a
                 mask that is not boolean.
         """
-        if not isinstance(clamped, dict):
-            raise TypeError(
-                f"clamped: expected a dict {{layer name: tensor}} of {list(self.clamped)}, got "
-                f"{type(clamped).__name__}"
-            )
-        self.ham.check_state(clamped, self.clamped)
-        self._check_dtype(clamped)
-        model = clamp(self.ham, clamped, known)
-        if not model.layers:
-            raise ValueError(
-                f"clamped: expected at least one layer to settle, got all of {list(clamped)} "
-                "clamped; leave one out, or clamp it in part (known=…)"
-            )
-        clamped = model.held | model.partly
-        x0 = self._initial(model, {} if init is None else init)
-        valid = _finite(clamped | x0)
-        if not bool(valid.all()):
-            clamped, x0 = _where(valid, clamped, 0.0), _where(valid, x0, 0.0)
-            model = clamp(self.ham, clamped, model.known)
-        reduced = self._reduce(model)
-        solution = solve(reduced, x0, self.solver) if x0 else _at_rest(next(iter(clamped.values())))
-        solution = self._with_gradient(reduced, clamped, solution, valid)
+        solution = self._settled(self._checked(clamped, known, {} if init is None else init))
         self.failures(solution, "equilibrium")
         return solution
 
@@ -157,9 +140,145 @@ class DEQ(Recorded, nn.Module):
         """The energy model that is brought to equilibrium: clamped, then eliminated."""
         return self._reduce(clamp(self.ham, clamped, known))
 
+    def energy(self, x: State) -> Tensor:
+        """Energy of full states, such as a Solution's value: ``(batch,)``.
+
+        Samples that are not finite have the energy NaN; neither they nor those whose energy
+        overflows have a gradient.
+        """
+        self.ham.check_state(x)
+        finite = _finite(*x.values())
+        rows = _rows(finite)
+        energy = self._energy(x if rows is None else _selected(x, rows))
+        kept = _rows(energy.isfinite())
+        if kept is not None:
+            tried = torch.arange(len(finite), device=finite.device) if rows is None else rows
+            overflown, rows = _filled(energy.detach(), tried, len(finite)), tried[kept]
+            return _filled(self._energy(_selected(x, rows)), rows, len(finite), overflown)
+        return energy if rows is None else _filled(energy, rows, len(finite))
+
+    def _energy(self, x: State) -> Tensor:
+        return self.ham.energy(x)
+
+    def _checked(self, clamped: State, known: State | None, init: State) -> Given:
+        """What a call gives, refused unless it fits the memory."""
+        if not isinstance(clamped, dict):
+            raise TypeError(
+                f"clamped: expected a dict {{layer name: tensor}} of {list(self.clamped)}, got "
+                f"{type(clamped).__name__}"
+            )
+        self.ham.check_state(clamped, self.clamped)
+        self._check_tensors(clamped)
+        known = check_masks(self.ham, clamped, known)
+        held = tuple(name for name in clamped if name not in known)
+        free = [name for name in self.ham.layers if name not in held]
+        if not free:
+            raise ValueError(
+                f"clamped: expected at least one layer to settle, got all of {list(clamped)} "
+                "clamped; leave one out, or clamp it in part (known=…)"
+            )
+        batch = len(next(iter(clamped.values())))
+        self.ham.check_state(init, layers=tuple(init))
+        for name, x in init.items():
+            if len(x) != batch:
+                raise ValueError(f"init: expected a batch of {batch} for {name!r}, got {len(x)}")
+        hidden, _ = self._parting(held)
+        visible = {a: init[a].detach() for a in free if a in init and a not in hidden}
+        # What is given for neurons that are to settle has no say, not even if it is NaN.
+        clamped = clamped | {a: torch.where(m, clamped[a], 0.0) for a, m in known.items()}
+        start = {a: torch.where(known[a], 0.0, x) if a in known else x for a, x in visible.items()}
+        return Given(clamped, known, start)
+
+    def _check_tensors(self, clamped: State) -> None:
+        """Refuse numbers that the weights cannot be multiplied with."""
+        weight = next((p for p in self.parameters() if p.dim() > 0), None)
+        for name, x in clamped.items():
+            if x.is_meta or (weight is not None and weight.is_meta):
+                raise ValueError(
+                    f"layer {name!r}: expected states and weights that have values, got "
+                    f"{'states' if x.is_meta else 'weights'} on the meta device, where nothing "
+                    "can settle; deq.to_empty(device='cpu') gives weights room for values"
+                )
+            if weight is not None and x.device != weight.device:
+                raise ValueError(
+                    f"layer {name!r}: expected states on {weight.device}, as the weights, got "
+                    f"{x.device}; move the one (x.to('{weight.device}')) or the other "
+                    f"(deq.to('{x.device}'))"
+                )
+            autocast = torch.is_autocast_enabled(x.device.type)
+            if weight is not None and x.dtype != weight.dtype and not autocast:
+                raise TypeError(
+                    f"layer {name!r}: expected {weight.dtype}, as the weights, got {x.dtype}; "
+                    f"convert the one (x.to({weight.dtype})) or the other (deq.to({x.dtype}))"
+                )
+
+    def _settled(self, given: Given) -> Solution:
+        """The full state at equilibrium, with its gradient.
+
+        An infinity times a gradient of zero is NaN, in the weights that all samples share: lost
+        samples do not enter the graph, and get their value in the end.
+        """
+        valid = given.finite()
+        rows, part = _rows(valid), given
+        if rows is not None:
+            part = given.select(rows)
+        model = self._clamp(part)
+        reduced = self._reduce(model)
+        x0 = self._initial(model, part.init)
+        solution = solve(reduced, x0, self.solver) if x0 else _at_rest(part.some)
+        if rows is not None:
+            solution = solution.among(rows, torch.where(valid, 0, Status.INVALID.value))
+        value = self._value(part, reduced, solution, rows)
+        status = solution.status if rows is None else solution.status[rows]
+        finite = _finite(*(x for a, x in value.items() if a not in model.held))
+        alive = finite & (status != Status.DIVERGED)
+        lost: State = {}
+        if not bool(alive.all()):
+            tried = torch.arange(len(valid), device=valid.device) if rows is None else rows
+            lost = {
+                a: _filled(_where(finite, x.detach(), torch.nan), tried, len(valid))
+                for a, x in value.items()
+            }
+            solution = replace(
+                solution,
+                value=_selected(solution.value, alive),
+                status=solution.status.index_fill(0, tried[~alive], Status.DIVERGED.value),
+                converged=solution.converged.index_fill(0, tried[~alive], False),
+                residual=solution.residual.index_fill(0, tried[~finite], torch.nan),
+            )
+            rows = tried[alive]
+            part = given.select(rows)
+            value = self._value(part, self._reduce(self._clamp(part)), solution, rows)
+        if rows is not None:
+            value = {a: _filled(x, rows, len(valid), lost.get(a)) for a, x in value.items()}
+        return replace(solution, value=value)
+
+    def _value(
+        self, given: Given, reduced: Reduced, solution: Solution, rows: Tensor | None
+    ) -> State:
+        """The full state, with its gradient, where the visible layers are in equilibrium."""
+        if reduced.visible:
+            solution = attach(
+                reduced,
+                solution,
+                solver=self.solver,
+                adjoint=self.adjoint,
+                failures=self.failures,
+                rows=rows,
+            )
+        return self._full(given, reduced, solution.value)
+
+    def _clamp(self, given: Given) -> Clamped:
+        return clamp(self.ham, given.clamped, given.known)
+
     def _reduce(self, model: Clamped) -> Reduced:
         hidden, colours = self._parting(tuple(model.held))
         return eliminate(model, hidden, colours=colours)
+
+    def _full(self, given: Given, reduced: Reduced, x: State) -> State:
+        """The state of all layers, of which the visible ones are given."""
+        assert isinstance(reduced.model, Clamped)
+        return reduced.model.full(reduced.restore(x))
 
     def _parting(self, held: tuple[str, ...]) -> _Parting:
         """The layers to eliminate, and the colours of the others, where some are wholly held."""
@@ -174,73 +293,20 @@ class DEQ(Recorded, nn.Module):
             self._partings[held] = parting
         return self._partings[held]
 
-    def energy(self, x: State) -> Tensor:
-        """Energy of full states, such as a Solution's value: ``(batch,)``."""
-        return self.ham.energy(x)
-
-    def _check_dtype(self, clamped: State) -> None:
-        weight = next((p for p in self.parameters() if p.dim() > 0), None)
-        for name, x in clamped.items():
-            autocast = torch.is_autocast_enabled(x.device.type)
-            if weight is not None and x.dtype != weight.dtype and not autocast:
-                raise TypeError(
-                    f"layer {name!r}: expected {weight.dtype}, as the weights, got {x.dtype}; "
-                    f"convert the one (x.to({weight.dtype})) or the other (deq.to({x.dtype}))"
-                )
-
-    def _with_gradient(
-        self, reduced: Reduced, clamped: State, solution: Solution, valid: Tensor
-    ) -> Solution:
-        """The full state with its gradient, and what is known of samples that have none."""
-        alive = valid & (solution.status != Status.DIVERGED)
-        lost: State = {}
-        if not bool(alive.all()):
-            # An infinity times a gradient of zero is NaN, in the weights that all samples share:
-            # lost samples leave the graph before it is built, and only then get their value back.
-            with torch.no_grad():
-                lost = _where(valid, _full(reduced, solution.value), torch.nan)
-            known = _clamped(reduced).known
-            reduced = self._reduce(clamp(self.ham, _where(alive, clamped, 0.0), known))
-            solution = replace(
-                solution,
-                value=_where(alive, solution.value, 0.0),
-                status=torch.where(valid, solution.status, Status.INVALID.value),
-                converged=solution.converged & valid,
-                residual=torch.where(valid, solution.residual, torch.nan),
-            )
-        if reduced.visible:
-            solution = attach(
-                reduced,
-                solution,
-                solver=self.solver,
-                adjoint=self.adjoint,
-                failures=self.failures,
-            )
-        value = _full(reduced, solution.value)
-        if lost:
-            value = {name: _pick(alive, value[name], lost[name]) for name in value}
-        return replace(solution, value=value)
-
     @torch.no_grad()
     def _initial(self, model: Clamped, init: State) -> State:
         """Initial states of the visible layers: those given, then those of ``start``."""
-        self.ham.check_state(init, layers=tuple(init))
-        some = next(iter((model.held | model.partly).values()))
-        for name, x in init.items():
-            if len(x) != len(some):
-                raise ValueError(
-                    f"init: expected a batch of {len(some)} for {name!r}, got {len(x)}"
-                )
         hidden, _ = self._parting(tuple(model.held))
         visible = [name for name in model.layers if name not in hidden]
         missing = [name for name in visible if name not in init]
         if missing and self.start == "forward":
             x = forward_sweep(model)
             # Where a pass overflows, settling from zero may still do.
-            x = _where(_finite(x), x, 0.0)
+            finite = _finite(*x.values())
+            x = {a: _where(finite, x_a, 0.0) for a, x_a in x.items()}
         else:
-            x = self.ham.zero_state(some, missing)
-        x = {name: x[name] if name in missing else init[name].detach() for name in visible}
+            x = self.ham.zero_state(next(iter((model.held | model.partly).values())), missing)
+        x = {name: init[name] if name in init else x[name] for name in visible}
         return {a: torch.where(model.known[a], 0.0, x[a]) if a in model.known else x[a] for a in x}
 
     def extra_repr(self) -> str:
@@ -257,32 +323,62 @@ class DEQ(Recorded, nn.Module):
 _Parting = tuple[tuple[str, ...], tuple[tuple[str, ...], ...] | None]
 
 
-def _clamped(reduced: Reduced) -> Clamped:
-    assert isinstance(reduced.model, Clamped)
-    return reduced.model
+@dataclass(frozen=True)
+class Given:
+    """What a call gives.
+
+    Attributes:
+        clamped: states of the clamped layers, zero where they are not known.
+        known: of those that are clamped in part, which neurons are.
+        init: initial states of some of the visible layers, zero where they are known.
+    """
+
+    clamped: State
+    known: State
+    init: State
+
+    @property
+    def some(self) -> Tensor:
+        """A state, for its batch, dtype and device."""
+        return next(iter(self.clamped.values()))
+
+    def finite(self) -> Tensor:
+        """Samples without an infinity or a NaN: ``(batch,)``."""
+        return _finite(*self.clamped.values(), *self.init.values())
+
+    def select(self, rows: Tensor) -> Given:
+        """Some of the samples, given by index."""
+        return Given(*(_selected(x, rows) for x in (self.clamped, self.known, self.init)))
 
 
-def _full(reduced: Reduced, x: State) -> State:
-    """The state of all layers, of which some of the free ones are given."""
-    return _clamped(reduced).full(reduced.restore(x))
+def _selected(x: State, rows: Tensor) -> State:
+    return {name: x_a[rows] for name, x_a in x.items()}
 
 
-def _finite(x: State) -> Tensor:
+def _finite(*tensors: Tensor) -> Tensor:
     """Samples without an infinity or a NaN: ``(batch,)``."""
     # A finite sum proves every number finite, in a fraction of the time of looking at each.
-    proved = torch.stack([x_a.flatten(1).sum(1).isfinite() for x_a in x.values()]).all(0)
+    proved = torch.stack([x.flatten(1).sum(1).isfinite() for x in tensors]).all(0)
     if bool(proved.all()):
         return proved
-    return torch.stack([x_a.isfinite().flatten(1).all(1) for x_a in x.values()]).all(0)
+    return torch.stack([x.isfinite().flatten(1).all(1) for x in tensors]).all(0)
 
 
-def _where(samples: Tensor, x: State, other: float) -> State:
+def _rows(samples: Tensor) -> Tensor | None:
+    """The marked samples by index; None for all."""
+    return None if bool(samples.all()) else samples.nonzero()[:, 0]
+
+
+def _where(samples: Tensor, x: Tensor, other: float) -> Tensor:
     """The state in the marked samples, a number in the others."""
-    return {name: _pick(samples, x_a, x_a.new_full((), other)) for name, x_a in x.items()}
+    return torch.where(samples.reshape(-1, *[1] * (x.dim() - 1)), x, other)
 
 
-def _pick(samples: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    return torch.where(samples.reshape(-1, *[1] * (one.dim() - 1)), one, other)
+def _filled(x: Tensor, rows: Tensor, batch: int, others: Tensor | None = None) -> Tensor:
+    """x in some rows of a batch, in the rest NaN or what is given."""
+    if others is None:
+        others = x.new_full((batch, *x.shape[1:]), torch.nan)
+    return others.index_copy(0, rows, x)
 
 
 def _at_rest(some: Tensor) -> Solution:

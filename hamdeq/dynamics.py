@@ -42,7 +42,9 @@ class Trajectory(Container, aside=("n_evals",)):
     Attributes:
         times: of the T states, in the unit of τ, float64 on the CPU: ``(T,)``.
         states: layer name -> internal states: ``(T, batch, *shape)``.
-        energy: E(x) at each time: ``(T, batch)``.
+        energy: E(x) at each time: ``(T, batch)``. Once a state or its energy overflows, it is
+            infinite or NaN, as the state and the residual are; no other sample changes by that,
+            but the gradient of what all samples share is lost.
         residual: ‖I(g(x)) − x‖/‖I(g(x))‖ over all layers, the relative residual of the solvers,
             which is zero at equilibrium: ``(T, batch)``. It has no gradient.
         n_evals: evaluations of the field that the integration took.

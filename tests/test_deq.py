@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hamdeq import (
+    CHN,
     DEQ,
     HAM,
     Adjoint,
@@ -36,7 +37,13 @@ from hamdeq import (
     Synapse,
     Tanh,
     Unrolled,
+    clamp,
+    contract_,
+    contraction,
+    eliminate,
+    two_colouring,
 )
+from hamdeq.colouring import colouring
 
 TOL = 1e-8
 
@@ -676,3 +683,31 @@ def test_results_are_the_callers_own() -> None:
         kept = first.value["output"].clone()
         deq(x, init=first.value).value["output"].zero_()
         assert torch.equal(first.value["output"], kept)
+
+
+def test_tensors_on_the_meta_device_are_refused() -> None:
+    with torch.device("meta"):
+        deq = DEQ(HAM.chain([5, 4, 3]))
+    with pytest.raises(ValueError, match=r"got weights on the meta device.*to_empty"):
+        deq({"input": torch.rand(2, 5)})
+    with pytest.raises(ValueError, match="got states on the meta device"):
+        DEQ(HAM.chain([5, 4, 3]))({"input": torch.rand(2, 5, device="meta")})
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda deq: contraction(deq),
+        lambda deq: contract_(deq),
+        lambda deq: clamp(deq, {"input": torch.rand(2, 5)}),
+        lambda deq: eliminate(deq, ["hidden1"]),
+        lambda deq: two_colouring(deq),
+        lambda deq: colouring(deq),
+    ],
+    ids=["contraction", "contract_", "clamp", "eliminate", "two_colouring", "colouring"],
+)
+def test_a_deq_in_place_of_its_ham_is_refused_with_a_remedy(call: Any) -> None:
+    for module in (DEQ(HAM.chain([5, 4, 3])), CHN.chain([5, 4, 3])):
+        kind = type(module).__name__
+        with pytest.raises(TypeError, match=f"expected a HAM, got {kind}; use the HAM of this"):
+            call(module)

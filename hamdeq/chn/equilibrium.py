@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from hamdeq.chn.network import CHN, activations_of, slope_of, terms_of
-from hamdeq.clamping import Clamped
-from hamdeq.deq import DEQ
+from hamdeq.clamping import Clamped, clamp
+from hamdeq.deq import DEQ, Given
 from hamdeq.ham import HAM
 from hamdeq.implicit import Adjoint
 from hamdeq.layers import Layered, State
@@ -84,27 +83,29 @@ class CHNDEQ(DEQ):
         self, clamped: State, *, known: State | None = None, init: State | None = None
     ) -> Solution:
         """Let the network settle: see :meth:`DEQ.forward <hamdeq.DEQ.forward>`; states are s."""
-        if not isinstance(clamped, dict):
-            return super().forward(clamped, known=known, init=init)
+        return super().forward(clamped, known=known, init=init)
+
+    def _checked(self, clamped: State, known: State | None, init: State) -> Given:
         if known and self.splitting is None:
             raise ValueError(
                 f"known: expected none with splitting=None, got {list(known)}; layers clamped in "
                 "part settle with splitting='even-odd'"
             )
-        given = self.chn.to_ham_state(clamped)
-        solution = super().forward(
-            given, known=known, init=None if init is None else self.chn.to_ham_state(init)
-        )
-        settled = {
-            a: u for a, u in solution.value.items() if a not in clamped or a in (known or {})
-        }
+        return super()._checked(clamped, known, init)
+
+    def _clamp(self, given: Given) -> Clamped:
+        return clamp(self.ham, self.chn.to_ham_state(given.clamped), given.known)
+
+    def _full(self, given: Given, reduced: Reduced, x: State) -> State:
+        settled = super()._full(given, reduced, x)
+        for name in given.clamped:
+            if name not in given.known:
+                del settled[name]
         value = settled if self.splitting is None else self.chn.from_ham_state(settled)
-        for name, s in clamped.items():
-            u = solution.value[name]
-            s = torch.where(u.isnan(), u, s)  # of a sample that is lost, nothing is kept
-            mask = (known or {}).get(name)
-            value[name] = s if mask is None else torch.where(mask, s, value[name])
-        return replace(solution, value={name: value[name] for name in self.ham.layers})
+        for name, s in given.clamped.items():
+            mask = given.known.get(name)
+            value[name] = s.clone() if mask is None else torch.where(mask, s, value[name])
+        return {name: value[name] for name in self.ham.layers}
 
     def reduced(self, clamped: State, known: State | None = None) -> Reduced:
         """The energy model that is brought to equilibrium, given clamped states.
@@ -121,11 +122,10 @@ class CHNDEQ(DEQ):
         return _Synchronous(model)  # pyright: ignore[reportReturnType]
 
     def _initial(self, model: Clamped, init: State) -> State:
-        x = super()._initial(model, init)
+        x = super()._initial(model, self.chn.to_ham_state(init))
         return self.chn.from_ham_state(x) if self.splitting is None else x
 
-    def energy(self, x: State) -> Tensor:
-        """Energy of full states s, such as a Solution's value: ``(batch,)``."""
+    def _energy(self, x: State) -> Tensor:
         return self.chn.energy(x)
 
 

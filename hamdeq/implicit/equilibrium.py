@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hamdeq.descent import Descent
 from hamdeq.forms import Form
@@ -14,8 +15,9 @@ from hamdeq.implicit.base import Adjoint, Map
 from hamdeq.implicit.linear import Implicit
 from hamdeq.layers import EnergyModel
 from hamdeq.solvers import Broyden, Failures, OnFailure, Solution, Solver, Status
+from hamdeq.splitting import Reduced
 
-__all__ = ["attach", "fixed_point", "rows", "solve"]
+__all__ = ["as_rows", "attach", "fixed_point", "solve"]
 
 
 def fixed_point(
@@ -35,13 +37,18 @@ def fixed_point(
             floating dtype; f takes and returns the same.
         solver: default ``Broyden()``.
         adjoint: gradient method, default ``Implicit()``; used wherever gradients are enabled, in
-            training and evaluation mode alike. A sample that is not finite makes the gradient of
-            what f shares among samples NaN, as everywhere in PyTorch; only :class:`~hamdeq.DEQ`
-            keeps it out.
+            training and evaluation mode alike. Of an energy model, samples that are lost
+            (``DIVERGED`` or ``INVALID``) have zero gradient and leave that of the others as it
+            is, unless the model was clamped at what overflows, which only a
+            :class:`~hamdeq.DEQ` keeps out as well. Of a plain map, a sample that is not finite
+            makes the gradient of what f shares among samples NaN, as everywhere in PyTorch.
         on_failure: what to do when samples do not converge: warn, raise or nothing.
 
     Returns:
-        the :class:`~hamdeq.Solution`, its ``value`` in the form of x0.
+        the :class:`~hamdeq.Solution`, its ``value`` in the form of x0. A sample is ``CONVERGED``
+        only if its state is finite and, of a model of which layers are eliminated, these are as
+        well. Of one that is ``DIVERGED`` the value is its best finite state, its initial one if
+        no other was.
 
     Raises:
         ConvergenceError: samples did not converge and ``on_failure="raise"``.
@@ -55,6 +62,8 @@ def fixed_point(
     """
     solver, adjoint, failures = solver or Broyden(), adjoint or Implicit(), Failures(on_failure)
     solution = solve(f, x0, solver)
+    if isinstance(f, Reduced):
+        solution = _overflown(f, solution)
     failures(solution, "equilibrium")
     return attach(f, solution, solver=solver, adjoint=adjoint, failures=failures)
 
@@ -75,13 +84,29 @@ def solve(f: Callable[[Any], Any] | EnergyModel, x0: Any, solver: Solver) -> Sol
         )
     form = Form(x0)
     flat = form.flatten(x0).detach()
-    solution = solver.solve(rows(f, form), flat)
+    solution = solver.solve(as_rows(f, form), flat)
     lost = solution.status == Status.DIVERGED
     if bool(lost.any()):
         invalid = lost & ~flat.isfinite().all(1)
         status = torch.where(invalid, Status.INVALID.value, solution.status)
         solution = replace(solution, status=status)
     return replace(solution, value=form.restore(solution.value))
+
+
+@torch.no_grad()
+def _overflown(reduced: Reduced, solution: Solution) -> Solution:
+    """The solution with the samples of which an eliminated layer overflows as diverged."""
+    full = reduced.restore(solution.value)
+    hidden = [full[name].isfinite().flatten(1).all(1) for name in reduced.hidden]
+    over = ~torch.stack(hidden).all(0) if hidden else torch.zeros_like(solution.converged)
+    if not bool(over.any()):
+        return solution
+    over = over & (solution.status != Status.INVALID)
+    return replace(
+        solution,
+        converged=solution.converged & ~over,
+        status=torch.where(over, Status.DIVERGED.value, solution.status),
+    )
 
 
 # Compiled in one piece with what it differentiates, the products it takes would be lost. (The
@@ -94,18 +119,35 @@ def attach(
     solver: Solver,
     adjoint: Adjoint,
     failures: Failures,
+    rows: Tensor | None = None,
 ) -> Solution:
-    """The second half: the same value, with its gradient where gradients are enabled."""
+    """The second half: the same value, with its gradient where gradients are enabled.
+
+    With ``rows``, f and the solution's value are of these samples of its batch alone, given by
+    index.
+    """
     if not torch.is_grad_enabled():
         return solution
 
     def report(backward: Solution) -> None:
         backward = replace(backward, value=None)
-        solution.adjoint.append(backward)
+        placed = backward if rows is None else backward.among(rows, solution.status)
+        solution.adjoint.append(placed)
         failures(backward, "gradient", remedy=_REMEDY)
 
+    if rows is None and isinstance(f, EnergyModel):
+        # An infinity times a gradient of zero is NaN, in the weights that all samples share.
+        found = (solution.status != Status.DIVERGED) & (solution.status != Status.INVALID)
+        if not bool(found.all()):
+            rows = found.nonzero()[:, 0]
+            some = replace(solution, value={a: x[rows] for a, x in solution.value.items()})
+            some = attach(
+                f.select(rows), some, solver=solver, adjoint=adjoint, failures=failures, rows=rows
+            )
+            value = {a: x.index_copy(0, rows, some.value[a]) for a, x in solution.value.items()}
+            return replace(solution, value=value)
     form = Form(solution.value)
-    x = adjoint.attach(rows(f, form), form.flatten(solution.value), solver, report)
+    x = adjoint.attach(as_rows(f, form), form.flatten(solution.value), solver, report)
     return replace(solution, value=form.restore(x))
 
 
@@ -127,6 +169,6 @@ _REMEDY = (
 )
 
 
-def rows(f: Callable[[Any], Any] | EnergyModel, form: Form) -> Map | Descent:
+def as_rows(f: Callable[[Any], Any] | EnergyModel, form: Form) -> Map | Descent:
     """The map on rows, with its energy if there is one."""
     return Descent(f, form) if isinstance(f, EnergyModel) else form.rows(f)

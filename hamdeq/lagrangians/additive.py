@@ -234,7 +234,8 @@ def _log_cosh(z: Tensor) -> Tensor:
 
 
 def _logistic_entropy(z: Tensor) -> Tensor:
-    """Entropy −p ln p − (1−p) ln(1−p) of p = sigmoid(z), exact for any finite z."""
+    """Entropy −p ln p − (1−p) ln(1−p) of p = sigmoid(z), exact for any z."""
     # torch.abs has slope 0 at 0, which would lose the second derivative there; this has slope 1.
-    a = torch.where(z < 0, -z, z)
+    # Far below the bound the entropy has become zero, and of an infinite z it would be NaN.
+    a = torch.where(z < 0, -z, z).clamp_max(1e4)
     return torch.sigmoid(-a) * a + _softplus(-a)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from math import nan
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hamdeq._containers import Container
@@ -38,9 +40,9 @@ _MESSAGES = {
         " (docs/convergence.md)"
     ),
     Status.DIVERGED: (
-        "the state became infinite or not a number, and the best finite state was kept; damp the "
-        "steps (Picard(damping=0.5)), scale the weights down, or use bounded activations"
-        " (docs/convergence.md)"
+        "a layer became infinite or not a number; the best finite state was kept, if all layers "
+        "had one; damp the steps (Picard(damping=0.5)), scale the weights or the inputs down, or "
+        "use bounded activations (docs/convergence.md)"
     ),
     Status.INVALID: (
         "the given state holds an infinity or a NaN; its result is NaN and its gradient zero; "
@@ -67,7 +69,7 @@ class Solution(Container, aside=("n_evals", "adjoint")):
 
     Attributes:
         value: the state, in the form that the initial state had. Where a sample did not
-            converge, its best finite state.
+            converge, its best finite state; of a :class:`~hamdeq.DEQ` NaN where there is none.
         residual: relative residual ‖f(x) − x‖/‖f(x)‖ of exactly that state: ``(batch,)``.
         steps: evaluations of f until the sample stopped: ``(batch,)``.
         converged: whether the residual is below tol: ``(batch,)``.
@@ -87,6 +89,28 @@ class Solution(Container, aside=("n_evals", "adjoint")):
     n_evals: int
     trace: Tensor
     adjoint: list[Solution] = field(default_factory=list)
+
+    def among(self, rows: Tensor, status: Tensor) -> Solution:
+        """This solve as one of a larger batch, of which the other samples were left out.
+
+        Args:
+            rows: the samples' places in that batch, by index: ``(n,)``.
+            status: how the others ended, a status for each sample of that batch: ``(batch,)``.
+
+        Returns:
+            a Solution of that batch, but for its value: that is as it was.
+        """
+        batch = len(status)
+        unknown = self.residual.new_full((batch,), nan)
+        failed = torch.zeros_like(status, dtype=torch.bool)
+        return replace(
+            self,
+            residual=unknown.index_copy(0, rows, self.residual),
+            steps=torch.zeros_like(status).index_copy(0, rows, self.steps),
+            converged=failed.index_copy(0, rows, self.converged),
+            status=status.index_copy(0, rows, self.status),
+            trace=unknown.repeat(len(self.trace), 1).index_copy(1, rows, self.trace),
+        )
 
     def __repr__(self) -> str:
         total = self.steps.numel()

@@ -16,7 +16,7 @@ from test_solver_evaluations import bipartite, even_odd, linear
 
 from hamdeq import Anderson, Broyden, Picard
 from hamdeq.forms import Form
-from hamdeq.implicit.equilibrium import rows
+from hamdeq.implicit.equilibrium import as_rows
 
 SOLVERS = {
     "Picard": Picard,
@@ -37,7 +37,7 @@ def test_step(benchmark, name):
     torch.manual_seed(0)
     f, x0 = build(size)
     form = Form(x0)
-    f, x0 = rows(f, form), form.flatten(x0)
+    f, x0 = as_rows(f, form), form.flatten(x0)
     times: dict[str, list[float]] = {label: [] for label in ("f", *SOLVERS)}
 
     def timed(call, *args) -> float:
