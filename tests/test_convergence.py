@@ -434,8 +434,8 @@ def test_a_claim_is_held_by_one_and_freed_by_a_kill(tmp_path):
             assert lock is not None
 
 
-def test_a_measurement_is_read_as_it_was_written(digits, tmp_path):
-    found = measure(classifier(), digits)
+def test_a_measurement_is_read_as_it_was_written(a_measurement, tmp_path):
+    found = a_measurement
     assert load(tmp_path / "a.json") is None
     save(tmp_path / "a.json", found, {"seed": 1})
     again = load(tmp_path / "a.json")
@@ -524,6 +524,16 @@ def test_a_run_with_damaged_results_goes_on_to_its_test(tmp_path, monkeypatch):
         assert one.run(0) == {"test/accuracy": 0.75}
 
 
+@pytest.mark.parametrize(
+    "text", ["", "5", "model: 5", "model: {deq: 5}", "model: {deq: {init_args: 5}}", "a: \xff: ["]
+)
+def test_a_damaged_configuration_is_named(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=re.escape(str(path)) + ": .*expected "):
+        read(path)
+
+
 def test_a_run_that_cannot_be_read_is_left_out_of_a_folder_of_them(tmp_path):
     pairs = ["input-output"]
     runs = [
@@ -583,7 +593,7 @@ def test_mistakes_are_told(here, capsys, args, message):
 
 def test_a_training_that_fails_says_why(here):
     with pytest.raises(SystemExit, match=r"error: failed: (?s:.)*batchsize"):
-        main([str(DIGITS), *QUICK, "--data.batchsize=3"])
+        main([str(DIGITS), *QUICK, "--seeds=1", "--data.batchsize=3"])
 
 
 def test_a_folder_that_is_no_run(tmp_path):

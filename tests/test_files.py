@@ -1,5 +1,6 @@
 """What is written to disk: whole or not at all, named where it fails, and read with care."""
 
+import ast
 import csv
 import errno
 import json
@@ -260,6 +261,16 @@ def test_a_row_that_a_kill_cut_off_is_left_out(tmp_path):
     metrics.log_metrics({"epoch": 1, "loss": 0.25}, 2)
     assert (tmp_path / "metrics.csv").read_bytes() == HEAD + ONE + TWO
     assert os.listdir(tmp_path) == ["metrics.csv"]
+
+
+def test_no_module_is_imported_that_windows_lacks():
+    names = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios", "tty"}
+    for path in (ROOT / "hamdeq").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                imported.append(str(node.module))
+            assert not names.intersection(imported), path
 
 
 def test_an_error_that_is_meant_to_be_read_alone_is():

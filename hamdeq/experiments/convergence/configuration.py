@@ -30,6 +30,7 @@ def read(path: Path, *, trust: bool = True) -> dict[str, Any]:
         got = " ".join(str(error).split())
         raise ValueError(f"{path}: expected a configuration in YAML, got {got}") from None
     model = config.get("model") if isinstance(config, dict) else None
+    model = model if isinstance(model, dict) else None
     # One that names no class holds the arguments of a HAMClassifier.
     name = (model or {}).get("class_path", "hamdeq.training.HAMClassifier")
     module, _, kind = str(name).rpartition(".")
@@ -44,17 +45,22 @@ def read(path: Path, *, trust: bool = True) -> dict[str, Any]:
             f"{path}: expected the configuration of a HAMClassifier, whose memory settles on "
             f"images, got {name if model else 'one without a model'}"
         )
-    memory_of(config)
+    try:
+        memory_of(config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return config
 
 
 def memory_of(config: dict[str, Any]) -> dict[str, Any]:
     """The arguments of the DEQ, or CHNDEQ, to read or to change in place."""
     model = config["model"]
-    deq = model.get("init_args", model).get("deq")
-    if not isinstance(deq, dict):
+    args = model.get("init_args", model)
+    deq = args.get("deq") if isinstance(args, dict) else None
+    memory = deq.get("init_args", deq) if isinstance(deq, dict) else None
+    if not isinstance(memory, dict):
         raise ValueError("model.deq: expected a memory in the configuration, got none")
-    return deq.get("init_args", deq)
+    return memory
 
 
 def epochs_of(config: dict[str, Any], options: tuple[str, ...]) -> int:

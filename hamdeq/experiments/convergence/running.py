@@ -156,9 +156,10 @@ def _described(error: Exception) -> str:
 
 def _about(folder: Path) -> dict[str, Any]:
     """When, where and of which run."""
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     return {
         "run": str(folder),
-        "seed": yaml.safe_load((folder / "config.yaml").read_text())["seed_everything"],
+        "seed": config.get("seed_everything"),
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
