@@ -22,8 +22,8 @@ The main names, in the order in which a memory is built and used:
 - ``HAM``: neurons and synapses on any graph; ``HAM.chain``: layers in a row. ``TwoLayer``: features
   and memories; ``CHN``: the continuous Hopfield network.
 - ``clamp``, ``two_colouring``, ``eliminate``: hold layers, and remove others exactly.
-- ``Picard``, ``Anderson``, ``Broyden``, ``Newton``: solvers; a ``Solution`` says of every sample
-  how it settled. ``Euler``, ``trajectory``: the way there in time.
+- ``Picard``, ``Anderson``, ``Broyden``, ``Newton``, ``TrustRegion``: solvers; a ``Solution`` says
+  of every sample how it settled. ``Euler``, ``trajectory``: the way there in time.
 - ``fixed_point``: an equilibrium with its gradient, by ``Implicit``, ``Phantom``, ``Unrolled`` or
   ``EquilibriumPropagation``.
 - ``DEQ``: all of it as a layer.
@@ -45,6 +45,7 @@ from hamdeq.deq import DEQ
 from hamdeq.dynamics import Trajectory, trajectory
 from hamdeq.ham import HAM
 from hamdeq.implicit import (
+    GMRES,
     Adjoint,
     ConjugateGradient,
     EquilibriumPropagation,
@@ -82,6 +83,7 @@ from hamdeq.solvers import (
     Solution,
     Solver,
     Status,
+    TrustRegion,
 )
 from hamdeq.splitting import Reduced, eliminate
 from hamdeq.synapses import (
@@ -108,6 +110,7 @@ __all__ = [
     "CHN",
     "CHNDEQ",
     "DEQ",
+    "GMRES",
     "HAM",
     "Adaptive",
     "Adjoint",
@@ -164,6 +167,7 @@ __all__ = [
     "Tanh",
     "TorchDEQSolver",
     "Trajectory",
+    "TrustRegion",
     "TwoLayer",
     "Unrolled",
     "clamp",

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from hamdeq.forms import Form
 from hamdeq.layers import EnergyModel, State
 
-__all__ = ["Descent", "Energetic"]
+__all__ = ["Derivatives", "Descent", "Energetic", "transposed_product"]
 
 
 class Energetic(NamedTuple):
@@ -80,3 +81,41 @@ class Descent:
     def _flat(self, x: State) -> Tensor:
         # Straight from the model: its own names, shapes and batch.
         return self.form.join(x[name] for name in self.form.keys or ())
+
+
+class Derivatives:
+    """Products with the derivatives of an energy model's map at a state: D = ∂g/∂x, S = ∂I/∂g.
+
+    Both are symmetric, since g and I are gradients, and ∂f/∂x = S D where all layers are updated at
+    once.
+
+    Attributes:
+        x: the state, a leaf of the graph.
+        g: g(x), with its graph.
+        fx: I(g), with its graph.
+    """
+
+    def __init__(self, f: Descent, x: Tensor) -> None:
+        with torch.inference_mode(False), torch.enable_grad():
+            self.x: Tensor = x.detach().clone().requires_grad_()
+            self.g: Tensor = f.activations(self.x)
+            self.fx: Tensor = f.fields(self.g)
+
+    def coupling(self, v: Tensor) -> Tensor:
+        """S v: how the fields answer a change of the activations."""
+        return transposed_product(self.fx, self.g, v)
+
+    def gain(self, v: Tensor) -> Tensor:
+        """D v: how the activations answer a change of the states."""
+        return transposed_product(self.g, self.x, v)
+
+
+def transposed_product(y: Tensor, x: Tensor, v: Tensor) -> Tensor:
+    """(∂y/∂x)ᵀ v, zero where y does not depend on x."""
+    if not y.requires_grad:
+        return torch.zeros_like(x)
+    # Newton's method differentiates this product with respect to v.
+    again = v.requires_grad and torch.is_grad_enabled()
+    return torch.autograd.grad(
+        y, x, v, retain_graph=True, create_graph=again, materialize_grads=True
+    )[0]

@@ -295,7 +295,7 @@ class TestConjugateGradient:
 
     @pytest.mark.filterwarnings("ignore::hamdeq.ConvergenceWarning")
     def test_stopped_at_once_it_is_jacobian_free(self) -> None:
-        stopped = Implicit(solver=ConjugateGradient(tol=1e-12, max_steps=1))
+        stopped = Implicit(solver=ConjugateGradient(tol=1e-12, max_steps=1, fallback_steps=0))
         found, _ = gradients(memory("chain4", stopped))
         assert worst(found, gradients(memory("chain4", Unrolled(1)))[0]) < 1e-12
 
@@ -555,7 +555,7 @@ def test_memory_does_not_grow_with_steps(adjoint: Adjoint) -> None:
 
 
 def test_backward_failure_is_as_loud_as_a_forward_one() -> None:
-    adjoint = Implicit(solver=ConjugateGradient(tol=1e-12, max_steps=1))
+    adjoint = Implicit(solver=ConjugateGradient(tol=1e-12, max_steps=1, fallback_steps=0))
     deq = DEQ(graph("chain4"), solver=EXACT, adjoint=adjoint, on_failure="raise")
     with pytest.raises(ConvergenceError, match="gradient not reached by 4 of 4"):
         gradients(deq)

@@ -292,7 +292,7 @@ class TestInvalidSamples:
 
 class TestFailure:
     def deq(self, **options: Any) -> DEQ:
-        return DEQ(chain(), solver=Picard(tol=1e-12, max_steps=3), **options)
+        return DEQ(chain(), solver=Picard(tol=1e-12, max_steps=3, fallback_steps=0), **options)
 
     def test_warns_once_per_module(self) -> None:
         deq = self.deq()
@@ -311,7 +311,7 @@ class TestFailure:
         deq = self.deq()
         deq.solver = Picard(tol=1e-6, max_steps=500)
         assert deq({"input": images()}).converged.all()
-        deq.solver = Picard(tol=1e-12, max_steps=3)
+        deq.solver = Picard(tol=1e-12, max_steps=3, fallback_steps=0)
         with pytest.warns(ConvergenceWarning):
             deq({"input": images()})
 

@@ -7,11 +7,12 @@ are independent of each other.
 
 from hamdeq.implicit.base import Adjoint
 from hamdeq.implicit.equilibrium import attach, fixed_point, solve
-from hamdeq.implicit.linear import ConjugateGradient, Implicit
+from hamdeq.implicit.linear import GMRES, ConjugateGradient, Implicit
 from hamdeq.implicit.propagation import EquilibriumPropagation
 from hamdeq.implicit.steps import Phantom, Unrolled
 
 __all__ = [
+    "GMRES",
     "Adjoint",
     "ConjugateGradient",
     "EquilibriumPropagation",

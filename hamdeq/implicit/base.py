@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hamdeq.descent import Descent
+from hamdeq.descent import Derivatives, Descent, transposed_product
 from hamdeq.solvers import Solution, Solver
 
 __all__ = ["Adjoint", "Graph", "Map", "Report"]
@@ -34,7 +34,7 @@ class Adjoint(ABC):
         """
 
 
-class Graph:
+class Graph(Derivatives):
     """The graph of one evaluation f(x), at which products with derivatives are taken.
 
     Of an energy model f is two maps, activations g(x) and fields I(g), and ∂f/∂x = S D with
@@ -42,24 +42,15 @@ class Graph:
     """
 
     def __init__(self, f: Map | Descent, x: Tensor) -> None:
-        self.x: Tensor = x.detach().requires_grad_()
         if isinstance(f, Descent):
-            self.g: Tensor = f.activations(self.x)
-            self.fx: Tensor = f.fields(self.g)
+            super().__init__(f, x)
         else:
+            self.x = x.detach().requires_grad_()
             self.fx = f(self.x)
 
     def transposed(self, v: Tensor) -> Tensor:
         """(∂f/∂x)ᵀ v."""
-        return _product(self.fx, self.x, v)
-
-    def coupling(self, v: Tensor) -> Tensor:
-        """S v: how the fields answer a change of the activations."""
-        return _product(self.fx, self.g, v)
-
-    def gain(self, v: Tensor) -> Tensor:
-        """D v: how the activations answer a change of the states."""
-        return _product(self.g, self.x, v)
+        return transposed_product(self.fx, self.x, v)
 
     def attach(self, x: Tensor, solve: Callable[[Tensor], Solution], report: Report) -> Tensor:
         """x with this graph, into which a gradient goes by way of ``solve``."""
@@ -78,17 +69,6 @@ class Graph:
                 return True
             stack.extend(parent for parent, _ in node.next_functions)
         return False
-
-
-def _product(y: Tensor, x: Tensor, v: Tensor) -> Tensor:
-    """(∂y/∂x)ᵀ v, zero where y does not depend on x."""
-    if not y.requires_grad:
-        return torch.zeros_like(x)
-    # Newton's method differentiates this product with respect to v.
-    again = v.requires_grad and torch.is_grad_enabled()
-    return torch.autograd.grad(
-        y, x, v, retain_graph=True, create_graph=again, materialize_grads=True
-    )[0]
 
 
 class _Attach(torch.autograd.Function):

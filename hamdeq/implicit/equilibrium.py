@@ -14,7 +14,16 @@ from hamdeq.forms import Form
 from hamdeq.implicit.base import Adjoint, Map
 from hamdeq.implicit.linear import Implicit
 from hamdeq.layers import EnergyModel
-from hamdeq.solvers import Broyden, Failures, OnFailure, Solution, Solver, Status
+from hamdeq.solvers import (
+    Broyden,
+    Failures,
+    OnFailure,
+    Solution,
+    Solver,
+    Status,
+    TrustRegion,
+    with_fallback,
+)
 from hamdeq.splitting import Reduced
 
 __all__ = ["as_rows", "attach", "fixed_point", "solve"]
@@ -84,7 +93,13 @@ def solve(f: Callable[[Any], Any] | EnergyModel, x0: Any, solver: Solver) -> Sol
         )
     form = Form(x0)
     flat = form.flatten(x0).detach()
-    solution = solver.solve(as_rows(f, form), flat)
+    map_ = as_rows(f, form)
+    solution = solver.solve(map_, flat)
+    if isinstance(map_, Descent) and solver.fallback_steps:
+        fallback = TrustRegion(
+            tol=solver.tol, max_steps=solver.fallback_steps, trace=solver.trace, fallback_steps=0
+        )
+        solution = with_fallback(solution, lambda left, x: fallback.solve(map_.select(left), x))
     lost = solution.status == Status.DIVERGED
     if bool(lost.any()):
         invalid = lost & ~flat.isfinite().all(1)

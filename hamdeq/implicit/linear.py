@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hamdeq._checks import integer
 from hamdeq.descent import Descent
 from hamdeq.implicit.base import Adjoint, Graph, Map, Report
-from hamdeq.solvers import Solution, Solver
+from hamdeq.solvers import Solution, Solver, with_fallback
 from hamdeq.solvers.base import Run, Stopping, norm, relative_residual
 
-__all__ = ["ConjugateGradient", "Implicit"]
+__all__ = ["GMRES", "ConjugateGradient", "Implicit", "solve_linear"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class ConjugateGradient(Stopping):
     Args:
         tol: relative residual ‖c + D S v − v‖/‖c + D S v‖ to reach, > 0.
         max_steps: products at most, ≥ 0.
+        fallback_steps: products of :class:`GMRES` at most, for samples that these leave unsolved.
 
     Source: Hestenes & Stiefel, "Methods of conjugate gradients for solving linear systems" (1952).
     """
@@ -50,7 +53,6 @@ class ConjugateGradient(Stopping):
             if not left or count == self.max_steps:
                 break
             q_ = p_ - graph.coupling(p)
-            q = graph.gain(q_)
             curvature = _dot(p, q_)
             # Samples that have stopped stay where they are.
             moving = run.running[:, None]
@@ -63,9 +65,11 @@ class ConjugateGradient(Stopping):
             if exact:
                 v = torch.where(moving, c + graph.gain(w), v)
                 r_ = graph.coupling(v) - w
-                r = graph.gain(r_)
             else:
-                r, r_ = r - length * q, r_ - length * q_
+                r_ = r_ - length * q_
+            # Made of its companion, not carried along beside it: where D is nearly singular, the
+            # two would drift apart.
+            r = graph.gain(r_)
             last, square = square, _dot(r, r_)
             turn = torch.where(last == 0, 0.0, square / last)
             p, p_ = r + turn * p, r_ + turn * p_
@@ -81,6 +85,81 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GMRES(Stopping):
+    """Generalised minimal residuals for the linear system of a gradient, v = Jᵀv + c.
+
+    Each cycle builds an orthonormal basis of {r, Ar, A²r, …} with A = 1 − Jᵀ, and adds to v what
+    makes the residual r least. Conjugate gradients need symmetry, a minimum of the energy, and a
+    scalar product that loses digits where neurons saturate; this method needs none of them. A
+    system of n numbers takes n products but for rounding. It keeps ``restart`` vectors, and
+    orthogonalises each with all before it.
+
+    Args:
+        restart: products in a cycle, ≥ 1; the memory used is as many states a sample.
+        tol: relative residual ‖c + Jᵀv − v‖/‖c + Jᵀv‖ to reach, > 0.
+        max_steps: products at most, ≥ 0.
+
+    Source: Saad & Schultz, "GMRES: a generalized minimal residual algorithm for solving
+    nonsymmetric linear systems" (1986).
+    """
+
+    restart: int = 100
+    fallback_steps: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "restart", integer("restart", self.restart, least=1))
+
+    @torch.no_grad()
+    def solve(
+        self, product: Callable[[Tensor], Tensor], c: Tensor, start: Tensor | None = None
+    ) -> Solution:
+        """Solve v = product(v) + c for v, with product(v) = Jᵀv."""
+        v = c if start is None else start
+        run = Run(v)
+        while run.count < self.max_steps:
+            fv = product(v) + c
+            r = fv - v
+            size = norm(r)
+            residual = relative_residual(size, fv)
+            left = run.record(v, residual, size, self.tol)
+            products = min(self.restart, self.max_steps - run.count, c.shape[1])
+            if not left or not products:
+                break
+            for _ in range(products):  # of which the state hears nothing before the last
+                run.record(v, residual, size, self.tol)
+            v = torch.where(run.running[:, None], v + self._correction(product, r, products), v)
+        return run.solution(self.tol)
+
+    def _correction(self, product: Callable[[Tensor], Tensor], r: Tensor, steps: int) -> Tensor:
+        """What makes the residual least among all sums of r, Ar, …, A^(steps − 1)r."""
+        size = norm(r)
+        basis = r.new_zeros(len(r), steps + 1, r.shape[1])
+        # The small problem is solved in float64: its condition may be any.
+        images = r.new_zeros(len(r), steps + 1, steps, dtype=torch.float64)
+        basis[:, 0] = _unit(r, size)
+        for k in range(steps):
+            q = basis[:, k]
+            image = q - product(q)
+            for _ in range(2):  # once more takes out what rounding left
+                known = basis[:, : k + 1]
+                shares = (known * image[:, None]).sum(-1)
+                image = image - (shares[..., None] * known).sum(1)
+                images[:, : k + 1, k] += shares
+            images[:, k + 1, k] = length = norm(image)
+            basis[:, k + 1] = _unit(image, length)
+        goal = torch.zeros_like(images[:, :, 0])
+        goal[:, 0] = size
+        shares = (torch.linalg.pinv(images) @ goal[..., None])[..., 0].to(r.dtype)
+        return (shares[..., None] * basis[:, :-1]).sum(1)
+
+
+def _unit(x: Tensor, size: Tensor) -> Tensor:
+    """x/‖x‖, zero where x is."""
+    return x / torch.where(size > 0, size, 1.0)[:, None]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Implicit(Adjoint):
     """The exact gradient at the equilibrium, by the implicit function theorem.
 
@@ -91,7 +170,8 @@ class Implicit(Adjoint):
         solver: for that linear system, a fixed-point solver or, of an energy model,
             :class:`ConjugateGradient`. By default the latter, of a plain map the solver of the
             forward pass, with the forward pass's ``tol`` and ``max_steps``. Its ``tol`` is the
-            relative residual of v, and thus the order of the gradient's relative error.
+            relative residual of v, and thus the order of the gradient's relative error. Samples
+            that it leaves unsolved go on with :class:`GMRES`, for its ``fallback_steps``.
 
     Raises:
         TypeError: conjugate gradients, and f is not an energy model.
@@ -102,29 +182,48 @@ class Implicit(Adjoint):
     Pineda (1987), recurrent back-propagation.
     """
 
-    solver: Solver | ConjugateGradient | None = None
+    solver: Solver | ConjugateGradient | GMRES | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.solver, Solver | ConjugateGradient | None):
+        if not isinstance(self.solver, Solver | ConjugateGradient | GMRES | None):
             raise TypeError(
-                "solver: expected a Solver such as Broyden(tol=1e-2), ConjugateGradient(tol=1e-2) "
-                f"or None, got {self.solver!r}"
+                "solver: expected a Solver such as Broyden(tol=1e-2), ConjugateGradient(tol=1e-2), "
+                f"GMRES(tol=1e-2) or None, got {self.solver!r}"
             )
 
     def attach(self, f: Map | Descent, x: Tensor, solver: Solver, report: Report) -> Tensor:
-        graph = Graph(f, x)
         linear = self.solver
         if linear is None and isinstance(f, Descent):
-            linear = ConjugateGradient(tol=solver.tol, max_steps=solver.max_steps)
+            linear = ConjugateGradient(
+                tol=solver.tol, max_steps=solver.max_steps, fallback_steps=solver.fallback_steps
+            )
         elif linear is None:
             linear = solver
-        if not isinstance(linear, ConjugateGradient):
-            return graph.attach(
-                x, lambda c: linear.solve(lambda v: graph.transposed(v) + c, c), report
-            )
-        if not isinstance(f, Descent):
+        if isinstance(linear, ConjugateGradient) and not isinstance(f, Descent):
             raise TypeError(
                 "ConjugateGradient: expected an energy model, whose gradient has a symmetric "
                 f"system, got {type(f).__name__}; use Implicit(solver=Broyden()) for plain maps"
             )
-        return graph.attach(x, lambda c: linear.solve(graph, c), report)
+        graph = Graph(f, x)
+        return graph.attach(x, lambda c: solve_linear(linear, graph, c), report)
+
+
+def solve_linear(linear: Solver | ConjugateGradient | GMRES, graph: Graph, c: Tensor) -> Solution:
+    """Solve v = (∂f/∂x)ᵀ v + c, with the fallback for samples that are left unsolved."""
+    if isinstance(linear, ConjugateGradient):
+        solution = linear.solve(graph, c)
+    elif isinstance(linear, GMRES):
+        return linear.solve(graph.transposed, c)
+    else:
+        solution = linear.solve(lambda v: graph.transposed(v) + c, c)
+    if not linear.fallback_steps:
+        return solution
+    fallback = GMRES(tol=linear.tol, max_steps=linear.fallback_steps)
+
+    def more(rows: Tensor, v: Tensor) -> Solution:
+        def product(v: Tensor) -> Tensor:
+            return graph.transposed(torch.zeros_like(c).index_copy(0, rows, v))[rows]
+
+        return fallback.solve(product, c[rows], v)
+
+    return with_fallback(solution, more)

@@ -22,6 +22,8 @@ __all__ = ["basins"]
 _NEAR = 1e-2
 """Up to what share of the width equilibria are the same."""
 
+_PLAIN = Picard(tol=1e-6, max_steps=1000, fallback_steps=0)
+
 
 def basins(
     memory: Reduced,
@@ -39,8 +41,8 @@ def basins(
             ``eliminate(ham, ["memories"])``; of a clamped one, the first sample.
         extent: left, right, lower and upper end of the states.
         points: starts along each axis.
-        solver: default plain steps, ``Picard(tol=1e-6, max_steps=1000)``: others may jump from one
-            basin to another.
+        solver: default plain steps, ``Picard(tol=1e-6, max_steps=1000, fallback_steps=0)``: others
+            may jump from one basin to another.
         title: of the picture.
         axes: where to draw, default a new figure.
 
@@ -59,7 +61,7 @@ def basins(
         raise ValueError(f"extent: expected (left, right, lower, upper), got {extent}")
     if points < 2:
         raise ValueError(f"points: expected at least 2, got {points!r}")
-    steps = Picard(tol=1e-6, max_steps=1000) if solver is None else solver
+    steps = _PLAIN if solver is None else solver
     found = _settle(memory, name, _starts(extent, points, memory), steps, _NEAR * (right - left))
     figure, axes = panel(axes, 5.2, 5.0)
     _draw(axes, found, extent)

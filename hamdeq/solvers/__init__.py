@@ -8,10 +8,12 @@ from hamdeq.solvers.anderson import Anderson
 from hamdeq.solvers.base import Method, Solver
 from hamdeq.solvers.broyden import Broyden
 from hamdeq.solvers.failures import ConvergenceError, ConvergenceWarning, Failures, OnFailure
+from hamdeq.solvers.fallback import with_fallback
 from hamdeq.solvers.newton import Newton
 from hamdeq.solvers.picard import Picard
 from hamdeq.solvers.safeguard import Accelerated
 from hamdeq.solvers.solution import Solution, Status
+from hamdeq.solvers.trust_region import TrustRegion
 
 __all__ = [
     "Accelerated",
@@ -27,4 +29,6 @@ __all__ = [
     "Solution",
     "Solver",
     "Status",
+    "TrustRegion",
+    "with_fallback",
 ]

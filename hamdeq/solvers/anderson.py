@@ -33,6 +33,7 @@ class Anderson(Accelerated):
         patience: steps without a lower residual, ≥ 1.
         tol: relative residual to reach.
         max_steps: evaluations of f at most.
+        fallback_steps: of an energy model, evaluations by :class:`~hamdeq.TrustRegion` after these.
 
     Source: Walker & Ni, "Anderson Acceleration for Fixed-Point Iterations" (2011), in the form
     with differences (their equation 2.2).

@@ -86,10 +86,14 @@ class Stopping:
     Args:
         tol: relative residual to reach, > 0.
         max_steps: evaluations at most, ≥ 0.
+        fallback_steps: evaluations that samples get after these, by a method that converges
+            wherever it can: :class:`~hamdeq.TrustRegion` of an energy model, and
+            :class:`~hamdeq.GMRES` of the linear system of a gradient; 0 for none.
     """
 
     tol: float = 1e-4
     max_steps: int = 100
+    fallback_steps: int = 500
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.tol) and self.tol > 0):
@@ -97,7 +101,8 @@ class Stopping:
                 f"tol: expected a finite relative residual > 0, such as 1e-4, got {self.tol!r}"
             )
         # Frozen, but a NumPy integer is kept as an int.
-        object.__setattr__(self, "max_steps", integer("max_steps", self.max_steps, least=0))
+        for name in ("max_steps", "fallback_steps"):
+            object.__setattr__(self, name, integer(name, getattr(self, name), least=0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +119,7 @@ class Solver(Stopping, ABC):
     Args:
         tol: relative residual to reach, > 0.
         max_steps: evaluations of f at most, ≥ 0.
+        fallback_steps: of an energy model, evaluations by :class:`~hamdeq.TrustRegion` after these.
         trace: whether ``Solution.trace`` is kept, a number for each sample and evaluation.
     """
 

@@ -29,6 +29,7 @@ class Broyden(Accelerated):
         patience: steps without a lower residual, ≥ 1.
         tol: relative residual to reach.
         max_steps: evaluations of f at most.
+        fallback_steps: of an energy model, evaluations by :class:`~hamdeq.TrustRegion` after these.
 
     Source: Broyden, "A class of methods for solving nonlinear simultaneous equations" (1965),
     method 1, inverse form by Sherman & Morrison.

@@ -61,7 +61,8 @@ class Failures:
         if quiet or bool(solution.converged.all()):
             return
         total = solution.status.numel()
-        counts = [(s, int((solution.status == s).sum())) for s in Status if s != Status.CONVERGED]
+        failed = solution.status[~solution.converged]
+        counts = [(s, int((failed == s).sum())) for s in Status]
         texts = {s: remedy if remedy and s in _OF_THE_SOLVE else s.message for s in Status}
         parts = (f"{n} of {total} samples: {texts[s]}" for s, n in counts if n)
         text = f"{what} not reached by {'; '.join(parts)}"

@@ -30,6 +30,7 @@ class Newton(Accelerated):
         patience: steps without a lower residual, ≥ 1.
         tol: relative residual to reach.
         max_steps: evaluations of f at most.
+        fallback_steps: of an energy model, evaluations by :class:`~hamdeq.TrustRegion` after these.
 
     Raises:
         TypeError: in the solve, f cannot be differentiated by autograd.

@@ -24,6 +24,7 @@ class Picard(Solver):
         damping: step h, 0 < h ≤ 1.
         tol: relative residual to reach.
         max_steps: evaluations of f at most.
+        fallback_steps: of an energy model, evaluations by :class:`~hamdeq.TrustRegion` after these.
     """
 
     damping: float = 1.0

@@ -24,6 +24,7 @@ class Status(IntEnum):
     INVALID = 3
     CYCLE = 4
     OVERFLOW = 5
+    FALLBACK = 6
 
     @property
     def message(self) -> str:
@@ -38,6 +39,11 @@ _MESSAGES = {
         "Broyden(), damp the steps (Picard(damping=0.5)), allow more (max_steps), accept a larger "
         "tol, or scale the weights down; in float32 a tol below 1e-6 may be out of reach"
         " (docs/convergence.md)"
+    ),
+    Status.FALLBACK: (
+        "the relative residual stayed above tol for max_steps steps, and the fallback "
+        "(TrustRegion, of a linear system GMRES) then brought it below; if that takes too long, "
+        "use a solver that needs fewer steps (docs/solvers.md)"
     ),
     Status.DIVERGED: (
         "a layer became infinite or not a number; the best finite state was kept, if all layers "
@@ -73,7 +79,8 @@ class Solution(Container, aside=("n_evals", "adjoint")):
         residual: relative residual ‖f(x) − x‖/‖f(x)‖ of exactly that state: ``(batch,)``.
         steps: evaluations of f until the sample stopped: ``(batch,)``.
         converged: whether the residual is below tol: ``(batch,)``.
-        status: a :class:`Status` a sample: ``(batch,)``.
+        status: a :class:`Status` a sample: ``(batch,)``. Of samples that have converged it is
+            ``CONVERGED``, or ``FALLBACK`` where that took the solver's second budget.
         n_evals: evaluations of f for the batch as a whole.
         trace: relative residual in every evaluation, after the sample stopped that of its value:
             ``(n_evals, batch)``; ``(0, batch)`` of a solver with ``trace=False``.

@@ -97,7 +97,7 @@ def peak(module: Hopfield) -> float:
 def settling(steps: int) -> Hopfield:
     """One that updates so often, as its tolerance is never reached; its gradient has the usual."""
     adjoint = Implicit(solver=ConjugateGradient(tol=1e-4))
-    solver = Picard(tol=1e-30, max_steps=steps)
+    solver = Picard(tol=1e-30, max_steps=steps, fallback_steps=0)
     return layer(None, solver=solver, adjoint=adjoint, on_failure="ignore")
 
 

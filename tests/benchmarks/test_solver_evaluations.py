@@ -115,7 +115,7 @@ PROBLEMS: dict[str, tuple[Callable[[float], Problem], float]] = {
 
 def evaluations(solver: Solver, problem: Problem, tol: float) -> str:
     f, x0 = problem
-    solution = solve(f, x0, replace(solver, tol=tol, max_steps=1000))
+    solution = solve(f, x0, replace(solver, tol=tol, max_steps=1000, fallback_steps=0))
     return str(int(solution.steps.max())) if solution.converged.all() else "–"
 
 

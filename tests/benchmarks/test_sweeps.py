@@ -23,7 +23,10 @@ from torch import Tensor
 from hamdeq import DEQ, HAM, Broyden, Clamped, Madam, Picard, Solution, clamp, fixed_point
 from hamdeq.layers import State
 
-SOLVERS = {"Picard": Picard(max_steps=300), "Broyden": Broyden(max_steps=300)}
+SOLVERS = {
+    "Picard": Picard(max_steps=300, fallback_steps=0),
+    "Broyden": Broyden(max_steps=300, fallback_steps=0),
+}
 
 
 def sweep(memory: Clamped, *, back: bool) -> Callable[[State], State]:

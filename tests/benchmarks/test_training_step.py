@@ -52,7 +52,7 @@ class Forced(Anderson):
 
 
 def forced_to(steps: int) -> Anderson:
-    solver = Forced(max_steps=steps)
+    solver = Forced(max_steps=steps, fallback_steps=0)
     object.__setattr__(solver, "tol", -1.0)  # refused by the constructor, for good reasons
     return solver
 
@@ -98,7 +98,7 @@ class Training:
 
 def test_settling_against_forced_iterations(benchmark):
     settling = Training(Anderson(max_steps=40), ConjugateGradient(tol=1e-2))
-    stock = {"name": "anderson", "tol": 1e-30}
+    stock = {"name": "anderson", "tol": 1e-30, "fallback_steps": 0}
     variants = {
         "settling": settling,
         "forced": Training(forced_to(40), forced_to(8)),

@@ -91,6 +91,7 @@ def measure(
     """
     deq = module.deq
     deq.failures = Failures("ignore")
+    deq.solver = replace(deq.solver, fallback_steps=0)  # which would count as the solver's own
     images, labels = data.split("test")
     image = module.as_input(images)
     steps, converged, right, evaluations, wall, cpu = [], [], [], [], [], []
@@ -149,7 +150,7 @@ def energy_curve(deq: DEQ, clamped: State) -> list[float]:
     tiny = torch.finfo(torch.float64).tiny
     curve = []
     for steps in range(1, _ENERGY_STEPS + 1):
-        deq.solver = replace(deq.solver, tol=tiny, max_steps=steps)
+        deq.solver = replace(deq.solver, tol=tiny, max_steps=steps, fallback_steps=0)
         curve.append(deq.energy(deq(clamped).value))
     deq.solver = Anderson(tol=1e-13, max_steps=200)
     curve.append(deq.energy(deq(clamped).value))
@@ -162,7 +163,7 @@ def _trace(deq: DEQ, clamped: State) -> Tensor:
     solver = deq.solver
     image = next(iter(clamped.values()))
     tiny = torch.finfo(image.dtype).tiny  # no residual is below it: all iterations are run
-    deq.solver = replace(solver, tol=tiny, max_steps=_TRACE_STEPS)
+    deq.solver = replace(solver, tol=tiny, max_steps=_TRACE_STEPS, fallback_steps=0)
     try:
         trace = deq(clamped).trace[:_TRACE_STEPS]
     finally:
