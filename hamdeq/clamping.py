@@ -26,7 +26,8 @@ class Clamped(Layered):
 
     What the held layers exert on the free ones does not change while these settle, so it is
     computed once, here, and not in every step: for an image this is by far the largest product.
-    It belongs to the parameters' present values: hold the layers anew after a change of these.
+    It belongs to the parameters' present values, as do weights that are computed from others, by
+    normalisation or pruning: hold the layers anew after a change of these.
 
     Attributes:
         held: states of the layers that are held.
@@ -34,9 +35,9 @@ class Clamped(Layered):
         known: which neurons of these are held.
     """
 
-    def __init__(self, ham: HAM, held: State, known: State | None = None) -> None:
+    def __init__(self, ham: Layered, held: State, known: State | None = None) -> None:
         ham.check_state(held, layers=tuple(held))
-        self.ham = ham
+        self.ham = ham = ham.prepared()
         some = next(iter(held.values()))
         self._batch = len(some)
         self.known: State = check_masks(ham, held, known)
@@ -199,7 +200,7 @@ def clamp(ham: HAM, held: State, known: State | None = None) -> Clamped:
     return Clamped(ham, held, known)
 
 
-def check_masks(ham: HAM, held: State, known: State | None) -> State:
+def check_masks(ham: Layered, held: State, known: State | None) -> State:
     """The masks of the layers that are held in part, with a batch, refused unless they fit."""
     known = {} if known is None else known
     if not isinstance(known, dict):

@@ -22,7 +22,8 @@ N n, and N has no negative number. In other norms that holds up to a constant.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from hamdeq.ham import HAM, check_ham
 from hamdeq.lagrangians.base import positive
+from hamdeq.prepared import is_plain, prepared
 from hamdeq.spectral import clip_, cut_, largest, matrix_norm, spectral_norm, weight_matrix
 from hamdeq.synapses import Lateral, Map
 from hamdeq.synapses.base import Shape
@@ -71,7 +73,9 @@ def contract_(ham: HAM, *, clamped: Collection[str] = ("input",), rate: float = 
     other directions is kept: the nearest matrix within the bound. Convolutions and other maps lose
     what makes them strongest, by a few steps that each lower the largest singular value with the
     smallest change of the weights, and are scaled down by what is left; lateral weights are scaled
-    down. Weaker synapses, and those of clamped layers, stay as they are.
+    down, and so are those that are computed from others (``weight_norm``, pruning,
+    parametrizations), by way of the parameters that set their size. Weaker synapses, and those of
+    clamped layers, stay as they are.
 
     Args:
         ham: the memory.
@@ -83,7 +87,8 @@ def contract_(ham: HAM, *, clamped: Collection[str] = ("input",), rate: float = 
 
     Raises:
         ValueError: as :func:`contraction`; a rate that is no number > 0; a synapse that is too
-            strong and has no weights.
+            strong and has no weights that require a gradient, or only some whose size does not
+            matter, as with ``spectral_norm``.
         TypeError: as :func:`contraction`.
     """
     rate = positive("rate", rate)
@@ -107,23 +112,84 @@ def contract_(ham: HAM, *, clamped: Collection[str] = ("input",), rate: float = 
     for weights, places in acting.items():
         if max(each.strength for each in places) > limit:
             _weaken_(weights, places, limit)
+    # A change that made a map weaker may have made another stronger that has a weight of it.
+    owners = Counter(weight for weights in acting for weight in weights)
+    for weights, places in acting.items():
+        if any(owners[weight] > 1 for weight in weights):
+            _scale_down_(weights, places, limit)
     return limit
 
 
 def _weaken_(weights: tuple[Tensor, ...], places: list[_Coupling], limit: float) -> None:
     """Bring weights that are too strong within the limit, wherever they act."""
-    if all(weight_matrix(each.synapse) is not None for each in places):
-        (weight,) = weights
-        clip_(weight, min(limit / each.steepness for each in places))
+    if all(is_plain(each.synapse) for each in places):
+        if len(weights) == 1 and all(weight_matrix(each.synapse) is weights[0] for each in places):
+            clip_(weights[0], min(limit / each.steepness for each in places))
+            return
+        for each in places:
+            if isinstance(each.synapse, Map):
+                cut_(each.synapse, each.shape, limit / each.steepness)
+    _scale_down_(weights, places, limit)
+
+
+def _scale_down_(weights: tuple[Tensor, ...], places: list[_Coupling], limit: float) -> None:
+    """Scale weights down until they are within the limit; scaled down, they are weaker everywhere.
+
+    Raises:
+        ValueError: the strength does not follow their size, and they are left as they were.
+    """
+
+    def strength() -> float:
+        return max(each.measured().strength for each in places)
+
+    def scale(powers: list[float]) -> float:
+        for weight, power in zip(weights, powers, strict=True):
+            if power:
+                weight.div_((size / limit) ** (1 / sum(powers)))
+        return strength()
+
+    def restore() -> None:
+        for weight, kept in zip(weights, before, strict=True):
+            weight.copy_(kept)
+
+    rounding = max(_ROUNDING, *(8 * torch.finfo(weight.dtype).eps for weight in weights))
+    size, before = strength(), [weight.clone() for weight in weights]
+    if size <= limit:
         return
-    for each in places:
-        if isinstance(each.synapse, Map):
-            cut_(each.synapse, each.shape, limit / each.steepness)
-    # Scaled down, weights are weaker everywhere.
-    excess = max(each.measured().strength for each in places) / limit
-    if excess > 1:
-        for weight in weights:  # several of maps one after the other: an equal part each
-            weight.div_(excess ** (1 / len(weights)))
+    # Of maps one after the other an equal part each.
+    if abs(scale([1.0] * len(weights)) / limit - 1) <= rounding:
+        return
+    restore()
+    # The strength goes with another power of their size, or the direction of some alone counts.
+    for _ in range(_TRIES):
+        powers = [_power(weight, size, strength) for weight in weights]
+        if not any(powers):
+            break
+        size = scale(powers)
+        if size <= limit * (1 + rounding):
+            return
+    restore()
+    each = max(places, key=lambda each: each.measured().strength)
+    raise ValueError(
+        f"{type(each.synapse).__name__} between {each.a!r} and {each.b!r}: expected weights that "
+        f"are weaker when they are smaller, to lower a strength of {size:.4g} to {limit:.4g}, got "
+        "normalised ones, as of spectral_norm; remove the normalisation, let layers have "
+        "activations that are less steep, or raise the rate"
+    )
+
+
+def _power(weight: Tensor, size: float, strength: Callable[[], float]) -> float:
+    """The power of a weight's size with which a strength goes; 0 where it hardly does."""
+    kept = weight.clone()
+    weight.mul_(0.5)
+    power = math.log2(size / max(strength(), _ROUNDING * size))
+    weight.copy_(kept)
+    return power if power > 0.5 else 0.0
+
+
+# Of float32, in a product of matrices.
+_ROUNDING = 1e-5
+_TRIES = 5
 
 
 def _free(ham: HAM, clamped: Collection[str]) -> list[str]:
@@ -151,9 +217,10 @@ class _Coupling(NamedTuple):
 
     def measured(self) -> _Coupling:
         """The same, of the weights as they are now."""
-        if isinstance(self.synapse, Lateral):
-            return self._replace(norm=matrix_norm(self.synapse.matrix()))
-        return self._replace(norm=spectral_norm(self.synapse, self.shape))
+        synapse = prepared(self.synapse)
+        if isinstance(synapse, Lateral):
+            return self._replace(norm=matrix_norm(synapse.matrix()))
+        return self._replace(norm=spectral_norm(synapse, self.shape))
 
 
 def _couplings(ham: HAM, names: list[str]) -> Iterator[_Coupling]:

@@ -19,6 +19,7 @@ from hamdeq.colouring import colouring, two_colouring
 from hamdeq.ham import HAM
 from hamdeq.implicit import Adjoint, Implicit, attach, solve
 from hamdeq.layers import State
+from hamdeq.prepared import Prepared
 from hamdeq.solvers import Broyden, Failures, OnFailure, Solution, Solver, Status
 from hamdeq.splitting import Reduced, eliminate
 from hamdeq.starting import forward_sweep
@@ -222,7 +223,8 @@ class DEQ(Recorded, nn.Module):
         rows, part = _rows(valid), given
         if rows is not None:
             part = given.select(rows)
-        model = self._clamp(part)
+        ham = self.ham.prepared()
+        model = self._clamp(part, ham)
         reduced = self._reduce(model)
         x0 = self._initial(model, part.init)
         solution = solve(reduced, x0, self.solver) if x0 else _at_rest(part.some)
@@ -248,7 +250,7 @@ class DEQ(Recorded, nn.Module):
             )
             rows = tried[alive]
             part = given.select(rows)
-            value = self._value(part, self._reduce(self._clamp(part)), solution, rows)
+            value = self._value(part, self._reduce(self._clamp(part, ham)), solution, rows)
         if rows is not None:
             value = {a: _filled(x, rows, len(valid), lost.get(a)) for a, x in value.items()}
         return replace(solution, value=value)
@@ -268,8 +270,8 @@ class DEQ(Recorded, nn.Module):
             )
         return self._full(given, reduced, solution.value)
 
-    def _clamp(self, given: Given) -> Clamped:
-        return clamp(self.ham, given.clamped, given.known)
+    def _clamp(self, given: Given, ham: Prepared) -> Clamped:
+        return Clamped(ham, given.clamped, given.known)
 
     def _reduce(self, model: Clamped) -> Reduced:
         hidden, colours = self._parting(tuple(model.held))

@@ -7,7 +7,7 @@ and comes in two halves with symmetric derivatives: activations g = ∇L(x), and
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,12 @@ from torch import Tensor
 from hamdeq.forms import Form
 from hamdeq.layers import EnergyModel, State
 
-__all__ = ["Derivatives", "Descent", "Energetic", "transposed_product"]
+__all__ = ["Derivatives", "Descent", "Energetic", "ready", "transposed_product"]
+
+
+def ready(model: Any) -> Any:
+    """An energy model for one use, its weights computed; anything else as it is."""
+    return model.prepared() if hasattr(model, "prepared") else model
 
 
 class Energetic(NamedTuple):

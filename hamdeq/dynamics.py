@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from hamdeq._containers import Container
-from hamdeq.descent import Descent
+from hamdeq.descent import Descent, ready
 from hamdeq.forms import Form
 from hamdeq.integrators import Euler, Flow, Integrator
 from hamdeq.lagrangians.base import positive
@@ -124,6 +124,7 @@ def trajectory(
             "deq.reduced({'input': …})"
         )
     model.check_state(x0)
+    model = ready(model)
     instants = _times(times)
     form = Form(x0)
     pace = _paces(tau, x0)

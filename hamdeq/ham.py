@@ -13,7 +13,7 @@ Source: Krotov, "Hierarchical Associative Memory" (2021), equations 3 to 8.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from hamdeq._recorded import Recorded
 from hamdeq.lagrangians import Lagrangian, Sigmoid
 from hamdeq.layers import Connection, Layered, Neurons, State
+from hamdeq.prepared import Prepared
 from hamdeq.synapses import Bias, Dense, Synapse
 
 __all__ = ["HAM", "check_ham"]
@@ -148,10 +149,32 @@ class HAM(Recorded, nn.Module, Layered):
         """Itself: a memory of which nothing is held knows no samples."""
         return self
 
-    def zero_state(self, like: Tensor, layers: Collection[str] | None = None) -> State:
-        """Zeros for the layers (default all), with the batch, dtype and device of ``like``."""
-        names = self.layers if layers is None else layers
-        return {a: like.new_zeros((like.shape[0], *self.layer(a).shape)) for a in names}
+    def prepared(self) -> Prepared:
+        """The same energy with its weights as they are now, for one use.
+
+        Weights that normalisation, pruning or another parametrization computes are computed here,
+        and hooks of neurons and synapses are called. Methods that follow from the energy begin with
+        it, as do :func:`~hamdeq.clamp` and :func:`~hamdeq.fixed_point`.
+        """
+        return Prepared({name: self.layer(name) for name in self.layers}, self.connections)
+
+    def activations(self, x: State) -> State:
+        return self.prepared().activations(x)
+
+    def field(self, g: State, to: str, connections: Iterable[Connection] | None = None) -> Tensor:
+        return self.prepared().field(g, to, connections)
+
+    def fields(self, g: State, to: Collection[str] | None = None) -> State:
+        return self.prepared().fields(g, to)
+
+    def energy_terms(self, x: State) -> State:
+        return self.prepared().energy_terms(x)
+
+    def update(self, x: State, *, clamped: Collection[str] = ()) -> State:
+        return self.prepared().update(x, clamped=clamped)
+
+    def step(self, x: State) -> tuple[State, State, State, Callable[[], Tensor]]:
+        return self.prepared().step(x)
 
     def __repr__(self) -> str:
         """The graph: layers with their sizes and Lagrangians, synapses with their parameters."""

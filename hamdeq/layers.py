@@ -123,6 +123,15 @@ class Layered(ABC):
     def layer(self, name: str) -> Neurons:
         """The neurons of a layer."""
 
+    def prepared(self) -> Layered:
+        """The same energy, for one use: see :meth:`HAM.prepared <hamdeq.HAM.prepared>`."""
+        return self
+
+    def zero_state(self, like: Tensor, layers: Collection[str] | None = None) -> State:
+        """Zeros for the layers (default all), with the batch, dtype and device of ``like``."""
+        names = self.layers if layers is None else layers
+        return {a: like.new_zeros((like.shape[0], *self.layer(a).shape)) for a in names}
+
     def activations(self, x: State) -> State:
         """g = ∇L(x) of every layer in x."""
         return {name: self.layer(name).activation(x_a) for name, x_a in x.items()}

@@ -87,6 +87,11 @@ class Reduced:
                     return False
         return True
 
+    def prepared(self) -> Reduced:
+        """The same energy with its weights as they are now: see :meth:`HAM.prepared`."""
+        model = self.model.prepared()
+        return self if model is self.model else Reduced(model, self.hidden, self.colours)
+
     def _minimise(self, g: State) -> State:
         """Internal states of the hidden layers at their minimum: x_B = I_B(g_A)."""
         return {name: self.model.field(g, name) for name in self.hidden}
@@ -97,11 +102,13 @@ class Reduced:
         The field on a hidden layer may overflow where x itself is finite; that layer then comes
         back infinite or NaN. A :class:`~hamdeq.DEQ` marks such samples as ``DIVERGED``.
         """
+        self = self.prepared()
         self.check_state(x)
         return x | self._minimise(self.model.activations(x))
 
     def update(self, x: State, *, clamped: Collection[str] = ()) -> State:
         """One step, x_A <- I_A(∇L_B(I_B(g_A))): the hidden layers settle, then the visible ones."""
+        self = self.prepared()
         self.model.check_names(clamped)
         self.check_state(x)
         g = self.model.activations(x)
@@ -114,6 +121,7 @@ class Reduced:
 
     def fields(self, g: State) -> State:
         """The field on every visible layer, once the hidden ones have settled."""
+        self = self.prepared()
         return self.model.fields(g | self.model.activations(self._minimise(g)), self.visible)
 
     def _sweep(self, g: State, hidden: State, layers: Collection[str]) -> State:
@@ -132,6 +140,7 @@ class Reduced:
         Computed as −Σ_B L_B(I_B) + (all terms without B); it equals the full energy of
         :meth:`restore`.
         """
+        self = self.prepared()
         self.check_state(x)
         g = self.model.activations(x)
         layers = {name: self.model.layer(name).energy(x_a) for name, x_a in x.items()}
@@ -140,6 +149,7 @@ class Reduced:
 
     def step(self, x: State) -> tuple[State, State, State, Callable[[], Tensor]]:
         """The activations, fields, update, and what yields the energy terms: ``(terms, batch)``."""
+        self = self.prepared()
         g = self.model.activations(x)
         hidden = self._minimise(g)
         update = self._sweep(g, hidden, self.visible)

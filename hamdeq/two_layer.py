@@ -31,6 +31,7 @@ from hamdeq._checks import whole
 from hamdeq.ham import HAM
 from hamdeq.lagrangians import Identity, Lagrangian, RePU, Softmax, Spherical, Tanh
 from hamdeq.layers import Neurons
+from hamdeq.prepared import prepared
 from hamdeq.synapses import Dense
 
 __all__ = ["TwoLayer"]
@@ -88,7 +89,7 @@ class TwoLayer(HAM):
     @property
     def patterns(self) -> Tensor:
         """The stored patterns ξ, ``(K, N)``."""
-        return self.synapses[0].weight.mT  # type: ignore[return-value, union-attr]
+        return prepared(self.synapses[0]).weight.mT  # type: ignore[return-value, union-attr]
 
     @classmethod
     def model_a(

@@ -21,6 +21,7 @@ from hamdeq import (
     HAM,
     Anderson,
     BengioFischer,
+    Bias,
     Broyden,
     ConjugateGradient,
     Dense,
@@ -460,9 +461,10 @@ class TestSteps:
         """At s = ρ′(s) I they multiply an error by ½(1 + s ρ″/ρ′), which is −1.02 at s = 1."""
         (rho,) = {chain().ham.layer("output").lagrangian}
         for target, settles in ((0.9, True), (1.1, False)):
-            field = rho.to_ham(torch.tensor([[target]], dtype=torch.float64))  # type: ignore[union-attr, operator]
-            chn = CHN({"a": Neurons(1, rho.rho)}, [])  # type: ignore[union-attr, arg-type]
-            chn.ham.field = lambda g, to, field=field: field  # type: ignore[method-assign]
+            field = rho.to_ham(torch.tensor([target], dtype=torch.float64))  # type: ignore[union-attr, operator]
+            bias = Bias(1)
+            bias.bias = torch.nn.Parameter(field)
+            chn = CHN({"a": Neurons(1, rho.rho)}, [(("a",), bias)])  # type: ignore[union-attr, arg-type]
             start = {"a": torch.tensor([[target + 1e-3]], dtype=torch.float64)}
             found = chn.minimise(start, ["a"], inner=InnerIterations(steps=200))["a"]
             assert (abs(found.item() - target) < 1e-6) == settles

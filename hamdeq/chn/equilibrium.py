@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from hamdeq.chn.network import CHN, activations_of, slope_of, terms_of
-from hamdeq.clamping import Clamped, clamp
+from hamdeq.clamping import Clamped
 from hamdeq.deq import DEQ, Given
 from hamdeq.ham import HAM
 from hamdeq.implicit import Adjoint
 from hamdeq.layers import Layered, State
+from hamdeq.prepared import Prepared
 from hamdeq.solvers import OnFailure, Solution, Solver
 from hamdeq.splitting import Reduced
 
@@ -93,8 +94,8 @@ class CHNDEQ(DEQ):
             )
         return super()._checked(clamped, known, init)
 
-    def _clamp(self, given: Given) -> Clamped:
-        return clamp(self.ham, self.chn.to_ham_state(given.clamped), given.known)
+    def _clamp(self, given: Given, ham: Prepared) -> Clamped:
+        return Clamped(ham, self.chn.to_ham_state(given.clamped), given.known)
 
     def _full(self, given: Given, reduced: Reduced, x: State) -> State:
         settled = super()._full(given, reduced, x)

@@ -125,12 +125,13 @@ class CHN(Recorded, nn.Module):
 
     def activations(self, s: State) -> State:
         """ρ(s) of every layer in s."""
-        return activations_of(self.ham, s)
+        return activations_of(self.ham.prepared(), s)
 
     def energy(self, s: State) -> Tensor:
         """E(s) = ½‖s‖² + Σ_s E_s(ρ(s)): ``(batch,)``."""
         self.ham.check_state(s)
-        return terms_of(self.ham, s, self.activations(s)).sum(0)
+        ham = self.ham.prepared()
+        return terms_of(ham, s, activations_of(ham, s)).sum(0)
 
     def update(self, s: State, *, clamped: Collection[str] = ()) -> State:
         """One step s <- ρ′(s) ⊙ I(ρ(s)) = s − ∇E(s) of all layers at once; clamped layers stay.
@@ -139,9 +140,10 @@ class CHN(Recorded, nn.Module):
         """
         self.ham.check_names(clamped)
         self.ham.check_state(s)
-        g = self.activations(s)
+        ham = self.ham.prepared()
+        g = activations_of(ham, s)
         return {
-            name: x if name in clamped else slope_of(self.ham, name, x) * self.ham.field(g, name)
+            name: x if name in clamped else slope_of(ham, name, x) * ham.field(g, name)
             for name, x in s.items()
         }
 
@@ -160,16 +162,17 @@ class CHN(Recorded, nn.Module):
             ValueError: an unknown layer, or layers that have no such minimum.
         """
         self.ham.check_state(s)
-        hidden = eliminate(self.ham, layers).hidden
-        g = self.activations(s)
+        ham = self.ham.prepared()
+        hidden = eliminate(ham, layers).hidden
+        g = activations_of(ham, s)
         found = {}
         for name in hidden:
-            field, x = self.ham.field(g, name), s[name]
+            field, x = ham.field(g, name), s[name]
             if inner is None:
-                x = neurons_of(self.ham, name).from_ham(field)
+                x = neurons_of(ham, name).from_ham(field)
             else:
                 for _ in range(inner.steps):
-                    x = x + inner.damping * (slope_of(self.ham, name, x) * field - x)
+                    x = x + inner.damping * (slope_of(ham, name, x) * field - x)
             found[name] = x
         return s | found
 

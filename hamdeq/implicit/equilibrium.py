@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hamdeq.descent import Descent
+from hamdeq.descent import Descent, ready
 from hamdeq.forms import Form
 from hamdeq.implicit.base import Adjoint, Map
 from hamdeq.implicit.linear import Implicit
@@ -69,6 +69,7 @@ def fixed_point(
         >>> round(solution.value.item(), 5)
         0.73909
     """
+    f = ready(f)
     solver, adjoint, failures = solver or Broyden(), adjoint or Implicit(), Failures(on_failure)
     solution = solve(f, x0, solver)
     if isinstance(f, Reduced):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hamdeq.ham import HAM
 from hamdeq.plots.gallery import image_axes, in_colours
+from hamdeq.prepared import prepared
 from hamdeq.synapses import Dense
 
 __all__ = ["weight_images"]
@@ -90,7 +91,8 @@ def _weights(ham: HAM, layers: tuple[str, str]) -> Tensor:
     ham.check_names(layers)
     for names, synapse in ham.connections:
         if isinstance(synapse, Dense) and sorted(names) == sorted(layers):
-            return synapse.weight.mT if names == tuple(layers) else synapse.weight
+            weight = prepared(synapse).weight
+            return weight.mT if names == tuple(layers) else weight
     found = [names for names, synapse in ham.connections if isinstance(synapse, Dense)]
     raise ValueError(
         f"layers: expected two with a Dense between them, of {found}, got {layers}; or give the "

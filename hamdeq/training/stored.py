@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 
 from hamdeq.lagrangians import Identity
 from hamdeq.synapses import Bias, Dense
@@ -78,6 +79,7 @@ class StoredExamples(Callback):
                 biases.append(synapse.bias)
             elif (
                 isinstance(synapse, Dense)
+                and isinstance(synapse.weight, nn.Parameter)
                 and other in examples
                 and isinstance(ham.layer(other).lagrangian, Identity)
             ):
@@ -86,7 +88,7 @@ class StoredExamples(Callback):
             else:
                 raise ValueError(
                     f"StoredExamples: expected only a Bias on {self.layer!r}, and Dense to layers "
-                    f"of {list(examples)} whose neurons are Identity(), got "
+                    f"of {list(examples)} whose neurons are Identity(), with plain weights, got "
                     f"{type(synapse).__name__} {layers}"
                 )
         if len(biases) != 1:
