@@ -222,6 +222,47 @@ def test_a_setting_changes_how_a_memory_settles_and_nothing_else():
     }
 
 
+def test_a_solver_of_the_user_s_own_is_compared_on_the_same_weights(here, capsys, monkeypatch):
+    (here / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from hamdeq import Picard\n\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Anderson(Picard):\n    damping: float = 0.5\n"
+    )
+    monkeypatch.syspath_prepend(here)
+    sizes = {"input": 64, "hidden1": 16, "output": 10}
+    run = a_run(here / "mine/version_0", sizes, ["input-hidden1", "hidden1-output"])
+    solvers = ["anderson", "mine.Anderson"]
+    # A run that is not trusted: the one class that is made is the one that was named.
+    main([f"--adopt={run}", "--wandb=disabled", "--max_steps=90", "--solvers", *solvers])
+    with (here / "runs/convergence/measurements.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    # Another solver of the same name is told apart.
+    assert [row["solver"] for row in rows] == ["Anderson", "mine.Anderson"]
+    anderson, mine = (float(row["iterations"]) for row in rows)
+    assert mine > anderson
+    assert len({row["accuracy"] for row in rows}) == 1
+    assert capsys.readouterr().out.count("| mine | 64-16-10 |") == 2
+
+
+def test_a_solver_of_the_user_s_own_is_trained_with():
+    one = Setting("mine.Anderson", tol=1e-6)
+    assert one.options() == ("--model.deq.solver=mine.Anderson", "--model.deq.solver.tol=1e-06")
+
+
+def test_wandb_online_without_a_key_is_refused_before_anything(here, capsys, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+
+    def login() -> None:
+        raise wandb.errors.UsageError("No API key configured.")
+
+    monkeypatch.setattr(wandb, "login", login)
+    with pytest.raises(SystemExit, match="2"):
+        main([str(DIGITS), "--wandb=online"])
+    assert "error: wandb online: expected an API key of wandb, got none" in capsys.readouterr().err
+    assert not (here / "runs").exists()
+
+
 def test_sizes():
     assert with_sizes(DIGITS, "64-20-30-10") == (
         "--model.deq.ham.sizes=[64, 20, 30, 10]",
@@ -289,6 +330,7 @@ def test_the_sweep_asks_what_can_be_asked(here, monkeypatch):
     asked = []
     monkeypatch.setattr(Experiment, "run", lambda self: asked.append(self.plan))
     monkeypatch.setattr(Experiment, "report", lambda self: "")
+    monkeypatch.setattr("wandb.login", lambda: True)
     names, values = zip(*((k, v["values"]) for k, v in sweep["parameters"].items()), strict=True)
     for chosen in itertools.product(*values):
         args = [f"--{name}={value}" for name, value in zip(names, chosen, strict=True)]
@@ -578,10 +620,15 @@ def test_a_folder_with_an_equals_sign_is_a_folder(here):
     [
         (["nowhere.yaml"], "expected files of configurations, got nowhere.yaml"),
         ([str(DIGITS), "--seeds=0"], "--seeds: expected at least 1, got 0"),
-        ([str(DIGITS), "--solvers", "andersen"], "invalid choice: 'andersen'"),
+        (
+            [str(DIGITS), "--solvers", "andersen"],
+            "such as mypackage.MySolver, got 'andersen'; did you mean",
+        ),
+        ([str(DIGITS), "--solvers", "nowhere.Solver"], "No module named 'nowhere'"),
+        ([str(DIGITS), "--solvers", "hamdeq.HAM"], "no complete subclass of hamdeq.Solver"),
         ([str(DIGITS), "--sizes", "a-b"], "--sizes: expected numbers of neurons"),
         (["--adopt=nothing"], "--adopt: expected a run's folder version_N"),
-        (["7", str(DIGITS)], "got 7; give options of the trainings as --name=value"),
+        (["7", str(DIGITS)], "expected files of configurations, got 7"),
     ],
 )
 def test_mistakes_are_told(here, capsys, args, message):

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -29,9 +30,16 @@ from hamdeq.experiments import (
     MeanPooling,
     MNISTBagsDataModule,
     Readout,
+    binary_capacity,
+    capacity,
     compare,
+    cost,
     series,
 )
+from hamdeq.experiments.__main__ import main as experiments_main
+from hamdeq.experiments.convergence.cli import main as convergence_main
+from hamdeq.experiments.hyperparameters.cli import main as hyperparameters_main
+from hamdeq.experiments.options import Parser
 from hamdeq.nn import Hopfield, HopfieldLayer, HopfieldPooling
 from hamdeq.training import BinaryClassifier
 from hamdeq.training.cli import main
@@ -454,7 +462,7 @@ def test_compare_says_what_fails(here, capfd, monkeypatch):
 def test_one_run_that_fails_does_not_keep_the_others_from_being_compared(here, capfd, monkeypatch):
     config = ROOT / "configs/latch/pooling.yaml"
 
-    def run(self, seed):
+    def run(self, seed, **options):
         if seed == 1:
             raise RuntimeError("diverged")
         return {"test/accuracy": 0.25 * (seed + 1)}
@@ -470,3 +478,87 @@ def test_everything_public_is_exported():
     for module in (experiments, training):
         for name in module.__all__:
             assert getattr(module, name).__doc__
+
+
+# ------------------------------------------------------------------------ their command lines
+
+
+def test_an_option_s_value_may_follow_after_a_space_or_an_equals_sign():
+    parser = Parser("name", "what", operands="CONFIG...")
+    parser.add_argument("configs", nargs="+")
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--data.root", dest="root")
+    expected = ("--trainer.max_epochs=3", "--model.x=-1", "--model.sizes=[64, 10]")
+    for args in (
+        "--trainer.max_epochs 3 a.yaml --seeds 2 --model.x -1 b.yaml --data.root d",
+        "a.yaml b.yaml --seeds=2 --trainer.max_epochs=3 --model.x=-1 --data.root=d",
+    ):
+        known, options = parser.parse_split([*args.split(), "--model.sizes", "[64, 10]"])
+        assert options == expected
+        assert (known.configs, known.seeds, known.root) == (["a.yaml", "b.yaml"], 2, "d")
+
+
+@pytest.mark.parametrize("name", ["latch", "bags", "bit_patterns"])
+def test_modules_of_data_say_what_to_run(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    module = f"hamdeq.experiments.{name}"
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module(module, run_name="__main__")
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"python train.py fit --config configs/{name}/NAME.yaml" in said
+
+
+def test_a_module_of_data_is_imported_only_when_it_is_asked_for():
+    # Or else Python warns of one that runs as a program.
+    assert not {*experiments.__all__} & {*vars(experiments)}
+    assert experiments.LatchDataModule is LatchDataModule
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(compare.main, convergence_main, hyperparameters_main),
+        *(capacity.main, binary_capacity.main, cost.main),
+    ],
+    ids=lambda call: call.__module__,
+)
+def test_help_and_errors_of_an_experiment_are_short(here, call, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        call(["--help"])
+    text = capsys.readouterr().out
+    assert text.startswith("usage: python -m hamdeq.experiments.")
+    assert not re.search(r":\w+:`|``", text)
+    # Every option is explained.
+    bare = re.compile(r"^  --?[a-z][^\n]*\n(?=  -|\n|$)", re.MULTILINE)
+    assert [line for line in bare.findall(text) if not re.search(r"\S  +\S", line)] == []
+    with pytest.raises(SystemExit, match="2"):
+        call(["--repeats=x", "--seeds=x", "nothing.yaml"])
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert len(error.splitlines()) == 2
+    assert not any(here.iterdir())
+
+
+def test_the_list_of_experiments_is_whole(capsys):
+    experiments_main()
+    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]}
+    programs = {
+        path.parent.name if path.stem == "__main__" else path.stem
+        for path in (ROOT / "hamdeq/experiments").rglob("*.py")
+        if '\nif __name__ == "__main__":\n    main()' in path.read_text()
+    }
+    assert listed == programs - {"experiments"}
+
+
+def test_comparisons_count_epochs_and_say_so_in_plain_lines(here, capfd, monkeypatch):
+    config = ROOT / "configs/latch/pooling.yaml"
+    monkeypatch.setattr(
+        series.Series, "run", lambda self, seed, meanwhile: meanwhile() or {"test/accuracy": 1.0}
+    )
+    compare.main([str(config), "--seeds=2", "--trainer.max_epochs", "7"])
+    error = capfd.readouterr().err
+    assert error.splitlines() == [
+        "train latch/pooling, seed 0: 0/14, elapsed 0:00, remaining ?",
+        "train latch/pooling, seed 1: 0/14, elapsed 0:00, remaining ?",
+    ]

@@ -120,3 +120,9 @@ def _pad(images: Tensor, bags: list[list[int]]) -> tuple[Tensor, Tensor]:
         padded[i, : len(bag)] = images[bag].unflatten(1, (28, 28))
         padding[i, : len(bag)] = False
     return padded, padding
+
+
+if __name__ == "__main__":
+    from hamdeq.experiments.options import describe_data
+
+    describe_data("bags", "Bags of MNIST digits, positive with a nine among them.")

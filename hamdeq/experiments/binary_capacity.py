@@ -15,7 +15,6 @@ With F = exp about 2^(N/2) patterns are stored (Demircigil et al. 2017).
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,8 +22,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from hamdeq.experiments.options import Parser
 from hamdeq.memories import (
     BinaryMemory,
     DenseAssociativeMemory,
@@ -35,6 +34,7 @@ from hamdeq.memories import (
 )
 from hamdeq.plots import binary_capacity
 from hamdeq.training.files import save_figure, write_csv
+from hamdeq.training.progress import Progress
 
 __all__ = ["Load", "Measured", "capacity", "main", "measure", "stored", "turning"]
 
@@ -121,17 +121,41 @@ def _loads(
 
 def main(args: Sequence[str] | None = None) -> None:
     """Measure errors over loads, and write ``errors.csv`` and ``binary_capacity.png``."""
-    parser = argparse.ArgumentParser(
-        description="Capacity of binary memories: errors over the number of stored patterns."
+    parser = Parser(
+        "binary_capacity",
+        "Capacity of binary memories: errors over the number of stored patterns.",
     )
     add = parser.add_argument
-    add("--sizes", type=int, nargs="+", default=[200, 500, 1000], help="N, classical")
-    add("--dense-sizes", type=int, nargs="+", default=[50, 100], help="N, n = 2, 3, 4")
-    add("--small-sizes", type=int, nargs="+", default=[10, 14, 18, 22], help="N, exponential")
-    add("--most", type=int, default=14000, help="patterns stored at most with n = 2, 3, 4")
-    add("--probes", type=int, default=20, help="patterns recalled of each draw")
-    add("--repeats", type=int, default=3, help="draws of the patterns")
-    add("--out", type=Path, default=Path("runs/binary_capacity"), help="folder to write")
+    add(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[200, 500, 1000],
+        help="neurons N of classical networks",
+    )
+    add(
+        "--dense-sizes",
+        type=int,
+        nargs="+",
+        default=[50, 100],
+        help="neurons N of dense memories with n = 2, 3, 4",
+    )
+    add(
+        "--small-sizes",
+        type=int,
+        nargs="+",
+        default=[10, 14, 18, 22],
+        help="neurons N of exponential memories",
+    )
+    add(
+        "--most",
+        type=int,
+        default=14000,
+        help="largest number of patterns that dense memories store",
+    )
+    add("--probes", type=int, default=20, help="patterns to recall from each random set")
+    add("--repeats", type=int, default=3, help="random sets of patterns for each load")
+    add("--out", type=Path, default=Path("runs/binary_capacity"), help="folder for the results")
     options = parser.parse_args(args)
     loads = [*_loads(options.sizes, options.dense_sizes, options.small_sizes, options.most)]
     rows: list[tuple[object, ...]] = []
@@ -139,13 +163,13 @@ def main(args: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     heads = ["memory", "N", "K", "seed", "turning", "wrong"]
     try:
-        with tqdm(total=len(loads) * options.repeats, desc="capacity", unit="draw") as bar:
+        with Progress(len(loads) * options.repeats, description="capacity") as bar:
             for load in loads:
                 draws = []
                 for seed in range(options.repeats):
                     draws.append(measure(load, probes=options.probes, seed=seed))
                     rows.append((*load, seed, *draws[-1]))
-                    bar.update()
+                    bar.advance()
                 means[load] = Measured(*(sum(x) / len(x) for x in zip(*draws, strict=True)))
     finally:  # What an interrupted call has measured is kept as well.
         write_csv(options.out / "errors.csv", heads, rows)

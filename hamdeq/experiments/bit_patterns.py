@@ -86,3 +86,9 @@ class BitPatternDataModule(InMemoryDataModule):
 
     def _bits(self, patterns: Tensor) -> Tensor:
         return (patterns[..., None] >> torch.arange(self.n_bits) & 1).float()
+
+
+if __name__ == "__main__":
+    from hamdeq.experiments.options import describe_data
+
+    describe_data("bit_patterns", "Bags of random bits, half of which hide one of a few signals.")

@@ -7,17 +7,17 @@ number of patterns at which it sets in grows exponentially in d (Ramsauer et al.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
+from hamdeq.experiments.options import Parser
 from hamdeq.nn import functional
 from hamdeq.plots import capacity_curves
 from hamdeq.training.files import save_figure, write_csv
+from hamdeq.training.progress import Progress
 
 __all__ = ["main", "retrieval_error"]
 
@@ -52,15 +52,25 @@ def retrieval_error(
 
 def main(args: Sequence[str] | None = None) -> None:
     """Measure errors over N and d, and write ``errors.csv`` and ``capacity.png``."""
-    parser = argparse.ArgumentParser(
-        description="Capacity of a modern Hopfield network: retrieval errors over N and d."
+    parser = Parser(
+        "capacity",
+        "Capacity of a modern Hopfield network: retrieval errors over N patterns in d dimensions.",
     )
-    parser.add_argument("--sizes", type=int, nargs="+", default=[8, 16, 24, 32, 40, 48, 56, 64])
-    parser.add_argument("--largest", type=int, default=18, help="N goes up to 2 to this power")
-    parser.add_argument("--repeats", type=int, default=3, help="draws of the patterns")
-    parser.add_argument("--sharpness", type=float, default=0.25, help="β/d")
-    parser.add_argument("--noise", type=float, default=0.2, help="distance of probes")
-    parser.add_argument("--out", type=Path, default=Path("runs/capacity"), help="folder to write")
+    sizes = [8, 16, 24, 32, 40, 48, 56, 64]
+    parser.add_argument("--sizes", type=int, nargs="+", default=sizes, help="dimensions d")
+    parser.add_argument("--largest", type=int, default=18, help="N goes up to this power of 2")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="random sets of patterns for each N and d"
+    )
+    parser.add_argument(
+        "--sharpness", type=float, default=0.25, help="inverse temperature β, divided by d"
+    )
+    parser.add_argument(
+        "--noise", type=float, default=0.2, help="distance of a probe from its pattern"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/capacity"), help="folder for the results"
+    )
     options = parser.parse_args(args)
 
     grid = [
@@ -73,12 +83,14 @@ def main(args: Sequence[str] | None = None) -> None:
     errors: dict[int, dict[int, list[float]]] = {d: {} for d in options.sizes}
     options.out.mkdir(parents=True, exist_ok=True)
     try:
-        for d, count, seed in tqdm(grid, desc="capacity", unit="draw"):
-            error = retrieval_error(
-                count, d, sharpness=options.sharpness, noise=options.noise, seed=seed
-            )
-            rows.append((d, count, seed, error))
-            errors[d].setdefault(count, []).append(error)
+        with Progress(len(grid), description="capacity") as bar:
+            for d, count, seed in grid:
+                error = retrieval_error(
+                    count, d, sharpness=options.sharpness, noise=options.noise, seed=seed
+                )
+                rows.append((d, count, seed, error))
+                errors[d].setdefault(count, []).append(error)
+                bar.advance()
     finally:  # What an interrupted call has measured is kept as well.
         write_csv(options.out / "errors.csv", ["d", "N", "seed", "error"], rows)
     means = {

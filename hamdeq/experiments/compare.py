@@ -9,12 +9,12 @@ that was interrupted goes on.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from pathlib import Path
 
-from tqdm import tqdm
-
+from hamdeq.experiments.convergence.plan import Source
+from hamdeq.experiments.convergence.progress import Progress
+from hamdeq.experiments.options import Parser
 from hamdeq.experiments.series import Series
 from hamdeq.training.files import described, write_file
 
@@ -37,19 +37,19 @@ def compare(
     """
     found: dict[Series, list[dict[str, float]]] = {one: [] for one in series}
     failures: list[str] = []
-    with tqdm(total=len(series) * seeds, unit="run") as bar:
+    trainings = [Source("run", seed, one) for one in series for seed in range(seeds)]
+    with Progress(trainings, []) as bar:
         for seed in range(seeds):
             for one in series:
-                bar.set_description(f"{one.name}, seed {seed}")
+                bar.doing(f"train {one.name}, seed {seed}")
                 try:
-                    results = one.run(seed)
+                    results = one.run(seed, meanwhile=bar.look)
                     assert results is not None  # it waits for what another process trains
                     found[one].append(results)
                 except RuntimeError as error:
                     failures.append(f"a run failed: {error}")
                 except OSError as error:
                     failures.append(described(error))
-                bar.update()
     return found, failures
 
 
@@ -71,21 +71,28 @@ def table(found: dict[Series, list[dict[str, float]]]) -> str:
 
 def main(args: list[str] | None = None) -> None:
     """Run the comparison; the arguments are the process's own by default."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hamdeq.experiments.compare",
-        description="Train configurations with several seeds, and compare the test results.",
-        epilog="Every other option goes to the command line of the runs.",
-        allow_abbrev=False,
+    parser = Parser(
+        "compare",
+        "Train configurations with several seeds, and compare the test results.",
+        operands="CONFIG...",
+        epilog="Every other option, --name value or --name=value, goes to the command line of the "
+        "trainings.",
     )
-    parser.add_argument("configs", nargs="+", type=Path, help="configurations to compare")
-    parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0 on")
-    parser.add_argument("--root", type=Path, default=Path("runs/compare"), help="where runs go")
-    known, options = parser.parse_known_args(args)
+    parser.add_argument(
+        "configs", nargs="+", type=Path, metavar="CONFIG", help="configurations to compare"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=5, help="train with the seeds from 0 to one less than this"
+    )
+    parser.add_argument(
+        "--root", type=Path, default=Path("runs/compare"), help="folder for the runs"
+    )
+    known, options = parser.parse_split(args)
     if known.seeds < 1:
         parser.error(f"--seeds: expected at least 1, got {known.seeds}; give a number of runs")
     if missing := [str(path) for path in known.configs if not path.is_file()]:
         parser.error(f"expected files of configurations, got {', '.join(missing)}")
-    series = [Series(path, tuple(options), known.root) for path in known.configs]
+    series = [Series(path, options, known.root) for path in known.configs]
     try:
         found, failures = compare(series, known.seeds)
     except KeyboardInterrupt:

@@ -14,7 +14,6 @@ tolerance is the smallest positive number, below which no residual gets in so fe
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -26,11 +25,12 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from tqdm import tqdm
 
 from hamdeq import DEQ, HAM, Anderson, ConjugateGradient, Implicit, Tanh
+from hamdeq.experiments.options import Parser
 from hamdeq.plots import cost_curves, growth
 from hamdeq.training.files import save_figure, write_csv
+from hamdeq.training.progress import Progress
 
 __all__ = ["Chain", "main", "measure", "peak_memory"]
 
@@ -126,7 +126,8 @@ def measure(
     """Medians of seconds of each job, and ``peak``, bytes of a step and the weights."""
     jobs = [chain.jobs(batch, evaluations) for chain in chains]
     found: list[dict[str, float]] = []
-    bar = tqdm(total=len(chains) * (repeats + 1), desc="cost", unit="memory")
+    # Drawn only between measurements, as drawing takes the processor time that is measured.
+    bar = Progress(len(chains) * (repeats + 1), description="cost", steady=False)
     counts: list[dict[str, int]] = []
     for chain, each in zip(chains, jobs, strict=True):
         for run in each.values():
@@ -135,7 +136,7 @@ def measure(
         counts.append({name: max(1, math.ceil(_SHORTEST / t)) for name, t in first.items()})
         whole = chain.weights + chain.sizes[0] * chain.sizes[1] + sum(chain.sizes[1:])
         found.append({"peak": 4 * whole + peak_memory(each["step"])})
-        bar.update()
+        bar.advance()
     times: list[dict[str, list[float]]] = [{name: [] for name in each} for each in jobs]
     for _ in range(repeats):
         for each, count, seconds in zip(jobs, counts, times, strict=True):
@@ -143,7 +144,7 @@ def measure(
                 if count[name] > 1:
                     run()  # what the others left in the caches is not its affair
                 seconds[name].append(_seconds(run, count[name]))
-            bar.update()
+            bar.advance()
     bar.close()
     for row, seconds in zip(found, times, strict=True):
         row.update({name: median(values) for name, values in seconds.items()})
@@ -152,20 +153,35 @@ def measure(
 
 def main(args: Sequence[str] | None = None) -> None:
     """Measure chains that grow, and write ``cost.csv`` and ``cost.png``."""
-    parser = argparse.ArgumentParser(
-        description="Time and memory of updates and training steps of memories that grow."
+    parser = Parser(
+        "cost", "Time and memory of updates and training steps of chains of layers that grow."
     )
-    parser.add_argument("--depths", type=int, nargs="+", default=[3, 5, 9, 17, 33])
-    parser.add_argument("--width", type=int, default=256, help="neurons of each of their layers")
+    depths = [3, 5, 9, 17, 33]
+    parser.add_argument("--depths", type=int, nargs="+", default=depths, help="numbers of layers")
+    parser.add_argument(
+        "--width",
+        type=int,
+        default=256,
+        help="neurons of each layer of the chains that grow in depth",
+    )
     parser.add_argument(
         "--widths", type=int, nargs="+", default=[64, 128, 256, 512, 1024, 2048, 4096],
-        help="of two neighbours in a chain of five layers, the others of --narrow",
+        help="neurons of two neighbouring layers out of five; the others have --narrow",
     )  # fmt: skip
-    parser.add_argument("--narrow", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--evaluations", type=int, default=8, help="of a training step, each way")
-    parser.add_argument("--repeats", type=int, default=7, help="rounds, of which the median counts")
-    parser.add_argument("--out", type=Path, default=Path("runs/cost"), help="folder to write")
+    parser.add_argument("--narrow", type=int, default=64, help="neurons of the other three layers")
+    parser.add_argument("--batch", type=int, default=64, help="samples of a batch")
+    parser.add_argument(
+        "--evaluations",
+        type=int,
+        default=8,
+        help="evaluations of a training step in each direction",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=7, help="rounds, of which the median is taken"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/cost"), help="folder for the results"
+    )
     options = parser.parse_args(args)
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # of the profiler, which reports on every run
     if min(options.depths) < 3:

@@ -64,3 +64,11 @@ class LatchDataModule(InMemoryDataModule):
         inputs = F.one_hot(symbols, self.n_symbols).float()
         parts = zip(inputs.split(sizes), labels.split(sizes), strict=True)
         return dict(zip(("train", "val", "test"), parts, strict=True))
+
+
+if __name__ == "__main__":
+    from hamdeq.experiments.options import describe_data
+
+    describe_data(
+        "latch", "Sequences whose first symbol is their class, for layers that remember it."
+    )

@@ -112,6 +112,8 @@ class Parser(LightningArgumentParser):
         if match := _UNKNOWN_CLASS.search(message):
             wrong = (match[1] or match[2]).rpartition(".")[2]
             known = {kind.__name__ for kind in _known_classes()}
+            if where := re.search(r"module '([\w.]+)' has no attribute", message):
+                known |= {*getattr(sys.modules.get(where[1]), "__all__", ())}
             near = nearest(wrong, known)
             return f"{message}\nDid you mean '{near}'?" if near else message
         return message
@@ -178,8 +180,9 @@ def nearest(wrong: str, known: Iterable[str]) -> str | None:
         for name in names
         if min(len(name), len(wrong)) >= 3 and (name.startswith(wrong) or wrong.startswith(name))
     ]
+    slips = difflib.get_close_matches(wrong, names, n=1, cutoff=0.85)
     close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
-    return max(begun, key=len) if begun else next(iter(close), None)
+    return next(iter([*slips, *sorted(begun, key=len)[-1:], *close]), None)
 
 
 def _did_you_mean(wrong: str, known: list[str]) -> str:

@@ -30,7 +30,7 @@ def is_terminal(file: TextIO) -> bool:
 class Progress:
     """How much of some work is done, with the times elapsed and remaining.
 
-    On a terminal this is a bar, which is drawn four times a second, and disappears when it is
+    On a terminal this is a bar, which is drawn twice a second, and disappears when it is
     closed. Elsewhere it is a line of text for each new description, and at most one in ten seconds
     between them, without carriage returns or cursor codes.
 
@@ -73,7 +73,7 @@ class Progress:
                 transient=True,
                 expand=True,
                 auto_refresh=steady,
-                refresh_per_second=4,
+                refresh_per_second=2,
             )
             self._task = self._bar.add_task(description, total=total, note="")
             self._bar.update(self._task, completed=done)

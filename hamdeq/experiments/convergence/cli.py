@@ -8,11 +8,20 @@ import os
 from pathlib import Path
 
 from hamdeq.experiments.convergence.configuration import read, with_sizes
-from hamdeq.experiments.convergence.plan import SOLVERS, SPLITTINGS, Plan, Setting, adopted
+from hamdeq.experiments.convergence.plan import (
+    SOLVERS,
+    SPLITTINGS,
+    Plan,
+    Setting,
+    adopted,
+    solver_class,
+)
 from hamdeq.experiments.convergence.running import Experiment
 from hamdeq.experiments.convergence.tracking import Tracking
+from hamdeq.experiments.options import Parser
 from hamdeq.experiments.series import Series
 from hamdeq.training.files import described
+from hamdeq.training.run import check_wandb
 
 __all__ = ["main"]
 
@@ -22,9 +31,9 @@ _DEFAULT = Path("configs/digits.yaml")
 def main(args: list[str] | None = None) -> None:
     """Run the experiment; the arguments are the process's own by default."""
     parser = _parser()
-    known, options = parser.parse_known_args(args)
+    known, options = parser.parse_split(args)
     try:
-        plan = _plan(known, _joined(options))
+        plan = _plan(known, options)
         experiment = Experiment(
             plan,
             known.root,
@@ -34,6 +43,8 @@ def main(args: list[str] | None = None) -> None:
             with_published=known.published,
             trust=known.trust,
         )
+        if known.wandb == "online":
+            check_wandb()
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
@@ -49,36 +60,73 @@ def main(args: list[str] | None = None) -> None:
         raise SystemExit("\n".join(f"error: failed: {failure}" for failure in experiment.failures))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m hamdeq.experiments.convergence",
-        description="Train memories, or take those of runs that there are, and measure how their "
-        "test images settle: iterations, evaluations, multiplications, time, accuracy.",
-        epilog="Every other option goes to the command line of the trainings. The same command "
-        "goes on where it was interrupted, and several processes share the work.",
-        allow_abbrev=False,
+def _parser() -> Parser:
+    parser = Parser(
+        "convergence",
+        "Measure how fast memories converge: iterations, evaluations, multiplications, time and "
+        "accuracy on the test images. Memories are trained first, or taken from finished runs.",
+        operands="[CONFIG...]",
+        epilog="Every other option, --name value or --name=value, goes to the command line of the "
+        "trainings. The same command goes on where it was interrupted, and several processes share "
+        "the work.",
     )
     add = parser.add_argument
-    add("configs", nargs="*", type=Path, default=[], help="configurations to train")
-    add("--config", action="append", type=Path, default=[], help="one more, as a sweep gives it")
-    add("--adopt", action="append", default=[], metavar="NAME=FOLDER", help="runs that there are")
+    add(
+        "configs",
+        nargs="*",
+        type=Path,
+        default=[],
+        metavar="CONFIG",
+        help="configurations to train",
+    )
+    add(
+        "--config",
+        action="append",
+        type=Path,
+        default=[],
+        help="one more configuration, as a sweep gives it",
+    )
+    add(
+        "--adopt",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="measure finished runs, too",
+    )
     add("--trust", action="store_true", help="adopt runs of any classes, which may run any code")
-    add("--seeds", type=int, default=2, help="number of seeds, from 0 on")
-    add("--seed", type=int, nargs="+", help="these seeds instead")
-    add("--solvers", nargs="+", choices=SOLVERS, help="to settle with, instead of as trained")
-    add("--splittings", nargs="+", choices=SPLITTINGS, help="the same of splittings")
-    add("--tol", type=float, help="relative residual at which a sample has settled")
-    add("--max_steps", type=int, help="iterations at most")
-    add("--sizes", nargs="+", help="of chains, such as 784-512-10, instead of the configured ones")
-    add("--train", choices=("once", "each"), default="once", help="once, or with every setting")
-    add("--devices", type=int, help="processes, or devices, of each training")
-    add("--data.root", dest="data_root", help="folder of the data, also of runs that there are")
-    add("--batch_size", type=int, default=64, help="images that settle at once")
-    add("--published", action="store_true", help="published figures beside the measured ones")
-    add("--wandb", choices=("offline", "online", "disabled"), default="offline")
+    add("--seeds", type=int, default=2, help="train with the seeds from 0 to one less than this")
+    add("--seed", type=int, nargs="+", help="train with these seeds instead")
+    add(
+        "--solvers",
+        nargs="+",
+        type=_solver,
+        metavar="SOLVER",
+        help=f"solvers to compare, instead of the one trained with: {', '.join(SOLVERS)}, or a "
+        "class of your own, such as mypackage.MySolver",
+    )
+    add("--splittings", nargs="+", choices=SPLITTINGS, help="splittings to compare")
+    add("--tol", type=float, help="relative residual at which a sample has converged")
+    add("--max_steps", type=int, help="largest number of iterations")
+    add("--sizes", nargs="+", help="sizes of chains to train, such as 784-512-10")
+    add(
+        "--train",
+        choices=("once", "each"),
+        default="once",
+        help="train once, or anew for each solver and splitting",
+    )
+    add("--devices", type=int, help="devices, or processes, of each training")
+    add("--data.root", dest="data_root", help="folder of the data, for finished runs as well")
+    add("--batch_size", type=int, default=64, help="images of a batch that is measured")
+    add("--published", action="store_true", help="show published figures beside the measured ones")
+    add(
+        "--wandb",
+        choices=("offline", "online", "disabled"),
+        default="offline",
+        help="whether wandb records, and where to",
+    )
     add("--project", default="hamdeq", help="wandb project")
-    add("--group", help="wandb group; by default the name of the root")
-    add("--root", type=Path, default=Path("runs/convergence"), help="where everything goes")
+    add("--group", help="wandb group, by default the name of the root folder")
+    add("--root", type=Path, default=Path("runs/convergence"), help="folder for everything")
     return parser
 
 
@@ -90,10 +138,7 @@ def _plan(known: argparse.Namespace, options: tuple[str, ...]) -> Plan:
         solvers = known.solvers or ["picard", "anderson", "broyden"]
         splittings = known.splittings or ["none", "even-odd"]
     if missing := [str(path) for path in configs if not path.is_file()]:
-        raise FileNotFoundError(
-            f"expected files of configurations, got {', '.join(missing)}; give options of the "
-            "trainings as --name=value"
-        )
+        raise FileNotFoundError(f"expected files of configurations, got {', '.join(missing)}")
     if options and not configs:
         raise ValueError(f"expected no options of trainings, as nothing is trained, got {options}")
     for name in ("seeds", "batch_size"):
@@ -129,12 +174,9 @@ def _bookkeeping(known: argparse.Namespace) -> tuple[str, ...]:
     return (f"--run.wandb={wandb}", f"--run.project={known.project}", *data)
 
 
-def _joined(options: list[str]) -> tuple[str, ...]:
-    """``--name value`` as ``--name=value``: the same options, the same trainings."""
-    found: list[str] = []
-    for option in options:
-        if found and found[-1].startswith("--") and "=" not in found[-1] and option[:2] != "--":
-            found[-1] += f"={option}"
-        else:
-            found.append(option)
-    return tuple(found)
+def _solver(name: str) -> str:
+    try:
+        solver_class(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return name

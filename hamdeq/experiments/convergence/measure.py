@@ -36,7 +36,8 @@ class Measurement:
         data: the class of the data, such as MNISTDataModule.
         model: HAM or CHN.
         sizes: of its layers, from the input on.
-        solver, splitting: how it settled.
+        solver: its class, with its package where that is not hamdeq.
+        splitting: how the layers were split.
         tol: the relative residual at which a sample has settled.
         samples: test images.
         batch_size: of those that settle at once.
@@ -112,7 +113,7 @@ def measure(
         data=type(data).__name__,
         model="CHN" if isinstance(deq, CHNDEQ) else "HAM",
         sizes=[math.prod(deq.ham.layer(name).shape) for name in deq.ham.layers],
-        solver=type(deq.solver).__name__,
+        solver=_name(type(deq.solver)),
         splitting=deq.splitting or "none",
         tol=deq.solver.tol,
         samples=len(image),
@@ -129,6 +130,12 @@ def measure(
         energies=energy_curve(deq, {module.input: image[:_ENERGY_SAMPLES]}),
         trace=_trace(deq, {module.input: image[:_TRACE_SAMPLES]}),
     )
+
+
+def _name(kind: type) -> str:
+    """A class's name, with its package where that is not hamdeq."""
+    ours = kind.__module__.partition(".")[0] == "hamdeq"
+    return kind.__name__ if ours else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _multiplications(compute: Callable[[State], object], clamped: State) -> int:

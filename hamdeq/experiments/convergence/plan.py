@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import inspect
 import itertools
 import os
 import warnings
@@ -11,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hamdeq.deq import DEQ
 from hamdeq.experiments.convergence.configuration import memory_of, read
 from hamdeq.experiments.series import Series
+from hamdeq.solvers import Solver
+from hamdeq.training.hints import nearest
 
-__all__ = ["SOLVERS", "SPLITTINGS", "Plan", "Setting", "Source", "adopted", "key"]
+__all__ = ["SOLVERS", "SPLITTINGS", "Plan", "Setting", "Source", "adopted", "key", "solver_class"]
 
 _LONGEST = 100  # bytes; with what is added, a file's name must stay below 255 of them
 
@@ -31,13 +36,39 @@ SPLITTINGS: dict[str, Literal["even-odd", "sweep"] | None] = {
 }
 
 
+def solver_class(name: str) -> type[Solver]:
+    """The class of solvers of a name of :data:`SOLVERS`, or of a path such as ``package.Class``.
+
+    Raises:
+        ValueError: there is no such class of solvers.
+    """
+    path = f"hamdeq.{SOLVERS[name]}" if name in SOLVERS else name
+    module, _, last = path.rpartition(".")
+    expected = f"expected {', '.join(SOLVERS)}, or a class of solvers such as mypackage.MySolver"
+    if not module:
+        near = nearest(name, SOLVERS)
+        raise ValueError(
+            f"{expected}, got {name!r}" + (f"; did you mean {near!r}?" if near else "")
+        )
+    try:
+        kind = getattr(importlib.import_module(module), last)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{expected}, got {name!r} ({error})") from None
+    if not (isinstance(kind, type) and issubclass(kind, Solver)) or inspect.isabstract(kind):
+        raise ValueError(
+            f"{expected}, got {name!r}, which is no complete subclass of hamdeq.Solver"
+        )
+    return kind
+
+
 @dataclass(frozen=True)
 class Setting:
     """How a memory is to settle; what is None stays as it was trained.
 
     Args:
-        solver: one of :data:`SOLVERS`. The one that it was trained with keeps all its options,
-            such as damping; another one takes over ``tol`` and ``max_steps``.
+        solver: one of :data:`SOLVERS`, or the path of another class of solvers, such as
+            ``mypackage.MySolver``. The one that it was trained with keeps all its options, such as
+            damping; another one takes over ``tol`` and ``max_steps``.
         splitting: one of :data:`SPLITTINGS`.
         tol, max_steps: of the solver.
     """
@@ -52,8 +83,9 @@ class Setting:
         deq = memory_of(config)
         solver: dict[str, Any] = deq.get("solver") or {"class_path": "hamdeq.Broyden"}
         args = dict(solver.get("init_args") or {})
-        if self.solver is not None:
-            if solver["class_path"].rpartition(".")[2] != SOLVERS[self.solver]:
+        if self.solver in SOLVERS:
+            path = solver["class_path"]
+            if not (path.startswith("hamdeq.") and path.endswith(f".{SOLVERS[self.solver]}")):
                 args = {name: args[name] for name in ("tol", "max_steps") if name in args}
             solver = {"class_path": f"hamdeq.{SOLVERS[self.solver]}"}
         given = {"tol": self.tol, "max_steps": self.max_steps}
@@ -62,11 +94,24 @@ class Setting:
         if self.splitting is not None:
             deq["splitting"] = SPLITTINGS[self.splitting]
 
+    def replace_solver(self, deq: DEQ) -> None:
+        """Give a memory the solver of this setting, where that is none of :data:`SOLVERS`.
+
+        The configuration of a run cannot name it: of a run that is not trusted only hamdeq's own
+        classes are made, and this one is named by whoever measures.
+        """
+        if self.solver is None or self.solver in SOLVERS:
+            return
+        kind, trained = solver_class(self.solver), deq.solver
+        if type(trained) is not kind:
+            deq.solver = kind(tol=trained.tol, max_steps=trained.max_steps)
+
     def options(self) -> tuple[str, ...]:
         """The same for the training's command line."""
         found = []
         if self.solver is not None:
-            found.append(f"--model.deq.solver=hamdeq.{SOLVERS[self.solver]}")
+            name = f"hamdeq.{SOLVERS[self.solver]}" if self.solver in SOLVERS else self.solver
+            found.append(f"--model.deq.solver={name}")
         for name, value in (("tol", self.tol), ("max_steps", self.max_steps)):
             if value is not None:
                 found.append(f"--model.deq.solver.{name}={value}")

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from types import TracebackType
 
-from tqdm import tqdm
+import yaml
 
-from hamdeq.experiments.convergence.configuration import epochs_of, read
+from hamdeq.experiments.convergence.configuration import epochs_of
 from hamdeq.experiments.convergence.plan import Source
+from hamdeq.training.progress import Progress as Bar
 
 __all__ = ["Progress"]
-
-_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} {elapsed} gone, {remaining} left"
 
 
 class Progress:
@@ -28,8 +27,7 @@ class Progress:
         self._measurements = set(measurements)
         self._done = 0
         total = sum(self._epochs.values()) + len(self._measurements)
-        # What was done before tells nothing of the rate of what is done now.
-        self._bar = tqdm(total=total, initial=self._count(), bar_format=_BAR, smoothing=0)
+        self._bar = Bar(total, done=self._count())
 
     def __enter__(self) -> Progress:
         return self
@@ -45,21 +43,21 @@ class Progress:
     @property
     def total(self) -> int:
         """Epochs and measurements."""
-        return int(self._bar.total)
+        return int(self._bar.total or 0)
 
     @property
     def done(self) -> int:
         """Of these, as of the last look."""
-        return int(self._bar.n)
+        return int(self._bar.done)
 
     def doing(self, what: str) -> None:
         """Say what is done now."""
-        self._bar.set_description(what)
         self.look()
+        self._bar.describe(what)
 
     def look(self) -> None:
         """Move on to where the folder is."""
-        self._bar.update(self._count() - self._bar.n)
+        self._bar.update(self._count())
 
     def _count(self) -> int:
         # What is finished stays so, and is not asked for again.
@@ -77,4 +75,8 @@ class Progress:
 
 def _epochs(source: Source) -> int:
     assert source.series is not None
-    return epochs_of(read(source.series.config), source.series.options)
+    try:
+        config = yaml.safe_load(source.series.config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        config = None  # its training will fail, and say why
+    return epochs_of(config if isinstance(config, dict) else {}, source.series.options)

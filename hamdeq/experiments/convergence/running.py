@@ -129,6 +129,7 @@ class Experiment:
 
         trust = self.trust or source.series is not None
         module, data = load_run(folder, change=change, trust=trust)
+        setting.replace_solver(module.deq)
         measured = measure(module, data, batch_size=self.batch_size)
         about = _about(folder)
         track(path.stem, measured, about, tracking=self.tracking, folder=self.root)

@@ -19,7 +19,9 @@ from hamdeq.experiments.hyperparameters.report import draw, draw_overviews, tabl
 from hamdeq.experiments.hyperparameters.results import Results, load
 from hamdeq.experiments.hyperparameters.running import run_all
 from hamdeq.experiments.hyperparameters.tracking import log
+from hamdeq.experiments.options import Parser
 from hamdeq.training.files import DamagedFileError, described, is_whole_png, write_file
+from hamdeq.training.run import check_wandb
 
 __all__ = ["main"]
 
@@ -29,6 +31,11 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(args)
     protocols = _protocols(parser, options)
+    if options.wandb == "online":
+        try:
+            check_wandb()
+        except ValueError as error:
+            parser.error(str(error))
     out: Path = options.out
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -136,44 +143,85 @@ def _protocols(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
     return list(dict.fromkeys(found))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m hamdeq.experiments.hyperparameters",
-        description="Heat maps of a dense associative memory over learning rate and 1/T.",
-        allow_abbrev=False,
+def _parser() -> Parser:
+    parser = Parser(
+        "hyperparameters",
+        "Heat maps of what a dense associative memory learns over learning rate and 1/T. The same "
+        "command goes on where it was interrupted.",
     )
     count, positive = _number(int, 1), _number(float, 0.0)
     which = parser.add_argument_group("which maps")
     which.add_argument(
         "--formulation", nargs="+", choices=("original", "normalised"),
         default=["normalised", "original"],
+        help="where the temperature acts",
     )  # fmt: skip
-    which.add_argument("--grid", nargs="+", choices=("coarse", "fine"), default=["fine", "coarse"])
-    which.add_argument("--size", nargs="+", type=count, default=[100, 250], help="N")
-    which.add_argument("--n", nargs="+", type=count, help="interaction vertices; the papers' own")
-    which.add_argument("--interaction", nargs="+", choices=INTERACTIONS, default=["leaky"])
-    which.add_argument("--eps", type=_number(float, 0.0, True), default=1e-2, help="ε of leaky")
+    which.add_argument(
+        "--grid",
+        nargs="+",
+        choices=("coarse", "fine"),
+        default=["fine", "coarse"],
+        help="wide axes, or those around the best",
+    )
+    which.add_argument("--size", nargs="+", type=count, default=[100, 250], help="neurons N")
+    which.add_argument(
+        "--n", nargs="+", type=count, help="interaction vertices, by default those of the papers"
+    )
+    which.add_argument(
+        "--interaction",
+        nargs="+",
+        choices=INTERACTIONS,
+        default=["leaky"],
+        help="interaction functions F",
+    )
+    which.add_argument(
+        "--eps", type=_number(float, 0.0, True), default=1e-2, help="slope ε of the leaky function"
+    )
     how = parser.add_argument_group("protocol")
-    how.add_argument("--full", action="store_true", help="finer axes, and 5 repeats")
-    how.add_argument("--states", type=count, help="to learn: 20 with N = 100, 30 with 250")
-    how.add_argument("--memories", type=count, default=100, help="K")
-    how.add_argument("--epochs", type=count, default=500)
-    how.add_argument("--repeats", type=count, help="draws of states and memories: 2, full 5")
+    how.add_argument("--full", action="store_true", help="twice as fine axes, and 5 repeats")
+    how.add_argument(
+        "--states",
+        type=count,
+        help="states to learn, by default 20 with N = 100 and 30 with N = 250",
+    )
+    how.add_argument("--memories", type=count, default=100, help="memories K")
+    how.add_argument("--epochs", type=count, default=500, help="epochs of learning")
+    how.add_argument(
+        "--repeats",
+        type=count,
+        help="random sets of states and memories, by default 2, or 5 with --full",
+    )
     how.add_argument("--rates", nargs="+", type=positive, help="learning rates of all maps")
     how.add_argument("--inverse-temperatures", nargs="+", type=positive, help="1/T of all maps")
-    how.add_argument("--std", type=positive, default=0.1, help="of memories to begin with")
+    how.add_argument(
+        "--std", type=positive, default=0.1, help="standard deviation of the initial memories"
+    )
     how.add_argument(
         "--unit", choices=("memory", "network", "none"), default="memory",
-        help="whose largest gradient moves by the rate",
+        help="what is scaled so that its largest gradient moves by the learning rate",
     )  # fmt: skip
-    how.add_argument("--dtype", choices=("float64", "float32"), default="float64")
-    how.add_argument("--seed", type=int, default=0)
+    how.add_argument(
+        "--dtype", choices=("float64", "float32"), default="float64", help="precision of learning"
+    )
+    how.add_argument("--seed", type=int, default=0, help="seed of states and memories")
     run = parser.add_argument_group("run")
-    run.add_argument("--out", type=Path, default=Path("runs/hyperparameters"), help="folder")
+    run.add_argument(
+        "--out", type=Path, default=Path("runs/hyperparameters"), help="folder for the results"
+    )
     run.add_argument("--workers", type=count, default=1, help="processes of one thread each")
-    run.add_argument("--kernel", choices=("auto", "eager"), default="auto", help="auto: compiled")
-    run.add_argument("--wandb", choices=("offline", "online", "disabled"), default="offline")
-    run.add_argument("--project", default="hamdeq", help="wandb's")
+    run.add_argument(
+        "--kernel",
+        choices=("auto", "eager"),
+        default="auto",
+        help="compiled where there is a compiler, or never",
+    )
+    run.add_argument(
+        "--wandb",
+        choices=("offline", "online", "disabled"),
+        default="offline",
+        help="whether wandb records, and where to",
+    )
+    run.add_argument("--project", default="hamdeq", help="wandb project")
     return parser
 
 

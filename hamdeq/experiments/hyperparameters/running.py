@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,15 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from hamdeq.experiments.hyperparameters.protocol import Protocol
 from hamdeq.experiments.hyperparameters.results import Results, load, run
 from hamdeq.training.files import DamagedFileError
+from hamdeq.training.progress import Progress
 
 __all__ = ["run_all"]
-
-_BAR = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
 
 
 def run_all(
@@ -45,11 +44,11 @@ def run_all(
     left = [protocol for protocol in protocols if not _is_measured(protocol, folder)]
     done = len(protocols) - len(left)
     if done:
-        tqdm.write(f"{done} of {len(protocols)} maps have been measured before")
+        print(f"{done} of {len(protocols)} maps have been measured before", file=sys.stderr)
     if not left:
         return
-    with tqdm(total=sum(p.work for p in left), bar_format=_BAR) as bar:
-        bar.set_postfix_str(f"map {done} of {len(protocols)}")
+    with Progress(sum(p.work for p in left), counted=False) as bar:
+        bar.describe(f"{done} of {len(protocols)} maps")
         maps = _here(left, folder, bar, compiled) if workers == 1 else None
         for protocol, found in maps or _elsewhere(left, folder, bar, workers, compiled):
             try:
@@ -58,7 +57,7 @@ def run_all(
                 failed(protocol, error)
                 continue
             done += 1
-            bar.set_postfix_str(f"map {done} of {len(protocols)}")
+            bar.describe(f"{done} of {len(protocols)} maps")
             yield result
 
 
@@ -76,7 +75,7 @@ _Found = tuple[Protocol, Callable[[], Results]]
 
 def _here(left: list[Protocol], folder: Path, bar: Any, compiled: bool) -> Iterator[_Found]:
     for protocol in left:
-        yield protocol, partial(_measured, protocol, folder, compiled, bar.update)
+        yield protocol, partial(_measured, protocol, folder, compiled, bar.advance)
 
 
 def _elsewhere(
@@ -94,7 +93,7 @@ def _elsewhere(
                 ended, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
                 while True:
                     try:
-                        bar.update(progress.get_nowait())
+                        bar.advance(progress.get_nowait())
                     except queue.Empty:
                         break
                 for each in ended:

@@ -1,0 +1,23 @@
+"""``python -m hamdeq.experiments``: which experiments there are."""
+
+from __future__ import annotations
+
+_EXPERIMENTS = {
+    "convergence": "how fast memories converge, for any models, solvers and sizes",
+    "compare": "train several configurations with several seeds, and compare their results",
+    "hyperparameters": "dense associative memories over learning rate and temperature",
+    "capacity": "how many patterns a modern Hopfield network stores",
+    "binary_capacity": "how many patterns binary memories store",
+    "cost": "time and memory of memories that grow",
+}
+
+
+def main() -> None:
+    """Print the list."""
+    print("usage: python -m hamdeq.experiments.NAME [options]; with --help it lists its options\n")
+    for name, what in _EXPERIMENTS.items():
+        print(f"  {name:<16} {what}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The command lines of the experiments: short errors, and options that go on to trainings."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from hamdeq.training.hints import nearest
+
+__all__ = ["Parser", "describe_data"]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of one experiment.
+
+    Args:
+        name: the experiment's module, below ``hamdeq.experiments``.
+        description: what the experiment does.
+        operands: what is given without a name, for the line on how to call it.
+        epilog: what follows the list of options.
+    """
+
+    def __init__(
+        self, name: str, description: str, *, operands: str = "", epilog: str | None = None
+    ) -> None:
+        super().__init__(
+            prog=f"python -m hamdeq.experiments.{name}",
+            usage=f"%(prog)s {operands} [options]" if operands else "%(prog)s [options]",
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+        )
+
+    def parse_split(
+        self, args: Sequence[str] | None = None
+    ) -> tuple[argparse.Namespace, tuple[str, ...]]:
+        """Parse the experiment's own options, and leave the others, as ``--name=value``.
+
+        All others have a value, which may also follow after a space.
+        """
+        own: list[str] = []
+        others: list[str] = []
+        left = [*(sys.argv[1:] if args is None else args)]
+        while left:
+            arg = left.pop(0)
+            if not arg.startswith("--") or arg.partition("=")[0] in self._option_string_actions:
+                own.append(arg)
+            elif "=" not in arg and left and not left[0].startswith("--"):
+                others.append(f"{arg}={left.pop(0)}")
+            else:
+                others.append(arg)
+        return self.parse_intermixed_args(own), tuple(others)
+
+    def error(self, message: str) -> NoReturn:
+        prefix = "unrecognized arguments: "
+        if message.startswith(f"{prefix}--"):
+            wrong = message.removeprefix(prefix).split()[0].partition("=")[0]
+            near = nearest(wrong, self._option_string_actions)
+            message = f"no option {wrong}" + (f". Did you mean {near}?" if near else "")
+        self.exit(2, f"error: {message}\nFor all options: {self.prog} --help\n")
+
+
+def describe_data(name: str, what: str) -> None:
+    """What a module of data says when it is called as a program."""
+    parser = Parser(
+        name,
+        what,
+        epilog=f"There is nothing to run here. Train on these data with: python train.py fit "
+        f"--config configs/{name}/NAME.yaml. Compare configurations over several seeds with: "
+        f"python -m hamdeq.experiments.compare configs/{name}/*.yaml",
+    )
+    parser.parse_args()
+    parser.print_help()
