@@ -90,6 +90,10 @@ def test_a_loaded_module_predicts_the_same_from_raw_numbers(trained, tmp_path):
     assert fresh.encoding.classes is not None
     named = np.array(fresh.encoding.classes)[theirs.argmax(1)]
     assert (named == y).mean() > 0.85
+    # Tables are often of float64: standardised as they are, then as precise as the weights.
+    with torch.no_grad():
+        double = fresh(torch.from_numpy(x)).value["output"]
+    torch.testing.assert_close(double, theirs, atol=1e-3, rtol=1e-3)
     # The numbers that a data module serves are the raw ones as well.
     assert torch.isin(data.split("test")[0][:, 0], raw[:, 0]).all()
 
@@ -579,7 +583,9 @@ def test_colour_images_are_reconstructed_and_drawn():
     known = module.what(40, "train", 0).pixels.unflatten(1, (3, 4, 5))
     assert torch.equal(known, known[:, :1].expand_as(known))
     assert not torch.equal(known[0], known[1])
+    module.encoding = Encoding(classes=("ash", "birch", "cedar"))
     figures = pictures(module, x[:3].flatten(1), [0, 1, 2], steps=2)
+    assert figures["label"].axes[0].get_title() == "ash"
     assert figures["half"].axes[0].images[0].get_array().shape == (4, 5, 4)
     flat = reconstructor((3, 4, 5), (60,), image_shape=(3, 4, 5))
     assert flat(x[:2], known=x[:2] > 0.5).value["input"].shape == (2, 60)

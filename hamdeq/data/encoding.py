@@ -72,6 +72,13 @@ class Encoding(nn.Module):
         )
         for name, value in zip(_BUFFERS, values, strict=True):
             self.register_buffer(name, value)
+        self._read()
+
+    def _read(self) -> None:
+        # Once: buffers may lie on another device, which each reading would wait for.
+        shape, names = self.input_shape, self.class_names
+        self._shape = None if shape is None else tuple(shape.tolist())
+        self._classes = None if names is None else tuple(json.loads(bytes(names.tolist())))
 
     @property
     def is_blank(self) -> bool:
@@ -86,14 +93,12 @@ class Encoding(nn.Module):
     @property
     def shape(self) -> tuple[int, ...] | None:
         """Shape of one sample; None where it is not known."""
-        return None if self.input_shape is None else tuple(self.input_shape.tolist())
+        return self._shape
 
     @property
     def classes(self) -> tuple[Label, ...] | None:
         """The names of the classes, in the order of their indices; None where there are none."""
-        if self.class_names is None:
-            return None
-        return tuple(json.loads(bytes(self.class_names.tolist())))
+        return self._classes
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Standardised inputs, in the shape in which they are given.
@@ -137,8 +142,11 @@ class Encoding(nn.Module):
         given = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
         unexpected_keys += [prefix + name for name in given if name not in _BUFFERS]
         for name in _BUFFERS if strict else [name for name in _BUFFERS if name in given]:
-            value = given.get(name)
-            setattr(self, name, None if value is None else value.detach().clone())
+            old, value = getattr(self, name), given.get(name)
+            if value is not None:
+                value = value.detach().to(value if old is None else old.device, copy=True)
+            setattr(self, name, value)
+        self._read()
 
     def extra_repr(self) -> str:
         """Shape of a sample, what is standardised, and the classes."""

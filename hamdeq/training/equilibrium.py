@@ -69,6 +69,7 @@ class EquilibriumModule(Classifier):
         """Images, or other inputs, standardised and in the shape of the input layer.
 
         Flat samples take the layer's shape, and those of any shape become flat where the layer is.
+        Floating point becomes that of the weights.
 
         Raises:
             TypeError: they are not of floating point.
@@ -77,6 +78,8 @@ class EquilibriumModule(Classifier):
         """
         shape = self.deq.ham.layer(self.input).shape
         images = self.encoding(images)
+        if images.is_floating_point():
+            images = images.to(next(self.deq.parameters(), images).dtype)
         return as_samples(images, shape, "images", f"for the layer {self.input!r}")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:

@@ -43,7 +43,7 @@ def load_run(
 
     Example:
         >>> module, data = load_run("runs/digits/version_0")  # doctest: +SKIP
-        >>> module.deq({"input": data.split("test")[0]})  # doctest: +SKIP
+        >>> module(data.split("test")[0]).value["output"]  # doctest: +SKIP
     """
     path = Path(folder) / "config.yaml"
     weights = Path(folder) / "checkpoints" / f"{checkpoint}.ckpt"

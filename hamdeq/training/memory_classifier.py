@@ -127,7 +127,8 @@ class MemoryClassifier(Classifier):
                 "images.float() / 255"
             )
         of = "one for each input of the memory"
-        return 2 * as_samples(self.encoding(images), (self.memory.inputs,), "images", of) - 1
+        pixels = as_samples(self.encoding(images), (self.memory.inputs,), "images", of)
+        return 2 * pixels.to(self.memory.memories.dtype) - 1
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         images, labels = as_pair(batch)

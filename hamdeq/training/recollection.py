@@ -123,7 +123,8 @@ def pictures(
         steps: plain steps to take.
     """
     classes = torch.tensor(labels, device=images.device)
-    names = [str(label) for label in labels]
+    named = module.encoding.classes or range(module.n_outputs)
+    names = [str(named[label]) for label in labels]
     halves, holes = _masks(len(images), module.image_shape, images.device)
     asked = {
         "label": ("An image for each label", {"labels": classes}),
@@ -147,7 +148,7 @@ def pictures(
         if known is not None:
             rows["original"] = images
             answers = found.states[-1][module.output].flatten(1).argmax(1).tolist()
-            columns = [f"“{answer}”" for answer in answers]
+            columns = [f"“{named[answer]}”" for answer in answers]
             title += "; above, the label recalled"
         figures[kind] = retrieval_gallery(
             rows,

@@ -70,6 +70,7 @@ class HAMRegressor(HAMPredictor):
         targets = self._as_targets(targets, len(inputs))
         solution = self.forward(inputs)
         state = solution.value[self.output].flatten(1)
+        targets = targets.to(state.dtype)
         loss = F.mse_loss(state, self.encoding.encode(targets))
         predicted = self.encoding.decode(state.detach())
         self._keep(solution)
