@@ -230,6 +230,13 @@ HOLE[7, 2] = np.nan
     [
         (X, Y[:39], {}, ValueError, "expected 40 targets, got 39"),
         (X[:, 0], Y, {}, ValueError, r"inputs \(n, features\), got \(40,\): .* x\[:, None\]"),
+        (
+            [[1.0, 2.0], [3.0]],
+            ["a", "b"],
+            {},
+            ValueError,
+            "expected rows of one length, got a list",
+        ),
         (X[:0], Y[:0], {}, ValueError, r"with samples and features, got \(0, 4\)"),
         (X.astype(str), Y, {}, TypeError, "expected real numbers, got <U.*get_dummies"),
         (X.astype(complex), Y, {}, TypeError, "expected real numbers, got complex128"),

@@ -171,15 +171,22 @@ class ArrayDataModule(InMemoryDataModule):
             named = [f"{name!r} ({count[i]})" for i, name in enumerate(self.classes[:10])]
             more = ", …" * (self.n_classes > 10)
             targets = f"{self.n_classes} classes (in training): {', '.join(named)}{more}"
-        return f"{type(self).__name__}({parts} samples of {shape} features; {targets})"
+        features = f"{shape} feature{'s' * (self.n_features != 1)}"
+        return f"{type(self).__name__}({parts} samples of {features}; {targets})"
 
     __str__ = __repr__
 
 
-def _array(values: Any) -> np.ndarray:
+def _array(values: Any, what: str) -> np.ndarray:
     """NumPy's view of anything like an array."""
     if not isinstance(values, Tensor):
-        return np.asarray(values)
+        try:
+            return np.asarray(values)
+        except ValueError as error:  # rows of different lengths
+            raise ValueError(
+                f"{what}: expected rows of one length, got a {type(values).__name__} that is no "
+                f"array ({error}); pad the rows, or leave some out"
+            ) from None
     values = values.detach().cpu()
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
@@ -191,14 +198,15 @@ def _numbers(values: Any, what: str) -> np.ndarray:
         TypeError: other things than real numbers.
         ValueError: missing or infinite values.
     """
-    array = _array(values)
+    array = _array(values, what)
     if array.dtype.kind == "O" and all(isinstance(v, Real) for v in array.flat):
         array = array.astype(np.float64)  # columns of several kinds of numbers
     if array.dtype.kind not in "fiub":
         odd = next((v for v in array.flat if not isinstance(v, Real)), None)
         raise TypeError(
-            f"{what}: expected real numbers, got {array.dtype}, such as {odd!r}; turn columns of "
-            "text or dates into numbers first, as pandas.get_dummies(x) does with text"
+            f"{what}: expected real numbers, got {array.dtype}, such as {odd!r}; fill in missing "
+            "values, and turn columns of text or dates into numbers first, as "
+            "pandas.get_dummies(x) does with text"
         )
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float64)
@@ -221,7 +229,7 @@ def _targets(values: Any, what: str) -> np.ndarray:
         TypeError: labels of several types, or of none that can be a name.
         ValueError: a shape that is none of targets, or missing values.
     """
-    array = _array(values)
+    array = _array(values, what)
     if array.dtype.kind == "U" and isinstance(values, tuple | list):
         array = np.asarray(values, dtype=object)  # NumPy makes strings of what lies beside strings
     if array.dtype.kind == "f":
