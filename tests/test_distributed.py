@@ -276,7 +276,8 @@ class TestCommandLine:
         weights = torch.load(path, weights_only=True)["state_dict"]
         solver = Anderson(memory=5, tol=1e-4, max_steps=40)  # of configs/digits.yaml
         deq = DEQ(HAM.chain([64, 256, 10]), solver=solver)
-        deq.load_state_dict({name.removeprefix("deq."): x for name, x in weights.items()})
+        of_deq = {name: x for name, x in weights.items() if name.startswith("deq.")}
+        deq.load_state_dict({name.removeprefix("deq."): x for name, x in of_deq.items()})
         images, labels = DigitsDataModule().split(stage)
         with torch.no_grad():
             solution = deq({"input": images})
