@@ -86,11 +86,29 @@ class HopfieldLayer(Wrapping):
         self.lookup_weights: nn.Parameter = self._learned(size, trainable, factory)
         self.target_weights: nn.Parameter | None = None
         if lookup_weights_as_separated:
-            static = self.pattern_projection_as_static
-            read = self.pattern_size if static else self.pattern_projection_dim
-            size = read or size
+            size = self._target_size(size)
             self.target_weights = self._learned(size, lookup_targets_as_trainable, factory)
         self._reset_lookup()
+
+    def _target_size(self, stored: int) -> int:
+        """Size of learned pattern projections, beside stored patterns of a size."""
+        sizes = self.hopfield.association_core.sizes
+        if not sizes.untouched:
+            return sizes.projection or stored
+        if sizes.out_projection:
+            return sizes.pattern or stored
+        # They are read out as they are, of any size: that of their layer norm, if they have one.
+        norm = self.hopfield.norm_pattern_projection
+        return norm.normalized_shape[0] if norm is not None else sizes.projection or stored
+
+    @property
+    def output_size(self) -> int | None:
+        """Size of the output."""
+        sizes = self.hopfield.association_core.sizes
+        if sizes.out_projection or not sizes.untouched:
+            return super().output_size
+        read = self.lookup_weights if self.target_weights is None else self.target_weights
+        return sizes.heads * read.shape[-1]
 
     def reset_parameters(self) -> None:
         """Draw the parameters anew."""

@@ -71,11 +71,13 @@ class Sizes:
         self._default("stored", self.state)
         self._default("projection", self.state)
         self._default("hidden", self.state // self.heads)
+        # What is neither projected nor joined by a projection is read out in the size it has.
+        read = self.pattern or (self.projection if self.untouched else self.hidden)
         self._default("pattern", self.hidden)
         if self.out_projection:
             self._default("output", self.state)
         else:
-            object.__setattr__(self, "output", self.heads * (self.pattern or 0))
+            object.__setattr__(self, "output", self.heads * (read or 0))
         if self.connected and not self.stored_static and self.stored != self.projection:
             raise ValueError(
                 "pattern_projection_as_connected: expected stored patterns and pattern projections "
@@ -96,6 +98,12 @@ class Sizes:
         return static and not self.out_projection and not self.connected
 
     @property
+    def untouched(self) -> bool:
+        """Whether pattern projections are read out as they are, without any projection."""
+        through = self.connected and not self.stored_static
+        return self.projection_static and not through
+
+    @property
     def inputs(self) -> tuple[int | None, int | None, int | None]:
         """The sizes of stored patterns, state patterns and projections; None where any will do."""
         if self.state_static and self.stored_static:
@@ -104,7 +112,7 @@ class Sizes:
             stored = self.hidden if self.stored_static else self.stored
             state = self.hidden if self.state_static else self.state
         projection = self.projection
-        if self.projection_static and not (self.connected and not self.stored_static):
+        if self.untouched:
             projection = self.pattern if self.out_projection else None
         return stored, state, projection
 
