@@ -26,7 +26,7 @@ def batched(input: Input, *, batch_first: bool) -> tuple[Tensor, Tensor, Tensor]
     One tensor stays one tensor, so that it is projected at once.
 
     Raises:
-        TypeError: neither a tensor nor three of floating point.
+        TypeError: neither a tensor nor three of floating point, or not dense.
         ValueError: tensors without or with too many axes.
     """
     three = (input,) * 3 if isinstance(input, Tensor) else tuple(input)
@@ -36,6 +36,16 @@ def batched(input: Input, *, batch_first: bool) -> tuple[Tensor, Tensor, Tensor]
             "input: expected a tensor, or three: (stored patterns, state patterns, pattern "
             f"projections), got {got}"
         )
+    for name, x in zip(_NAMES, three, strict=True):
+        if x.is_nested or x.layout != torch.strided:
+            kind = "nested" if x.is_nested else str(x.layout)
+            remedy = (
+                "torch.nested.to_padded_tensor(x, 0.0) with stored_pattern_padding_mask True where "
+                "it pads"
+                if x.is_nested
+                else "x.to_dense()"
+            )
+            raise TypeError(f"{name}: expected a dense tensor, got a {kind} one; give {remedy}")
     dims = {x.dim() for x in three}
     if len(dims) != 1 or not dims <= {2, 3}:
         shapes = [tuple(x.shape) for x in three]
