@@ -8,7 +8,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-__all__ = ["check_beta", "check_fits", "check_patterns", "readable"]
+__all__ = ["check_beta", "check_fits", "check_patterns", "readable", "transformed"]
 
 
 def check_beta(beta: float | Tensor) -> None:
@@ -25,9 +25,13 @@ def check_beta(beta: float | Tensor) -> None:
 
 def readable(x: Tensor) -> bool:
     """Whether values can be looked at, without waiting for a device."""
+    return x.device.type == "cpu" and not (torch.compiler.is_compiling() or transformed())
+
+
+def transformed() -> bool:
+    """Whether this is under a transform of torch.func."""
     stack = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
-    transformed = stack is not None
-    return x.device.type == "cpu" and not (torch.compiler.is_compiling() or transformed)
+    return stack is not None
 
 
 def check_fits(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
@@ -41,6 +45,11 @@ def check_fits(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
 
 def check_patterns(name: str, patterns: Tensor) -> None:
     """Refuse what are no patterns ``(…, patterns, size)`` of floating point."""
+    if isinstance(patterns, Tensor) and patterns.is_nested:
+        raise ValueError(
+            f"{name}: expected a dense tensor (…, patterns, size), got a nested one; give "
+            "torch.nested.to_padded_tensor(x, 0.0) with a mask that is True where it pads"
+        )
     if not isinstance(patterns, Tensor) or not patterns.is_floating_point() or patterns.dim() < 2:
         got = (
             f"{patterns.dtype} of shape {tuple(patterns.shape)}"

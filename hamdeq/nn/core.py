@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hamdeq.lagrangians import Separation
+from hamdeq.nn.building import memory_layer
+from hamdeq.nn.getters import CoreGetters
 from hamdeq.nn.sizes import Sizes
 
 __all__ = ["HopfieldCore", "Patterns"]
+
+T = TypeVar("T")
 
 
 class Patterns(NamedTuple):
@@ -28,7 +33,7 @@ class Patterns(NamedTuple):
     values: Tensor
 
 
-class HopfieldCore(nn.Module):
+class HopfieldCore(CoreGetters, nn.Module):
     """The parameters of a Hopfield layer, under the names they have in hflayers.
 
     Q = R W_Q, K = Y W_K and V = Z W_V, or V = Z W_K W_V where values are connected; with
@@ -36,7 +41,10 @@ class HopfieldCore(nn.Module):
 
     Args:
         sizes: of everything.
-        memories: Lagrangian of the memory layer, which holds β.
+        lagrangian: of the memory layer, at β = 1.
+        beta: inverse temperature β, for all heads or for each.
+        learnable: whether β is trained.
+        dropout: probability that an association is left out of the read-out.
         bias: whether projections add a bias.
         bias_pattern: whether a trained pattern is appended to K and V.
         zero_pattern: whether zeros are appended to K and V: a pattern to retrieve nothing by.
@@ -54,8 +62,11 @@ class HopfieldCore(nn.Module):
     def __init__(
         self,
         sizes: Sizes,
-        memories: Separation,
+        lagrangian: Separation | None,
         *,
+        beta: float | list[float],
+        learnable: bool,
+        dropout: float,
         bias: bool,
         bias_pattern: bool,
         zero_pattern: bool,
@@ -66,7 +77,9 @@ class HopfieldCore(nn.Module):
     ) -> None:
         super().__init__()
         self.sizes = sizes
-        self.memories = memories
+        self.memories: Separation = memory_layer(lagrangian, beta, sizes.heads, learnable, factory)
+        self.dropout = dropout
+        self._beta = self._initial_beta = beta
         self.zero_pattern = zero_pattern
         self.normalize = normalize
         self.eps = eps
@@ -125,29 +138,86 @@ class HopfieldCore(nn.Module):
             elif last != "log_beta":
                 nn.init.normal_(value, std=0.02)
 
-    def reset_beta(self, beta: float | list[float]) -> None:
-        """Set β, for all heads or for each, where it is more than a number."""
+    @property
+    def beta(self) -> float | Tensor:
+        """β, one number or one for each head ``(H,)``."""
+        if isinstance(self._beta, float) and not self.memories.learnable:
+            return self._beta
+        return self.memories.beta.flatten().clone()
+
+    def set_beta(self, beta: float | list[float]) -> None:
+        """Set β, for all heads or for each, in place: a graph that was compiled holds."""
+        memories = self.memories
+        if not isinstance(memories.beta, Tensor):
+            # A number is a constant of a graph, a tensor is not.
+            like = next(self.parameters(), torch.empty(()))
+            values = torch.empty(self.sizes.heads, 1, 1, dtype=like.dtype, device=like.device)
+            self.memories = memories = memories.at(torch.ones_like(values))
         # As exact as the numbers given, whatever the default dtype and device.
         values = torch.as_tensor(beta, dtype=torch.float64, device="cpu")
-        memories = self.memories
         with torch.no_grad():
             for name, held in (*memories.named_parameters(), *memories.named_buffers()):
                 given = values.log() if name == "log_beta" else values
                 held.copy_(given.expand(self.sizes.heads).reshape_as(held))
+        self._beta = beta
 
-    def restore_beta(self, beta: float | list[float], device: torch.device | None) -> None:
-        """Set a β that is not trained; one on the meta device goes to the device given."""
-        if self.memories.learnable or not isinstance(self.memories.beta, Tensor):
+    def reset_beta(self) -> None:
+        """Set β as it was given, where it is more than a number."""
+        if isinstance(self.memories.beta, Tensor):
+            self.set_beta(self._initial_beta)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # As in hflayers a β that is not trained is in no file, unless it is not the one that the
+        # layer was built with.
+        if not self.memories.learnable and self._beta != self._initial_beta:
+            destination[prefix + _BETA] = self.memories.beta.flatten().clone()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        name, learnable = prefix + _BETA, self.memories.learnable
+        beta = state_dict.pop(name, None)
+        if beta is not None and learnable:
+            log = beta.log().reshape(self.sizes.heads, 1, 1)
+            state_dict.setdefault(prefix + "memories.log_beta", log)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if learnable or (beta is None and not isinstance(self.memories.beta, Tensor)):
             return
-        if self.memories.beta.is_meta and device is not None:
-            self.memories.to_empty(device=device)
-        if not self.memories.beta.is_meta:
-            self.reset_beta(beta)
+        given = self._beta if beta is None else beta.tolist()
+        if isinstance(self.memories.beta, Tensor) and self.memories.beta.is_meta:
+            # A layer that was built on the meta device has no β either.
+            some = next((x for key, x in state_dict.items() if key.startswith(prefix)), beta)
+            if some is None or some.is_meta:
+                return
+            self.memories.to_empty(device=some.device)
+        self.set_beta(given)
 
     @property
     def extra(self) -> int:
         """How many patterns are appended to the stored ones."""
         return (self.bias_k is not None) + self.zero_pattern
+
+    def forward(
+        self,
+        state: Tensor,
+        stored: Tensor,
+        projection: Tensor,
+        *,
+        samples: int,
+        associate: Callable[[Patterns, float | Tensor], T],
+    ) -> T:
+        """What is made of the patterns in the association space: the output, or the weights.
+
+        All of the layer goes through here, so that hooks see it and what they derive, such as a
+        weight of its norm and direction, is up to date.
+
+        Args:
+            state, stored, projection: the patterns after their layer norms, as of :meth:`project`.
+            samples: N, of which those that share their state patterns have one.
+            associate: what to make of the patterns and of β.
+        """
+        q, k, v = self.project(state, stored, projection)
+        # Here, lest a compiler makes graphs of their own for them where a solver breaks the graph.
+        return associate(Patterns(q.expand(samples, -1, -1, -1), k, v), self.memories.beta)
 
     def project(self, state: Tensor, stored: Tensor, projection: Tensor) -> Patterns:
         """State patterns R, stored patterns Y and pattern projections Z in the association space.
@@ -228,3 +298,7 @@ class HopfieldCore(nn.Module):
             ks.append(k.new_zeros(*k.shape[:2], 1, k.shape[3]))
             vs.append(v.new_zeros(*v.shape[:2], 1, v.shape[3]))
         return (k, v) if len(ks) == 1 else (torch.cat(ks, 2), torch.cat(vs, 2))
+
+
+# In a state dict, one β for each head.
+_BETA = "beta"

@@ -7,15 +7,18 @@ patterns to leave out, or is added to β ξ Xᵀ, and broadcasts with ``(…, L,
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from hamdeq._checks import integer
 from hamdeq.implicit import Adjoint, Implicit
 from hamdeq.lagrangians import Separation, Softmax
 from hamdeq.nn.checks import check_beta, check_fits, check_patterns, readable
+from hamdeq.nn.masks import INTEGERS
 from hamdeq.nn.retrieval import Retrieval
 from hamdeq.nn.settling import settle as _settle
 from hamdeq.solvers import Failures, OnFailure, Picard, Solution, Solver
@@ -61,10 +64,10 @@ def retrieve(
     if steps is None:
         return settle(state, stored, beta, mask=mask, lagrangian=lagrangian).value
     steps = integer("steps", steps, least=0, expected="an integer ≥ 0, or None")
-    memory, x = _memory(state, stored, beta, mask, lagrangian)
+    memory, x, lead = _memory(state, stored, beta, mask, lagrangian)
     for _ in range(steps):
         x = memory.update(x)
-    return x
+    return x.reshape(*lead, *x.shape[2:])
 
 
 def settle(
@@ -90,10 +93,7 @@ def settle(
         a Solution; its ``value`` is ``(…, L, d)``, and ``steps``, ``residual``, ``converged`` and
         ``status`` are ``(…, L)``.
     """
-    memory, x = _memory(state, stored, beta, mask, lagrangian)
-    apart = False
-    if isinstance(beta, Tensor) and beta.dim() > 1 and beta.shape[-2] > 1:
-        apart, memory, x = True, _apart(memory, beta, mask, x), x[..., None, :]
+    memory, x, lead = _memory(state, stored, beta, mask, lagrangian)
     solution = _settle(
         memory,
         x,
@@ -101,11 +101,11 @@ def settle(
         adjoint=Implicit() if adjoint is None else adjoint,
         failures=Failures(on_failure),
     )
-    if not apart:
-        return solution
-    names = ("residual", "steps", "converged", "status", "trace")
-    each = {name: getattr(solution, name).squeeze(-1) for name in names}
-    return replace(solution, value=solution.value.squeeze(-2), **each)
+    names = ("value", "residual", "steps", "converged", "status")
+    parts = {name: getattr(solution, name) for name in names}
+    parts = {name: part.reshape(*lead, *part.shape[2:]) for name, part in parts.items()}
+    trace = solution.trace
+    return replace(solution, **parts, trace=trace.reshape(len(trace), *lead, trace.shape[-1]))
 
 
 def energy(
@@ -123,14 +123,14 @@ def energy(
 
     Source: Ramsauer et al. (ICLR 2021), equation 2.
     """
-    memory, x = _memory(state, stored, beta, mask, lagrangian)
-    nothing = memory.potential(torch.zeros_like(x))
-    norms = memory.stored.square().sum(-1)[..., None, :]
-    if memory.keep is not None:
-        taken = memory.keep > -torch.inf if memory.keep.is_floating_point() else memory.keep
-        norms = torch.where(taken, norms, 0.0)
-    largest = norms.amax(-1) if norms.shape[-1] else norms.sum(-1)
-    return memory.energy(x) + nothing + 0.5 * largest
+    memory, x, lead = _memory(state, stored, beta, mask, lagrangian)
+    alike = x if memory.varies else x[..., :1, :]
+    constants = memory.by_rows(
+        torch.zeros_like(alike),
+        lambda memory, zero: memory.potential(zero)[..., None] + 0.5 * memory.radius(zero) ** 2,
+    )
+    found = memory.energy(x) + constants.squeeze(-1)
+    return found.to(x.dtype).reshape(*lead, x.shape[-2])
 
 
 def separation(stored: Tensor) -> Tensor:
@@ -141,12 +141,23 @@ def separation(stored: Tensor) -> Tensor:
     Source: Ramsauer et al. (ICLR 2021), equation 4.
     """
     check_patterns("stored", stored)
-    products = stored @ stored.mT
-    own = products.diagonal(dim1=-2, dim2=-1)
-    if stored.shape[-2] < 2:
-        return torch.full_like(own, torch.inf)
-    itself = torch.eye(stored.shape[-2], dtype=torch.bool, device=stored.device)
-    return own - products.masked_fill(itself, -torch.inf).amax(-1)
+    wide = stored.to(torch.promote_types(stored.dtype, torch.float32))
+    own, count = wide.square().sum(-1), stored.shape[-2]
+    if count < 2:
+        return torch.full_like(own, torch.inf, dtype=stored.dtype)
+    places = torch.arange(count, device=stored.device)
+
+    def nearest(rows: Tensor, at: Tensor) -> Tensor:
+        return (rows @ wide.mT).masked_fill(at[:, None] == places, -torch.inf).amax(-1)
+
+    # A block of rows at a time: all products together are the square of the patterns' number.
+    size = max(1, 2**22 // count) if count > 4096 else count
+    again = torch.is_grad_enabled() and size < count
+    found = [
+        checkpoint(nearest, rows, at, use_reentrant=False) if again else nearest(rows, at)
+        for rows, at in zip(wide.split(size, -2), places.split(size), strict=True)
+    ]
+    return (own - torch.cat(found, -1)).to(stored.dtype)
 
 
 def error_bound(
@@ -218,8 +229,8 @@ def _memory(
     beta: float | Tensor,
     mask: Tensor | None,
     lagrangian: Separation | None,
-) -> tuple[Retrieval, Tensor]:
-    """The stored patterns as a memory, and the state with the same leading axes."""
+) -> tuple[Retrieval, Tensor, torch.Size]:
+    """The stored patterns as a memory, the state as it takes it, and the leading axes of both."""
     check_patterns("state", state)
     check_patterns("stored", stored)
     if state.shape[-1] != stored.shape[-1] or state.dtype != stored.dtype:
@@ -245,25 +256,34 @@ def _memory(
             "state: expected leading axes that broadcast with those of the stored patterns, "
             f"{tuple(stored.shape[:-2])}, got {tuple(state.shape[:-2])}"
         ) from None
-    state = state.expand(*lead, *state.shape[-2:])
-    stored = stored.expand(*lead, *stored.shape[-2:])
+    rows, patterns = state.shape[-2], stored.shape[-2]
+
+    def joined(x: Tensor) -> Tensor:
+        """With one leading axis, of size one for what is shared, and one for the heads."""
+        if x.shape[:-2].numel() == 1:
+            return x.reshape(1, 1, *x.shape[-2:])
+        x = x.expand(*lead, *x.shape[-2:])
+        return x.reshape(math.prod(lead), 1, *x.shape[-2:])
+
     if isinstance(beta, Tensor):
-        check_fits("beta", beta, (*state.shape[:-1], 1))
+        check_fits("beta", beta, (*lead, rows, 1))
+        beta = joined(_matrix(beta)) if beta.dim() else beta
     if mask is not None:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         if kind != torch.bool and not (isinstance(mask, Tensor) and mask.is_floating_point()):
             raise TypeError(
                 "mask: expected a boolean mask, True to leave a pattern out, or one of floating "
-                f"point, got {kind}; convert it by mask.bool()"
+                f"point, got {kind}; {INTEGERS}"
             )
-        check_fits("mask", mask, (*state.shape[:-1], stored.shape[-2]))
-        mask = mask[None] if mask.dim() == 1 else mask
-    return Retrieval(stored, lagrangian, beta, mask), state
+        check_fits("mask", mask, (*lead, rows, patterns))
+        mask = joined(_matrix(mask))
+        # The last axis may be one for all.
+        mask = mask.expand(*mask.shape[:3], patterns)
+    state = state.expand(*lead, *state.shape[-2:])
+    state = state.reshape(math.prod(lead), 1, *state.shape[-2:])
+    return Retrieval(joined(stored), lagrangian, beta, mask), state, lead
 
 
-def _apart(memory: Retrieval, beta: Tensor, mask: Tensor | None, x: Tensor) -> Retrieval:
-    """The memory with stored patterns for each state pattern, as each has a β of its own."""
-    stored = memory.stored[..., None, :, :].expand(*x.shape[:-1], *memory.stored.shape[-2:])
-    mask = mask[..., None, :] if mask is not None and mask.dim() > 1 else mask
-    mask = mask[None] if mask is not None and mask.dim() == 1 else mask
-    return Retrieval(stored, memory.lagrangian, beta[..., None], mask)
+def _matrix(x: Tensor) -> Tensor:
+    """At least two axes."""
+    return x if x.dim() > 1 else x[None]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hamdeq.implicit import Adjoint, Implicit
 from hamdeq.lagrangians import Separation
 from hamdeq.nn.activations import elementwise
-from hamdeq.nn.building import initial_beta, layer_norm, memory_layer, settling_solver
+from hamdeq.nn.building import initial_beta, layer_norm, settling_solver
 from hamdeq.nn.core import HopfieldCore
 from hamdeq.nn.getters import Getters
 from hamdeq.nn.layer import Associating
@@ -147,7 +147,6 @@ class Hopfield(Associating, Getters):
         if not (isinstance(dropout, Real) and 0 <= float(dropout) <= 1):
             raise ValueError(f"dropout: expected a probability, 0 to 1, got {dropout!r}")
         self._batch_first = batch_first
-        self.dropout: float = float(dropout)
         self._steps_max = update_steps_max
         self._groups = groups(update_steps_max, num_heads)
         self.solver: Solver = settling_solver(solver, update_steps_eps, num_heads)
@@ -162,12 +161,12 @@ class Hopfield(Associating, Getters):
         )
 
         factory = {"device": device, "dtype": dtype}
-        self._initial_beta = initial_beta(scaling, sizes)
-        trained = scaling_as_trainable or getattr(scaling, "requires_grad", False)
-        memories = memory_layer(lagrangian, self._initial_beta, sizes.heads, trained, factory)
         self.association_core: HopfieldCore = HopfieldCore(
             sizes,
-            memories,
+            lagrangian,
+            beta=initial_beta(scaling, sizes),
+            learnable=scaling_as_trainable or getattr(scaling, "requires_grad", False),
+            dropout=float(dropout),
             bias=input_bias,
             bias_pattern=concat_bias_pattern,
             zero_pattern=add_zero_association,
@@ -209,18 +208,11 @@ class Hopfield(Associating, Getters):
         """Draw the parameters anew: weights from N(0, 0.02²), β as given."""
         core = self.association_core
         core.reset_parameters()
-        core.reset_beta(self._initial_beta)
+        core.reset_beta()
         norms = (self.norm_stored_pattern, self.norm_state_pattern, self.norm_pattern_projection)
         for norm in norms:
             if norm is not None:
                 norm.reset_parameters()
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        # A fixed β is in no file, and a layer that was built on the meta device has none either.
-        core = self.association_core
-        some = next((x for name, x in state_dict.items() if name.startswith(prefix)), None)
-        core.restore_beta(self._initial_beta, None if some is None else some.device)
 
     def extra_repr(self) -> str:
         sizes = self.association_core.sizes

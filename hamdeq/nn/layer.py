@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hamdeq._checks import integer
@@ -16,14 +18,29 @@ from hamdeq.lagrangians import Identity
 from hamdeq.layers import Neurons
 from hamdeq.nn.core import HopfieldCore, Patterns
 from hamdeq.nn.inputs import Input, batched, check_dtype, check_patterns, is_batched
-from hamdeq.nn.masks import combined_mask, without_padding
-from hamdeq.nn.retrieval import Retrieval
+from hamdeq.nn.masks import Cover, combined_mask, without_padding
+from hamdeq.nn.retrieval import Retrieval, times
 from hamdeq.nn.settling import settle
 from hamdeq.nn.steps import Group
 from hamdeq.solvers import Failures, Solution, Solver
 from hamdeq.synapses import Association
 
-__all__ = ["Associating"]
+__all__ = ["Associated", "Associating"]
+
+T = TypeVar("T")
+Beta = float | Tensor
+
+
+class Associated(NamedTuple):
+    """What a Hopfield layer makes of its input in one pass.
+
+    Attributes:
+        output: of the layer.
+        weights: of the read-out, ``(N, H, L, S)``.
+    """
+
+    output: Tensor
+    weights: Tensor
 
 
 class Associating(Recorded, nn.Module):
@@ -40,7 +57,6 @@ class Associating(Recorded, nn.Module):
     norm_pattern_projection: nn.LayerNorm | None
     association_activation: Callable[[Tensor], Tensor] | None
     _batch_first: bool
-    dropout: float
     solver: Solver
     adjoint: Adjoint
     failures: Failures
@@ -69,17 +85,44 @@ class Associating(Recorded, nn.Module):
             ValueError: patterns or masks of a wrong shape.
             TypeError: masks that are neither boolean nor of floating point.
         """
-        patterns, mask = self._patterns(input, stored_pattern_padding_mask, association_mask)
-        dropout = self.dropout if self.training else 0.0
-        found = self._retrieved(
-            patterns, mask, lambda memory, x, values: memory.read(x, values, dropout=dropout)
-        )
-        output = self.association_core.read_out(found)
-        if self.association_activation is not None:
-            output = self.association_activation(output)
-        if not is_batched(input):
-            return output[0]
-        return output if self._batch_first else output.transpose(0, 1)
+        core = self.association_core
+        dropout = core.dropout if self.training else 0.0
+
+        def read(memory: Retrieval, x: Tensor, values: Tensor) -> Tensor:
+            return memory.read(x, values, dropout=dropout)
+
+        def output(patterns: Patterns, beta: Beta, mask: Cover | None) -> Tensor:
+            return core.read_out(self._retrieved(patterns, beta, mask, read))
+
+        masks = stored_pattern_padding_mask, association_mask
+        return self._shaped(self._associate(input, *masks, output), input)
+
+    def associate(
+        self,
+        input: Input,
+        stored_pattern_padding_mask: Tensor | None = None,
+        association_mask: Tensor | None = None,
+    ) -> Associated:
+        """Output and weights of one pass, both with their gradients.
+
+        Args:
+            input, stored_pattern_padding_mask, association_mask: as of :meth:`forward`.
+
+        Returns:
+            the output as of :meth:`forward`, and the weights by which it was read out, as of
+            :meth:`get_association_matrix`, before dropout.
+        """
+        core = self.association_core
+        dropout = core.dropout if self.training else 0.0
+
+        def both(patterns: Patterns, beta: Beta, mask: Cover | None) -> tuple[Tensor, Tensor]:
+            weights = self._retrieved(patterns, beta, mask, lambda memory, x, _: memory.weights(x))
+            kept = F.dropout(weights, dropout).to(patterns.values.dtype)
+            return core.read_out(times(kept, patterns.values)), weights
+
+        masks = stored_pattern_padding_mask, association_mask
+        output, weights = self._associate(input, *masks, both)
+        return Associated(self._shaped(output, input), weights if is_batched(input) else weights[0])
 
     @torch.no_grad()
     def get_association_matrix(
@@ -92,8 +135,11 @@ class Associating(Recorded, nn.Module):
 
         Patterns that the layer appends follow at the end of S.
         """
-        patterns, mask = self._patterns(input, stored_pattern_padding_mask, association_mask)
-        weights = self._retrieved(patterns, mask, lambda memory, x, _: memory.weights(x))
+
+        def read(patterns: Patterns, beta: Beta, mask: Cover | None) -> Tensor:
+            return self._retrieved(patterns, beta, mask, lambda memory, x, _: memory.weights(x))
+
+        weights = self._associate(input, stored_pattern_padding_mask, association_mask, read)
         return weights if is_batched(input) else weights[0]
 
     @torch.no_grad()
@@ -104,7 +150,8 @@ class Associating(Recorded, nn.Module):
         association_mask: Tensor | None = None,
     ) -> Tensor:
         """What each head reads out of, V, without gradient: ``(N, H, S, p)``."""
-        patterns, _ = self._patterns(input, stored_pattern_padding_mask, association_mask)
+        masks = stored_pattern_padding_mask, association_mask
+        patterns = self._associate(input, *masks, lambda patterns, *_: patterns)
         values = patterns.values.expand(len(patterns.state), -1, -1, -1)
         return values if is_batched(input) else values[0]
 
@@ -113,7 +160,7 @@ class Associating(Recorded, nn.Module):
 
         Patterns that the layer appends follow at the end of S.
         """
-        patterns, _ = self._patterns(input, None, None)
+        patterns = self._associate(input, None, None, lambda patterns, *_: patterns)
         patterns = Patterns(*(x.expand(len(patterns.state), -1, -1, -1) for x in patterns))
         return patterns if is_batched(input) else Patterns(*(x[0] for x in patterns))
 
@@ -129,12 +176,15 @@ class Associating(Recorded, nn.Module):
 
         With softmax, L(Kq) = (1/β) ln Σ exp(β Kq).
         """
-        patterns, mask = self._patterns(input, stored_pattern_padding_mask, association_mask)
         steps = integer("steps", steps, least=0)
-        memory, x = self._memory(patterns, mask), patterns.state
-        for _ in range(steps):
-            x = memory.update(x)
-        energy = memory.energy(x)
+
+        def fallen(patterns: Patterns, beta: Beta, mask: Cover | None) -> Tensor:
+            memory, x = self._memory(patterns, beta, mask), patterns.state
+            for _ in range(steps):
+                x = memory.update(x)
+            return memory.energy(x).to(x.dtype)
+
+        energy = self._associate(input, stored_pattern_padding_mask, association_mask, fallen)
         return energy if is_batched(input) else energy[0]
 
     def settle(
@@ -150,8 +200,11 @@ class Associating(Recorded, nn.Module):
             ``residual``, ``converged`` and ``status`` are ``(N, H, L)``: each state pattern of
             each head is judged by itself. Without N if the input is.
         """
-        patterns, mask = self._patterns(input, stored_pattern_padding_mask, association_mask)
-        solution = self._settled(self._memory(patterns, mask), patterns.state, self.solver)
+
+        def settled(patterns: Patterns, beta: Beta, mask: Cover | None) -> Solution:
+            return self._settled(self._memory(patterns, beta, mask), patterns.state, self.solver)
+
+        solution = self._associate(input, stored_pattern_padding_mask, association_mask, settled)
         return solution if is_batched(input) else _of_the_first(solution)
 
     def as_ham(self, stored: int, states: int = 1) -> HAM:
@@ -185,10 +238,14 @@ class Associating(Recorded, nn.Module):
             [(("state", "stored", "memories"), Association(heads, states, stored, size))],
         )
 
-    def _patterns(
-        self, input: Input, padding: Tensor | None, association: Tensor | None
-    ) -> tuple[Patterns, Tensor | None]:
-        """The patterns in the association space, and what leaves them out there."""
+    def _associate(
+        self,
+        input: Input,
+        padding: Tensor | None,
+        association: Tensor | None,
+        f: Callable[[Patterns, Beta, Cover | None], T],
+    ) -> T:
+        """f of the patterns in the association space, of β, and of what leaves patterns out."""
         core = self.association_core
         stored, state, projection = batched(input, batch_first=self._batch_first)
         batch = check_patterns(core.sizes, stored, state, projection)
@@ -206,8 +263,20 @@ class Associating(Recorded, nn.Module):
         )
         if padding is not None:
             stored, projection, state = without_padding(padding, stored, projection, state)
-        q, k, v = core.project(*self._normalised(state, stored, projection))
-        return Patterns(q.expand(batch, -1, -1, -1), k, v), mask
+
+        def associate(patterns: Patterns, beta: Beta) -> T:
+            return f(patterns, beta, mask)
+
+        normalised = self._normalised(state, stored, projection)
+        return core(*normalised, samples=batch, associate=associate)
+
+    def _shaped(self, output: Tensor, input: Input) -> Tensor:
+        """The output of the heads ``(N, L, output)`` as that of the layer."""
+        if self.association_activation is not None:
+            output = self.association_activation(output)
+        if not is_batched(input):
+            return output[0]
+        return output if self._batch_first else output.transpose(0, 1)
 
     def _normalised(
         self, state: Tensor, stored: Tensor, projection: Tensor
@@ -221,31 +290,35 @@ class Associating(Recorded, nn.Module):
             through(self.norm_pattern_projection, projection),
         )
 
-    def _memory(
-        self, patterns: Patterns, mask: Tensor | None, heads: list[int] | None = None
-    ) -> Retrieval:
-        memories = self.association_core.memories
-        beta = memories.beta
-        if heads is not None and isinstance(beta, Tensor):
-            beta = beta[heads]
-        return Retrieval(patterns.stored, memories, beta, mask)
+    @property
+    def dropout(self) -> float:
+        """Probability that an association is left out of the read-out, in training."""
+        return self.association_core.dropout
+
+    @dropout.setter
+    def dropout(self, probability: float) -> None:
+        self.association_core.dropout = probability
+
+    def _memory(self, patterns: Patterns, beta: Beta, mask: Cover | None) -> Retrieval:
+        return Retrieval(patterns.stored, self.association_core.memories, beta, mask)
 
     def _retrieved(
         self,
         patterns: Patterns,
-        mask: Tensor | None,
+        beta: Beta,
+        mask: Cover | None,
         read: Callable[[Retrieval, Tensor, Tensor], Tensor],
     ) -> Tensor:
         """What is read with the updated state patterns: ``(N, H, L, ·)``."""
         if len(self._groups) == 1:
-            memory = self._memory(patterns, mask)
+            memory = self._memory(patterns, beta, mask)
             return read(memory, self._updated(memory, patterns.state, 0), patterns.values)
         results, order = [], []
         for place, (heads, _) in enumerate(self._groups):
             chosen = [*heads]
             part = Patterns(*(x[:, chosen] for x in patterns))
-            covers = mask if mask is None or mask.shape[1] == 1 else mask[:, chosen]
-            memory = self._memory(part, covers, chosen)
+            own = beta[chosen] if isinstance(beta, Tensor) else beta
+            memory = self._memory(part, own, mask and mask.heads(chosen))
             results.append(read(memory, self._updated(memory, part.state, place), part.values))
             order += chosen
         return torch.cat(results, 1)[:, sorted(range(len(order)), key=order.__getitem__)]

@@ -9,6 +9,7 @@ from typing_extensions import Unpack
 
 from hamdeq.ham import HAM
 from hamdeq.nn.hopfield import Hopfield
+from hamdeq.nn.layer import Associated
 from hamdeq.nn.options import Options
 from hamdeq.nn.sizes import positive_size
 from hamdeq.nn.wrapping import Wrapping
@@ -96,9 +97,22 @@ class HopfieldPooling(Wrapping):
             stored_pattern_padding_mask: ``(N, S)``, True for patterns to leave out.
             association_mask: ``(quantity, S)`` or ``(N·H, quantity, S)``.
         """
-        patterns = self._input(input)
-        pooled = self.hopfield(patterns, stored_pattern_padding_mask, association_mask)
-        if patterns[0].dim() != 3:
+        pooled = self.hopfield(self._input(input), stored_pattern_padding_mask, association_mask)
+        return self._joined(pooled)
+
+    def associate(
+        self,
+        input: Tensor | tuple[Tensor, Tensor],
+        stored_pattern_padding_mask: Tensor | None = None,
+        association_mask: Tensor | None = None,
+    ) -> Associated:
+        """See :meth:`Hopfield.associate`."""
+        found = super().associate(input, stored_pattern_padding_mask, association_mask)
+        return found._replace(output=self._joined(found.output))
+
+    def _joined(self, pooled: Tensor) -> Tensor:
+        """The results of the state patterns one after the other."""
+        if pooled.dim() != 3:
             return pooled.flatten()
         return (pooled if self.batch_first else pooled.transpose(0, 1)).flatten(1)
 

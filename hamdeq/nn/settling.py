@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from hamdeq.implicit import Adjoint, attach, solve
 from hamdeq.layers import State
+from hamdeq.nn.masks import Cover
 from hamdeq.nn.retrieval import Retrieval, folded, shared, unfolded
 from hamdeq.solvers import Failures, Solution, Solver, Status
 
@@ -27,36 +27,39 @@ def settle(
     """State patterns brought to their equilibrium.
 
     Args:
-        memory: the stored patterns ``(…, S, d)``.
-        x: initial state patterns ``(…, L, d)``.
+        memory: the stored patterns ``(N, H, S, d)``; N may be 1.
+        x: initial state patterns ``(N, H, L, d)``.
         solver: its ``tol`` is the relative residual ‖f(x) − x‖/‖f(x)‖ of each state pattern.
         adjoint: gradient method.
         failures: what to do about state patterns that do not converge.
 
     Returns:
-        a Solution whose ``value`` is ``(…, L, d)``, with ``residual``, ``steps``, ``converged`` and
-        ``status`` of shape ``(…, L)`` and ``trace`` of ``(n_evals, …, L)``. A state pattern that
-        is not finite, or one of whose stored patterns is not, comes back as NaN, with the status
-        ``INVALID``.
+        a Solution whose ``value`` is ``(N, H, L, d)``, with ``residual``, ``steps``, ``converged``
+        and ``status`` of shape ``(N, H, L)`` and ``trace`` of ``(n_evals, …)``. A state pattern
+        that is not finite, or one of whose stored patterns is not, comes back as NaN, with the
+        status ``INVALID``.
     """
-    if x.dim() == 4 and memory.keep is None and shared(memory.stored, x):
-        one = settle(memory, folded(x), solver=solver, adjoint=adjoint, failures=failures)
+    if shared(memory.stored, x):
+        one = settle(memory.folded(x), folded(x), solver=solver, adjoint=adjoint, failures=failures)
         return _unfolded(one, len(x))
-    lead, (count, d) = x.shape[:-2], x.shape[-2:]
-    # ½‖x‖² − ℓ(βKx)/β is, but for a factor β, ½‖y‖² − ℓ(K′y) of y = √β x and K′ = √β K: the heads
-    # then differ in their patterns alone. Half precision cannot resolve a residual of 1e-4.
+    (n, heads, count, d), size = x.shape, memory.stored.shape[-2]
+    # ½‖x‖² − ℓ(βKx)/β is, but for a factor β, ½‖y‖² − ℓ(√β K y) of y = √β x. Half precision cannot
+    # resolve a residual of 1e-4.
     dtype = torch.promote_types(x.dtype, torch.float32)
     root = torch.as_tensor(memory.beta, dtype=dtype, device=x.device).sqrt()
-    y, stored = root * x.to(dtype), root * memory.stored.to(dtype)
+    y, stored = root * x.to(dtype), memory.stored.to(dtype)
     whole = stored.detach().isfinite().all(-1).all(-1)[..., None]
     valid = y.detach().isfinite().all(-1) & whole
     y = torch.where(valid[..., None], y, 0.0)
     stored = torch.where(whole[..., None], stored, 0.0)
-    stored = stored.expand(*lead, -1, -1).reshape(math.prod(lead), 1, *stored.shape[-2:])
-    rows = Rows(Retrieval(stored, memory.lagrangian), count)
-    rows.memory.keep, rows.memory.alive = (
-        _flat(part, lead, dtype) for part in (memory.keep, memory.alive)
-    )
+    gains = None
+    if root.dim() > 1 and root.shape[-2] > 1:
+        gains = root.expand(n, heads, count, 1).reshape(-1, 1)
+    else:  # the same for all state patterns of a head: a factor of the stored patterns
+        stored = root * stored
+    stored = stored.expand(n, -1, -1, -1).reshape(n * heads, 1, size, d)
+    mask = memory.mask and memory.mask.flat(n, heads)
+    rows = Rows(Retrieval(stored, memory.lagrangian, mask=mask), count, gains=gains)
     start = {"state": y.detach().reshape(-1, d)}
     solution = solve(rows, start, solver)
     solution = attach(rows, solution, solver=solver, adjoint=adjoint, failures=failures)
@@ -99,16 +102,6 @@ def _unfolded(solution: Solution, samples: int) -> Solution:
     return replace(solution, **parts, trace=trace)
 
 
-def _flat(part: Tensor | None, lead: torch.Size, dtype: torch.dtype) -> Tensor | None:
-    """A mask with one leading axis for all, and one for the kernels."""
-    if part is None:
-        return None
-    part = part.to(dtype) if part.is_floating_point() else part
-    if part.shape[:-2].numel() == 1:
-        return part.reshape(1, 1, *part.shape[-2:])
-    return part.expand(*lead, *part.shape[-2:]).reshape(math.prod(lead), 1, *part.shape[-2:])
-
-
 class Rows:
     """State patterns as independent samples: the energy model that a solver brings to rest.
 
@@ -116,6 +109,7 @@ class Rows:
         memory: stored patterns ``(B, 1, S, d)`` at β = 1; a mask has as many leading axes.
         count: L, the state patterns that there is room for at each of the B.
         slots: where each row lies among these B · L places; None for all, in order.
+        gains: a factor of the stored patterns for each row ``(rows, 1)``, its √β.
 
     Shape:
         The state is ``{"state": (rows, d)}``.
@@ -124,16 +118,23 @@ class Rows:
     # A step minimises over the memories and then over the state.
     descends = True
 
-    def __init__(self, memory: Retrieval, count: int, slots: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        memory: Retrieval,
+        count: int,
+        slots: Tensor | None = None,
+        gains: Tensor | None = None,
+    ) -> None:
         self.memory = memory
         self.count = count
         self.slots = slots
+        self.gains = gains
 
     def check_state(self, x: State) -> None:
         """Nothing to refuse: the model is made for its states."""
 
     def update(self, x: State) -> State:
-        return {"state": self._rows(self.memory.update(self._places(x["state"])))}
+        return {"state": self._gained(self._rows(self.memory.update(self._gained_places(x))))}
 
     def activations(self, x: State) -> State:
         return x
@@ -157,21 +158,29 @@ class Rows:
         rank = torch.arange(len(rows), device=rows.device) - (sizes.cumsum(0) - sizes)[block]
         moved = block * count + rank
 
-        def carry(part: Tensor | None) -> Tensor | None:
-            if part is None or part.shape[-2] == 1:
-                return part if part is None or len(part) == 1 else part[kept]
+        def carry(part: Tensor) -> Tensor:
+            if part.shape[-2] == 1:
+                return part if len(part) == 1 else part[kept]
             each = part.expand(len(self.memory.stored), *part.shape[1:]).flatten(0, 2)[slots]
             places = each.new_zeros(len(kept) * count, each.shape[-1])
             return places.index_copy(0, moved, each).reshape(len(kept), 1, count, each.shape[-1])
 
-        memory = Retrieval(self.memory.stored[kept], self.memory.lagrangian)
-        memory.keep, memory.alive = carry(self.memory.keep), carry(self.memory.alive)
-        return Rows(memory, count, moved)
+        mask = self.memory.mask
+        mask = mask and Cover(*map(carry, mask.parts), extra=mask.extra)
+        memory = Retrieval(self.memory.stored[kept], self.memory.lagrangian, mask=mask)
+        gains = None if self.gains is None else self.gains[rows]
+        return Rows(memory, count, moved, gains)
 
     def _terms(self, x: State) -> Tensor:
-        places = self._places(x["state"])
-        terms = (self.memory.quadratic(places), -self.memory.potential(places))
-        return torch.stack([self._rows(term[..., None])[:, 0] for term in terms])
+        quadratic = 0.5 * (x["state"] * x["state"]).sum(-1)
+        potential = self.memory.potential(self._gained_places(x))
+        return torch.stack([quadratic, -self._rows(potential[..., None])[:, 0]])
+
+    def _gained(self, x: Tensor) -> Tensor:
+        return x if self.gains is None else self.gains * x
+
+    def _gained_places(self, x: State) -> Tensor:
+        return self._places(self._gained(x["state"]))
 
     def _places(self, x: Tensor) -> Tensor:
         """The rows where the stored patterns expect them: ``(rows, d) -> (B, 1, L, d)``."""

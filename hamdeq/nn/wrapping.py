@@ -12,6 +12,7 @@ from hamdeq._recorded import Recorded
 from hamdeq.nn.core import Patterns
 from hamdeq.nn.getters import Getters
 from hamdeq.nn.hopfield import Hopfield
+from hamdeq.nn.layer import Associated
 from hamdeq.solvers import Solution
 
 __all__ = ["Wrapping"]
@@ -31,6 +32,17 @@ class Wrapping(Recorded, Getters, nn.Module):
     @abstractmethod
     def _input(self, input: Any) -> tuple[Tensor, Tensor, Tensor]:
         """The three inputs of ``hopfield``."""
+
+    def associate(
+        self,
+        input: Tensor | tuple[Tensor, Tensor],
+        stored_pattern_padding_mask: Tensor | None = None,
+        association_mask: Tensor | None = None,
+    ) -> Associated:
+        """See :meth:`Hopfield.associate`."""
+        return self.hopfield.associate(
+            self._input(input), stored_pattern_padding_mask, association_mask
+        )
 
     def get_association_matrix(
         self,
