@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from hamdeq._recorded import Recorded
 from hamdeq.nn.activations import elementwise
 from hamdeq.nn.hopfield import Hopfield
+from hamdeq.nn.lookup import HopfieldLayer
 from hamdeq.nn.masks import causal_mask
+from hamdeq.nn.pooling import HopfieldPooling
 
 __all__ = ["HopfieldDecoderLayer", "HopfieldEncoderLayer"]
 
@@ -25,27 +27,28 @@ class HopfieldEncoderLayer(Recorded, nn.Module):
     It stacks in :class:`torch.nn.TransformerEncoder` (with ``enable_nested_tensor=False``).
 
     Args:
-        hopfield_association: the association, of one input and output size; it is copied, and its
-            parameters' device and dtype are those of the layer.
+        hopfield_association: the association, of one input and output size, or a look-up, whose
+            masks then are those of its stored patterns; it is copied, and its parameters' device
+            and dtype are those of the layer.
         dim_feedforward: width of the feed-forward network.
         dropout: probability, on the association, inside the feed-forward network and after it.
         activation: a, an elementwise function or its name in torch.
 
     Raises:
         ValueError: the association's output is not of the size of its input.
-        TypeError: not a Hopfield.
+        TypeError: neither a Hopfield nor a HopfieldLayer.
     """
 
     def __init__(
         self,
-        hopfield_association: Hopfield,
+        hopfield_association: Hopfield | HopfieldLayer,
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
         activation: str | Callable[[Tensor], Tensor] = "relu",
     ) -> None:
         super().__init__()
         size = _size("hopfield_association", hopfield_association)
-        self.hopfield_association: Hopfield = deepcopy(hopfield_association)
+        self.hopfield_association: Hopfield | HopfieldLayer = deepcopy(hopfield_association)
         like = _factory(hopfield_association)
         self.linear_residual: nn.Linear = nn.Linear(size, dim_feedforward, **like)
         self.dropout_residual: nn.Dropout = nn.Dropout(dropout)
@@ -97,7 +100,7 @@ class HopfieldEncoderLayer(Recorded, nn.Module):
         )
 
     @property
-    def self_attn(self) -> Hopfield:
+    def self_attn(self) -> Hopfield | HopfieldLayer:
         """The association, by the name that :class:`torch.nn.TransformerEncoder` asks for."""
         return self.hopfield_association
 
@@ -132,7 +135,7 @@ class HopfieldDecoderLayer(Recorded, nn.Module):
 
     def __init__(
         self,
-        hopfield_association_self: Hopfield,
+        hopfield_association_self: Hopfield | HopfieldLayer,
         hopfield_association_cross: Hopfield,
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
@@ -140,7 +143,7 @@ class HopfieldDecoderLayer(Recorded, nn.Module):
     ) -> None:
         super().__init__()
         size = _size("hopfield_association_self", hopfield_association_self)
-        if _size("hopfield_association_cross", hopfield_association_cross) != size:
+        if _size("hopfield_association_cross", hopfield_association_cross, cross=True) != size:
             raise ValueError(
                 "hopfield_association_cross: expected the input size of "
                 f"hopfield_association_self, {size}, got {hopfield_association_cross.input_size}"
@@ -151,7 +154,8 @@ class HopfieldDecoderLayer(Recorded, nn.Module):
                 "hopfield_association_cross: expected batch_first as of "
                 f"hopfield_association_self, {first[0]}, got {first[1]}"
             )
-        self.hopfield_association_self: Hopfield = deepcopy(hopfield_association_self)
+        self.hopfield_association_self: Hopfield | HopfieldLayer
+        self.hopfield_association_self = deepcopy(hopfield_association_self)
         self.hopfield_association_cross: Hopfield = deepcopy(hopfield_association_cross)
         like = _factory(hopfield_association_self)
         self.linear_residual: nn.Linear = nn.Linear(size, dim_feedforward, **like)
@@ -212,7 +216,7 @@ class HopfieldDecoderLayer(Recorded, nn.Module):
         return self.hopfield_association_cross.get_association_matrix(input)
 
     @property
-    def self_attn(self) -> Hopfield:
+    def self_attn(self) -> Hopfield | HopfieldLayer:
         """The association, by the name that :class:`torch.nn.TransformerDecoder` asks for."""
         return self.hopfield_association_self
 
@@ -232,10 +236,21 @@ class HopfieldDecoderLayer(Recorded, nn.Module):
         return self.linear_output.out_features
 
 
-def _size(name: str, association: Hopfield) -> int:
+def _size(name: str, association: Hopfield | HopfieldLayer, *, cross: bool = False) -> int:
     """The size of an association's state patterns, which must be that of its output."""
-    if not isinstance(association, Hopfield):
-        raise TypeError(f"{name}: expected a Hopfield, got {type(association).__name__}")
+    if cross and isinstance(association, HopfieldLayer):
+        raise TypeError(
+            f"{name}: expected a Hopfield, got a HopfieldLayer, which has stored patterns of its "
+            "own and does not take an encoder's output; look up in hopfield_association_self"
+        )
+    if isinstance(association, HopfieldPooling):
+        raise TypeError(
+            f"{name}: expected a Hopfield or a HopfieldLayer, got a HopfieldPooling, which makes "
+            "one vector of a sequence; pool what comes out of the layer"
+        )
+    if not isinstance(association, Hopfield | HopfieldLayer):
+        kinds = "a Hopfield" if cross else "a Hopfield or a HopfieldLayer"
+        raise TypeError(f"{name}: expected {kinds}, got {type(association).__name__}")
     size = association.input_size
     if size is None or association.output_size != size:
         raise ValueError(
@@ -245,14 +260,14 @@ def _size(name: str, association: Hopfield) -> int:
     return size
 
 
-def _factory(association: Hopfield) -> dict[str, Any]:
+def _factory(association: nn.Module) -> dict[str, Any]:
     """Device and dtype of an association's parameters."""
     some = next(association.parameters(), None)
     return {} if some is None else {"device": some.device, "dtype": some.dtype}
 
 
 def _mask(
-    association: Hopfield, sequence: Tensor, mask: Tensor | None, is_causal: bool
+    association: Hopfield | HopfieldLayer, sequence: Tensor, mask: Tensor | None, is_causal: bool
 ) -> Tensor | None:
     if mask is not None or not is_causal:
         return mask
@@ -262,5 +277,5 @@ def _mask(
 
 def _reset(layer: nn.Module) -> None:
     for module in layer.children():
-        if isinstance(module, Hopfield | nn.Linear | nn.LayerNorm):
+        if isinstance(module, Hopfield | HopfieldLayer | nn.Linear | nn.LayerNorm):
             module.reset_parameters()
