@@ -6,13 +6,14 @@ the hidden ones eliminated, the rest brought to equilibrium, and the full state 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from hamdeq import transforms
 from hamdeq._recorded import Recorded
 from hamdeq.clamping import Clamped, check_masks, clamp
 from hamdeq.colouring import colouring, two_colouring
@@ -49,6 +50,9 @@ class DEQ(Recorded, nn.Module):
         TypeError: ham is no HAM.
         ValueError: an unknown layer; no layer left to settle; with even-odd splitting, a graph
             that has no two colours.
+
+    Under :mod:`torch.func` a DEQ has ``grad``, ``vjp``, ``jacrev`` and ``vmap`` of a call and of
+    ``functional_call``, and so per-sample gradients; first derivatives in reverse mode alone.
 
     Example:
         >>> deq = DEQ(HAM.chain([784, 512, 10]))
@@ -133,7 +137,17 @@ class DEQ(Recorded, nn.Module):
             TypeError: a tensor that is not of floating point, or not of the weights' dtype; a
                 mask that is not boolean.
         """
-        solution = self._settled(self._checked(clamped, known, {} if init is None else init))
+        given = self._checked(clamped, known, {} if init is None else init)
+        if transforms.are_active():
+            return transforms.solve_below(
+                self,
+                given,
+                self.ham.layers,
+                solve=self._found,
+                value=self._again,
+                failures=self.failures,
+            )
+        solution, _, _ = self._settled(given)
         self.failures(solution, "equilibrium")
         return solution
 
@@ -148,6 +162,8 @@ class DEQ(Recorded, nn.Module):
         overflows have a gradient.
         """
         self.ham.check_state(x)
+        if transforms.are_active():  # where no number can be looked at
+            return self._energy(x)
         finite = _finite(*x.values())
         rows = _rows(finite)
         energy = self._energy(x if rows is None else _selected(x, rows))
@@ -213,8 +229,33 @@ class DEQ(Recorded, nn.Module):
                     f"convert the one (x.to({weight.dtype})) or the other (deq.to({x.dtype}))"
                 )
 
-    def _settled(self, given: Given) -> Solution:
+    @torch.no_grad()
+    def _found(self, given: Given) -> tuple[Solution, State]:
+        """The full state at equilibrium, and the visible layers, without a graph."""
+        solution, visible, rows = self._settled(given)
+        if rows is not None:
+            batch = len(solution.status)
+            visible = {a: _filled(x, rows, batch) for a, x in visible.items()}
+        return solution, visible
+
+    def _again(self, given: Given, solution: Solution, visible: State) -> State:
+        """The full state with its gradient, from what :meth:`_found` has found."""
+        lost = (solution.status == Status.DIVERGED) | (solution.status == Status.INVALID)
+        rows = _rows(~lost)
+        if rows is not None:
+            given, visible = given.select(rows), _selected(visible, rows)
+        reduced = self._reduce(self._clamp(given, self.ham.prepared()))
+        value = self._value(given, reduced, replace(solution, value=visible), rows)
+        if rows is not None:
+            value = {a: _filled(x, rows, len(lost)) for a, x in value.items()}
+        return value
+
+    def _settled(self, given: Given) -> tuple[Solution, State, Tensor | None]:
         """The full state at equilibrium, with its gradient.
+
+        Returns:
+            the Solution; the visible layers of the samples that are not lost; which these are, by
+            index, None for all.
 
         An infinity times a gradient of zero is NaN, in the weights that all samples share: lost
         samples do not enter the graph, and get their value in the end.
@@ -253,7 +294,7 @@ class DEQ(Recorded, nn.Module):
             value = self._value(part, self._reduce(self._clamp(part, ham)), solution, rows)
         if rows is not None:
             value = {a: _filled(x, rows, len(valid), lost.get(a)) for a, x in value.items()}
-        return replace(solution, value=value)
+        return replace(solution, value=value), solution.value, rows
 
     def _value(
         self, given: Given, reduced: Reduced, solution: Solution, rows: Tensor | None
@@ -347,6 +388,15 @@ class Given:
     def finite(self) -> Tensor:
         """Samples without an infinity or a NaN: ``(batch,)``."""
         return _finite(*self.clamped.values(), *self.init.values())
+
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        return [*self.clamped.values(), *self.known.values(), *self.init.values()]
+
+    def replaced(self, tensors: Sequence[Tensor]) -> Given:
+        """The same with other tensors, in the order of :meth:`tensors`."""
+        left = iter(tensors)
+        return Given(*({a: next(left) for a in x} for x in (self.clamped, self.known, self.init)))
 
     def select(self, rows: Tensor) -> Given:
         """Some of the samples, given by index."""

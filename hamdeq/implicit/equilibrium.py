@@ -93,6 +93,11 @@ def solve(f: Callable[[Any], Any] | EnergyModel, x0: Any, solver: Solver) -> Sol
             f"{[name for name in _MEMBERS if not hasattr(f, name)]}"
         )
     form = Form(x0)
+    if torch._C._are_functorch_transforms_active() and torch.is_grad_enabled():
+        raise RuntimeError(
+            "fixed_point: expected plain tensors, got those of a torch.func transform, which does "
+            "not know what f depends on; use a DEQ, which may be transformed, or torch.autograd"
+        )
     flat = form.flatten(x0).detach()
     map_ = as_rows(f, form)
     solution = solver.solve(map_, flat)

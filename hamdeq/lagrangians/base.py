@@ -111,6 +111,8 @@ def gradient(f: Callable[[Tensor], Tensor], x: Tensor, others: Iterable[Tensor])
         others: what else f depends on. The result can be differentiated again where gradients
             are enabled and x or one of these requires one.
     """
+    if torch._C._are_functorch_transforms_active():  # which keep their own books
+        return torch.func.grad(lambda x: f(x).sum())(x)
     again = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *others))
     with torch.inference_mode(False), torch.enable_grad():
         x = x.clone() if x.is_inference() else x
