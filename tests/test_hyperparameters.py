@@ -311,7 +311,7 @@ def test_wandb_has_each_map_once(tmp_path, monkeypatch):
         (["--workers", "0"], "--workers: expected an integer ≥ 1, got '0'"),
         (["--formulation", "new"], "--formulation: invalid choice: 'new'"),
         (["--size", "60"], "expected one of which the papers have maps"),
-        (["--rate", "0.1"], "unrecognized arguments: --rate"),
+        (["--rate", "0.1"], "no option --rate. Did you mean --rates?"),
     ],
 )
 def test_options_that_make_no_sense(arguments, message, tmp_path, capsys):
