@@ -253,6 +253,7 @@ class DenseAssociativeMemory(BinaryMemory):
         self, states: Tensor, targets: Tensor, neurons: slice, exponent: int
     ) -> tuple[Tensor, Tensor]:
         exponent = integer("exponent", exponent, expected="a positive integer m")
+        self._outer(self.factors.outer)
         loss, predicted = flips.PredictionError.apply(  # type: ignore[misc]
             self.memories, states, targets, self.interaction, self.factors, exponent, neurons
         )
@@ -261,7 +262,7 @@ class DenseAssociativeMemory(BinaryMemory):
     def _predicted(self, states: Tensor, neurons: slice) -> Tensor:
         inner, outer = self.factors
         found = flips.margins(self.memories, states, self.interaction, inner, neurons)
-        return torch.tanh(outer * self._finite("prediction", found))
+        return torch.tanh(self._finite("prediction", found) * self._outer(outer))
 
     def _with_classes(self, inputs: Tensor) -> Tensor:
         if not self.classes:
@@ -281,6 +282,14 @@ class DenseAssociativeMemory(BinaryMemory):
                 "memories: expected at least one, got none; store(states), or create the memory "
                 "with memories=K and fit(states)"
             )
+
+    def _outer(self, outer: float) -> float:
+        if outer > torch.finfo(self.dtype).max:
+            raise OverflowError(
+                f"prediction: the factor T⁻ⁿ = {outer:.3g} of {self.scaling} overflows "
+                f"{self.dtype}; use scaling=Normalised(), a higher temperature, or float64"
+            )
+        return outer
 
     def _finite(self, what: str, x: Tensor) -> Tensor:
         if not bool(x.isfinite().all()):

@@ -14,7 +14,7 @@ from torch import Tensor
 from hamdeq.memories.interactions import Interaction
 from hamdeq.memories.scaling import Factors
 
-__all__ = ["are_few", "error_of_few", "states_at_once"]
+__all__ = ["are_few", "error_of_few", "saturated", "states_at_once"]
 
 # Similarities that are held at once.
 _SPAN = 2**22
@@ -24,6 +24,11 @@ def are_few(memories: Tensor, neurons: slice) -> bool:
     """Whether so few neurons are predicted that this way is the faster one."""
     size = memories.shape[-1]
     return 8 * len(range(*neurons.indices(size))) <= size
+
+
+def saturated(margin: Tensor, outer: float | Tensor) -> Tensor:
+    """C = tanh(outer · D), and NaN where D has overflowed, of which the tanh would be ±1."""
+    return torch.tanh(outer * margin) + 0.0 * margin
 
 
 def states_at_once(memories: Tensor) -> int:
@@ -56,7 +61,7 @@ def error_of_few(
     parts = (each.split(rows, -2) for each in (own, slope_own, resting, x, targets))
     for a, b, c, u, t, d in zip(*parts, step.split(rows, -3), strict=True):
         f, slope = interaction.both(torch.addcmul(a.unsqueeze(-2), d, chosen.unsqueeze(-3)))
-        predicted = torch.tanh(outer * (u * (c - f.sum(-1))))
+        predicted = saturated(u * (c - f.sum(-1)), outer)
         error = t - predicted
         odd = error ** (2 * exponent - 1)
         back = (-2 * exponent * outer * inner) * odd * (1 - predicted * predicted)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hamdeq.memories.flips import blockwise, similarities
-from hamdeq.memories.interactions import Interaction
+from hamdeq.memories.interactions import Interaction, power_of_two
 
 __all__ = ["Single", "fields"]
 
@@ -33,6 +33,7 @@ def fields(
         gauged: whether it may be given up to a positive factor for each state, at which nothing
             overflows; then it is float64.
     """
+    scale = inner
     memories, states, inner = _prepared(memories, states, interaction, inner, gauged)
 
     def block(x: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ def fields(
         own, flipped = similarities(memories, x)
         flipped = flipped if _is_one(inner) else _with_axis(inner) * flipped
         own = own if _is_one(inner) else inner * own
-        return x * _difference(interaction, own[..., None], flipped, gauged)
+        return x * _difference(interaction, own[..., None], flipped, gauged, scale)
 
     return blockwise(block, memories, states)
 
@@ -62,6 +63,7 @@ class Single:
     ) -> None:
         self.interaction = interaction
         self.gauged = gauged
+        self.scale = inner
         self.memories: Tensor
         self.states: Tensor
         self.inner: float | Tensor
@@ -75,7 +77,7 @@ class Single:
         x = self.states[:, neuron, None]
         turned = self.own - 2 * x * self.memories[:, neuron]
         own, flipped = self.inner * self.own[..., None], self.inner * turned[..., None]
-        return (x * _difference(self.interaction, own, flipped, self.gauged))[:, 0]
+        return (x * _difference(self.interaction, own, flipped, self.gauged, self.scale))[:, 0]
 
     def turn(self, neuron: int, change: Tensor) -> None:
         """Add a change, 0 or ±2 for each sample, to a neuron: ``(batch,)``."""
@@ -97,11 +99,56 @@ def _prepared(
     """
     if not gauged:
         return memories, states, inner
-    return memories.double(), states.double(), inner if interaction.degree is None else 1.0
+    free = all(part.degree is not None for _, part in interaction.parts)
+    return memories.double(), states.double(), 1.0 if free else inner
 
 
-def _difference(interaction: Interaction, own: Tensor, flipped: Tensor, gauged: bool) -> Tensor:
+def _difference(
+    interaction: Interaction,
+    own: Tensor,
+    flipped: Tensor,
+    gauged: bool,
+    scale: float | Tensor,
+) -> Tensor:
     """Σ_μ [F(own) − F(flipped)], right in sign: ``(…, K, 1), (…, K, n) -> (…, n)``.
+
+    Of a sum of functions Σ_j c_j F_j, each of a degree d_j, the differences D_j are taken apart,
+    since each is exact, and only then added, Σ_j c_j a^{d_j} D_j at similarities scaled by a. What
+    is left of that within its rounding is a tie.
+
+    Args:
+        interaction: F.
+        own, flipped: similarities as they are; where F is not a sum of functions that have a
+            degree, scaled.
+        gauged: as of :func:`fields`.
+        scale: of similarities inside F.
+    """
+    parts = interaction.parts
+    if len(parts) == 1:
+        return _difference_of_one(parts[0][1], own, flipped, gauged)
+    found = torch.stack([_difference_of_one(f, own, flipped, gauged) for _, f in parts]).double()
+    degrees = torch.tensor([f.degree for _, f in parts], dtype=torch.float64).to(found.device)
+    slopes = torch.tensor([c for c, _ in parts], dtype=torch.float64).to(found.device)
+    shape = (-1, *[1] * (found.dim() - 1))
+    degrees, weights = degrees.reshape(shape), slopes.reshape(shape)
+    if gauged:
+        ratio = (_with_axis(scale) / power_of_two(own, flipped)).double()[..., 0]
+        # Of either sign, exponents that do not overflow: a common factor does not matter.
+        least, most = degrees.amin(), degrees.amax()
+        weights = weights * ratio ** (degrees - torch.where(ratio < 1, least, most))
+    summands = weights * found
+    total, size = summands.sum(0), summands.abs().amax(0)
+    rounding = torch.finfo(torch.float64).eps * 4 * (interaction.steepness + 4)
+    total = torch.where(total.abs() <= rounding * size, 0.0, total)
+    # A weight that underflows does so beside another, not where its difference is the only one.
+    alone = (found != 0).sum(0) <= 1
+    return torch.where(alone, found.sum(0), total)
+
+
+def _difference_of_one(
+    interaction: Interaction, own: Tensor, flipped: Tensor, gauged: bool
+) -> Tensor:
+    """:func:`_difference` of a function that is no sum of others.
 
     Memories of ±1 often cancel exactly, so that what is left is far smaller than what is summed:
     where a sum could be all rounding, it is taken anew such that equal terms cancel without any.

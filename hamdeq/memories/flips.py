@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hamdeq.memories.few import are_few, error_of_few, states_at_once
+from hamdeq.memories.few import are_few, error_of_few, saturated, states_at_once
 from hamdeq.memories.interactions import Interaction
 from hamdeq.memories.scaling import Factors
 
@@ -120,7 +120,7 @@ def error_of_block(
     x = states[..., neurons]
     f_own, slope_own = interaction.both(own)
     f, slope = interaction.both(flipped)
-    predicted = torch.tanh(outer * (x * (f_own.sum(-1, keepdim=True) - f.sum(-2))))
+    predicted = saturated(x * (f_own.sum(-1, keepdim=True) - f.sum(-2)), outer)
     error = targets - predicted
     odd = error ** (2 * exponent - 1)
     # By D, with the factor that similarities have inside F.
@@ -140,6 +140,8 @@ class PredictionError(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, memories: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         loss, gradient, predicted = loss_and_gradient(memories, *rest)
+        # Where F is finite, its derivative may not be: neither loss nor gradient counts then.
+        loss = torch.where(gradient.isfinite().all(-1).all(-1), loss, torch.nan)
         ctx.save_for_backward(gradient, memories)
         ctx.others = len(rest)
         ctx.mark_non_differentiable(predicted)

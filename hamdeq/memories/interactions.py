@@ -26,6 +26,7 @@ __all__ = [
     "LeakyRectifiedPolynomial",
     "Polynomial",
     "RectifiedPolynomial",
+    "power_of_two",
 ]
 
 
@@ -62,6 +63,11 @@ class Interaction(ABC):
     def is_convex(self) -> bool:
         """Whether F is the Lagrangian of a layer of neurons."""
         return True
+
+    @property
+    def parts(self) -> tuple[tuple[float, Interaction], ...]:
+        """F as a weighted sum, of itself alone or of functions that each have a degree."""
+        return ((1.0, self),)
 
     def gauge(self, own: Tensor, flipped: Tensor) -> tuple[Tensor, Tensor]:
         """Arguments at which differences of F have the same sign, and do not over- or underflow.
@@ -101,11 +107,7 @@ class _Homogeneous(_Power):
         return self.n
 
     def gauge(self, own: Tensor, flipped: Tensor) -> tuple[Tensor, Tensor]:
-        # By a power of two nothing is rounded: integers, and ties among them, stay exact. The
-        # largest similarity of each state comes to lie in [½, 1).
-        largest = torch.maximum(own.abs().amax(-1), flipped.abs().amax(-1)).amax(-1)
-        scale = torch.ldexp(torch.ones_like(largest), -torch.frexp(largest).exponent)
-        scale = torch.where(largest > 0, scale, 1.0)[..., None, None]
+        scale = power_of_two(own, flipped)
         return own * scale, flipped * scale
 
 
@@ -142,6 +144,14 @@ class RectifiedPolynomial(_Homogeneous):
 
 
 @dataclass(frozen=True)
+class _Below(_Homogeneous):
+    """F(x) = max(−x, 0): what leaks, but for its slope."""
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.relu(-x), -(x < 0).to(x.dtype)
+
+
+@dataclass(frozen=True)
 class LeakyRectifiedPolynomial(_Power):
     """F(x) = xⁿ where x ≥ 0, −εx below.
 
@@ -161,6 +171,11 @@ class LeakyRectifiedPolynomial(_Power):
                 f"eps: expected a finite slope ε ≥ 0, such as 1e-2, got {self.eps!r}; with 0 it is "
                 "RectifiedPolynomial"
             )
+
+    @property
+    def parts(self) -> tuple[tuple[float, Interaction], ...]:
+        power = (1.0, RectifiedPolynomial(self.n))
+        return (power, (float(self.eps), _Below(1))) if self.eps else (power,)
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         f, slope = _rectified(x, self.n)
@@ -184,6 +199,16 @@ class Exponential(Interaction):
         # A common summand inside is a common positive factor outside.
         largest = torch.maximum(own.amax(-1), flipped.amax(-1)).amax(-1)[..., None, None]
         return own - largest, flipped - largest
+
+
+def power_of_two(own: Tensor, flipped: Tensor) -> Tensor:
+    """The factor that brings each state's largest similarity to [½, 1): ``(…, 1, 1)``.
+
+    By a power of two nothing is rounded: integers, and ties among them, stay exact.
+    """
+    largest = torch.maximum(own.abs().amax(-1), flipped.abs().amax(-1)).amax(-1)
+    scale = torch.ldexp(torch.ones_like(largest), -torch.frexp(largest).exponent)
+    return torch.where(largest > 0, scale, 1.0)[..., None, None]
 
 
 def _rectified(x: Tensor, n: int) -> tuple[Tensor, Tensor]:
