@@ -130,6 +130,15 @@ def test_data_with_other_classes_than_those_learned_are_refused(trained):
         trainer().fit(HAMClassifier(memory(4, 8, 5)), ArrayDataModule(x, y))
 
 
+def test_batches_without_their_data_module_are_refused():
+    data = ArrayDataModule(*table(60), val=0)
+    loaders = data.train_dataloader(), data.test_dataloader()
+    with pytest.raises(
+        ValueError, match=r"got its batches alone; call trainer.fit\(module, data\)"
+    ):
+        trainer().fit(HAMClassifier(memory(4, 4, 3)), *loaders)
+
+
 # ------------------------------------------------------------------------------------ the parts
 
 

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DistributedSampler, TensorDataset
 
+from hamdeq.data.encoding import Encoding
+
 __all__ = ["Inputs", "TensorBatches", "expect"]
 
 Inputs = Tensor | tuple[Tensor, ...]
@@ -37,6 +39,7 @@ class TensorBatches:
 
     Attributes:
         sampler: Holds the epoch; Lightning calls its `set_epoch` before each epoch.
+        encoding: That of the data module whose batches these are; `None` for others.
 
     Shape:
         images and labels `(n, ...)`; each batch `(batch, ...)` of both.
@@ -44,6 +47,9 @@ class TensorBatches:
     Raises:
         ValueError: `batch_size < 1`, or `images` and `labels` differ in length.
     """
+
+    # Set by a data module, so that a training without it can be told that it is missed.
+    encoding: Encoding | None = None
 
     # Lightning asks everything that has a sampler for a batch sampler, too.
     batch_sampler = None

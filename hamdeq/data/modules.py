@@ -80,7 +80,10 @@ class InMemoryDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> TensorBatches:
         # Under `overfit_batches` Lightning turns shuffling off, but only in a DataLoader.
         shuffle = not getattr(self.trainer, "overfit_batches", 0)
-        return TensorBatches(*self.split("train"), self.batch_size, shuffle=shuffle, seed=self.seed)
+        train = self.split("train")
+        batches = TensorBatches(*train, self.batch_size, shuffle=shuffle, seed=self.seed)
+        batches.encoding = self.encoding
+        return batches
 
     def val_dataloader(self) -> TensorBatches | list[TensorBatches]:
         if self.val_size:

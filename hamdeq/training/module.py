@@ -85,6 +85,14 @@ class Classifier(Restorable):
         if self.lr is not None:
             self._set_lr(self.lr)
 
+    def on_train_start(self) -> None:
+        given = getattr(self.trainer.train_dataloader, "encoding", None)
+        if isinstance(given, Encoding) and given.standardises and not self.encoding.standardises:
+            raise ValueError(
+                f"{type(self).__name__}: expected the data module, whose standardisation the "
+                "module takes over, got its batches alone; call trainer.fit(module, data)"
+            )
+
     def on_validation_start(self) -> None:
         self._check_classes()
 
