@@ -19,9 +19,12 @@ pytest.importorskip("lightning")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
 from matplotlib.figure import Figure
 
 from hamdeq.training import WholeCheckpointIO, files
+from hamdeq.training.checkpoint_io import MovedCheckpoints
 from hamdeq.training.cli import main
 from hamdeq.training.files import (
     DamagedFileError,
@@ -201,6 +204,38 @@ def test_a_run_whose_disk_is_full_at_its_end_is_tested_again_and_once(tmp_path, 
     (tested,) = [row for row in rows(folder / "metrics.csv") if row["test/loss"]]
     results = read_results(folder / "results.json")
     assert float(tested["test/loss"]) == pytest.approx(results["test/loss"])
+
+
+@pytest.mark.parametrize("here", ["moved", "other"])
+def test_a_moved_run_keeps_its_best_checkpoint(tmp_path, here):
+    for name in ("first/best.ckpt", "first/last.ckpt", "moved/best.ckpt", "other/last.ckpt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    before = ModelCheckpoint(
+        tmp_path / "first", filename="best", monitor="val/accuracy", mode="max"
+    )
+    before.best_model_path = before.kth_best_model_path = str(tmp_path / "first/best.ckpt")
+    before.last_model_path = str(tmp_path / "first/last.ckpt")
+    before.best_model_score = before.kth_value = torch.tensor(0.9)
+    before.best_k_models = {before.best_model_path: torch.tensor(0.9)}
+    after = ModelCheckpoint(tmp_path / here, filename="best", monitor="val/accuracy", mode="max")
+    checkpoint = {"callbacks": {after.state_key: before.state_dict()}}
+    trainer = L.Trainer(
+        callbacks=[after, MovedCheckpoints()],
+        logger=False,
+        accelerator="cpu",
+        enable_progress_bar=False,
+    )
+    MovedCheckpoints().on_load_checkpoint(trainer, L.LightningModule(), checkpoint)
+    state = checkpoint["callbacks"][after.state_key]
+    if here == "other":  # another run, which goes on from the weights of this one
+        assert state == before.state_dict()
+        return
+    after.load_state_dict(state)
+    assert after.best_model_path == after.kth_best_model_path == str(tmp_path / "moved/best.ckpt")
+    assert after.last_model_path == str(tmp_path / "moved/last.ckpt")
+    assert not after.check_monitor_top_k(trainer, torch.tensor(0.8))
+    assert after.check_monitor_top_k(trainer, torch.tensor(0.95))
 
 
 def test_a_test_before_further_epochs_stays(tmp_path):

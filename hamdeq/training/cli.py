@@ -24,7 +24,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 
 from hamdeq.data import InMemoryDataModule
 from hamdeq.training.callbacks import ConvergenceMonitor, ResidualPicture
-from hamdeq.training.checkpoint_io import WholeCheckpointIO
+from hamdeq.training.checkpoint_io import MovedCheckpoints, WholeCheckpointIO
 from hamdeq.training.equilibrium import EquilibriumModule
 from hamdeq.training.files import write_file
 from hamdeq.training.hints import Parser, innermost, program, refuse
@@ -224,7 +224,7 @@ class HAMCLI(LightningCLI):
                 save_last=True,
                 enable_version_counter=False,
             )
-            callbacks.append(checkpoint)
+            callbacks += [checkpoint, MovedCheckpoints()]
         return callbacks
 
     def _choose_folder(self, config: Any) -> int | None:
