@@ -3,6 +3,7 @@
 import ast
 import csv
 import errno
+import itertools
 import json
 import multiprocessing
 import os
@@ -48,10 +49,8 @@ def saved(step: int, path: Path) -> None:
 
 
 def save_for_ever(path: Path) -> None:
-    step = 0
-    while True:
+    for step in itertools.count(1):
         saved(step, path)
-        step += 1
 
 
 @pytest.fixture
@@ -74,7 +73,7 @@ def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
     saved(0, path)
     context = multiprocessing.get_context("fork")
     steps = []
-    for kill in range(8):
+    for kill in range(6):
         before, end = path.stat(), time.monotonic() + 60
         writer = context.Process(target=save_for_ever, args=(path,))
         writer.start()
@@ -86,7 +85,7 @@ def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
         found = torch.load(path, weights_only=True)
         assert (found["w"] == found["step"]).all()
         steps.append(found["step"])
-    assert max(steps) > 0
+    assert min(steps) > 0  # each has written at least one
     # The next start clears away what the kills have left.
     files._cleared.clear()
     saved(1, path)
