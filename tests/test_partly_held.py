@@ -381,7 +381,7 @@ def test_the_residual_ignores_held_neurons() -> None:
     """It is that of the free ones, however large the states and fields of the others."""
     ham = memory(("input a", "a b"), gain=2.0)
     x = torch.where(MASK, 1e6, images())
-    solver = Picard(tol=1e-14, max_steps=7)
+    solver = Picard(tol=1e-14, max_steps=7, fallback_steps=0)
     deq = DEQ(ham, splitting=None, solver=solver, on_failure="ignore", start="zeros")
     solution = deq({"input": x}, known={"input": MASK})
     after = ham.update(dict(solution.value))

@@ -196,7 +196,7 @@ def test_the_first_state_is_the_one_asked_for() -> None:
     given = {"input": normal(6, 3)}
 
     def first(init: Any = None, **options: Any) -> Any:
-        solver = Picard(max_steps=1)
+        solver = Picard(max_steps=1, fallback_steps=0)
         deq = DEQ(CYCLE, splitting=None, solver=solver, on_failure="ignore", **options)
         return deq(given, init=init).value
 
@@ -262,8 +262,9 @@ def test_where_the_pass_overflows_settling_starts_from_zero() -> None:
         ham.synapses[1].weight.copy_(torch.tensor([[0.1, -0.2, 0.3], [0.2, 0.1, -0.1]]))
     x = torch.tensor([[0.5], [1000.0], [-1.0]]).double()
     assert not forward_sweep(clamp(ham, {"input": x}))["b"][1].isfinite().all()
-    deq = DEQ(ham, splitting=None, solver=Picard(), on_failure="ignore")
-    zeros = DEQ(ham, splitting=None, solver=Picard(), start="zeros", on_failure="ignore")
+    options: Any = {"solver": Picard(fallback_steps=0), "on_failure": "ignore"}
+    deq = DEQ(ham, splitting=None, **options)
+    zeros = DEQ(ham, splitting=None, start="zeros", **options)
     found, expected = deq({"input": x}), zeros({"input": x})
     # That sample goes the way it goes from zero, and the others theirs.
     assert found.status.tolist() == expected.status.tolist()
