@@ -16,7 +16,7 @@ from torch import Tensor
 from hamdeq.ham import HAM, check_ham
 from hamdeq.lagrangians import Lagrangian
 from hamdeq.lagrangians.base import total
-from hamdeq.layers import Connection, Layered, Neurons, State
+from hamdeq.layers import Connection, Layered, Neurons, State, exerted
 
 __all__ = ["Clamped", "check_masks", "clamp"]
 
@@ -57,7 +57,7 @@ class Clamped(Layered):
             elif len(free) == 1 and synapse.is_linear_in(place := layers.index(free[0])):
                 to = free[0]
                 around = g | ham.zero_state(some, [to])
-                field = synapse.field(place, *(around[name] for name in layers))
+                field = exerted(synapse, place, *(around[name] for name in layers))
                 drive[to] = drive[to] + field if to in drive else field
             else:
                 connections.append((layers, synapse))

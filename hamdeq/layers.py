@@ -14,7 +14,7 @@ from hamdeq.lagrangians import Lagrangian
 from hamdeq.lagrangians.base import total
 from hamdeq.synapses import Shape, Synapse, layer_shape
 
-__all__ = ["Connection", "EnergyModel", "Layered", "Neurons", "State"]
+__all__ = ["Connection", "EnergyModel", "Layered", "Neurons", "State", "exerted"]
 
 State = dict[str, Tensor]
 """Layer name -> tensor ``(batch, *shape)``."""
@@ -90,11 +90,24 @@ class Neurons(Recorded, nn.Module):
 
     def activation(self, x: Tensor) -> Tensor:
         """g = ∇L(x), of x's shape."""
-        return self.lagrangian.activation(x)
+        g = self.lagrangian.activation(x)
+        if g.shape != x.shape:
+            raise misshapen(self.lagrangian, "an activation", x.shape, g)
+        return g
+
+    def potential(self, x: Tensor) -> Tensor:
+        """The Lagrangian L(x): ``(batch,)``."""
+        potential = self.lagrangian(x)
+        if potential.shape != x.shape[:1]:
+            raise misshapen(self.lagrangian, "one number a sample", x.shape[:1], potential)
+        return potential
 
     def energy(self, x: Tensor) -> Tensor:
         """The Legendre transform L*(g): ``(batch,)``."""
-        return self.lagrangian.energy(x)
+        energy = self.lagrangian.energy(x)
+        if energy.shape != x.shape[:1]:
+            raise misshapen(self.lagrangian, "one number a sample", x.shape[:1], energy)
+        return energy
 
     def extra_repr(self) -> str:
         return f"{self.shape}"
@@ -153,7 +166,7 @@ class Layered(ABC):
         total = self.drive.get(to)
         for layers, synapse in self.connections if connections is None else connections:
             for place in (i for i, name in enumerate(layers) if name == to):
-                term = synapse.field(place, *(g[name] for name in layers))
+                term = exerted(synapse, place, *(g[name] for name in layers))
                 total = term if total is None else total + term
         return torch.zeros_like(g[to]) if total is None else total
 
@@ -181,6 +194,8 @@ class Layered(ABC):
         for layers, synapse in connections:
             label = f"{type(synapse).__name__} {'–'.join(layers)}"
             energy = synapse.energy(*(g[name] for name in layers))
+            if energy.shape != g[layers[0]].shape[:1]:
+                raise misshapen(synapse, "one energy a sample", g[layers[0]].shape[:1], energy)
             terms[label] = terms[label] + energy if label in terms else energy
         for name in (name for name in g if name in self.drive):
             terms[f"held–{name}"] = -total(self.drive[name] * g[name])
@@ -193,7 +208,7 @@ class Layered(ABC):
         """
         parts = [*self.interactions(g, connections).values()]
         for name, x_a in x.items():
-            parts += [total(x_a * g[name]), -self.layer(name).lagrangian(x_a)]
+            parts += [total(x_a * g[name]), -self.layer(name).potential(x_a)]
         return parts
 
     def energy(self, x: State) -> Tensor:
@@ -271,3 +286,20 @@ class Layered(ABC):
                     f"layer {name!r}: expected a batch of {batch} as in the other layers, "
                     f"got {x_a.shape[0]}"
                 )
+
+
+def exerted(synapse: Synapse, place: int, *g: Tensor) -> Tensor:
+    """The field of a synapse on one of its layers, refused unless it has the layer's shape."""
+    field = synapse.field(place, *g)
+    if field.shape != g[place].shape:
+        raise misshapen(synapse, f"a field on its layer {place}", g[place].shape, field)
+    return field
+
+
+def misshapen(module: nn.Module, what: str, expected: Sequence[int], found: Tensor) -> ValueError:
+    """The error of a Lagrangian or synapse whose result has another shape than it should."""
+    return ValueError(
+        f"{type(module).__name__}: expected {what}, of shape {tuple(expected)}, got "
+        f"{tuple(found.shape)}; the first axis is the batch, and energies and Lagrangians are "
+        "summed over all others, as by x.flatten(1).sum(1)"
+    )

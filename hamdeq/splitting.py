@@ -164,7 +164,7 @@ class Reduced:
 
     def _gains(self, hidden: State) -> list[Tensor]:
         """−L_B(I_B) of each hidden layer."""
-        return [-self.model.layer(name).lagrangian(field) for name, field in hidden.items()]
+        return [-self.model.layer(name).potential(field) for name, field in hidden.items()]
 
     def select(self, rows: Tensor) -> Reduced:
         """The same energy for some samples of the batch, given by index."""

@@ -74,7 +74,7 @@ def fixed_point(
     solution = solve(f, x0, solver)
     if isinstance(f, Reduced):
         solution = _overflown(f, solution)
-    failures(solution, "equilibrium")
+    failures(solution, "equilibrium", remedy=_of_chance(f, solution))
     return attach(f, solution, solver=solver, adjoint=adjoint, failures=failures)
 
 
@@ -112,6 +112,18 @@ def solve(f: Callable[[Any], Any] | EnergyModel, x0: Any, solver: Solver) -> Sol
         status = torch.where(invalid, Status.INVALID.value, solution.status)
         solution = replace(solution, status=status)
     return replace(solution, value=form.restore(solution.value))
+
+
+@torch.no_grad()
+def _of_chance(f: Callable[[Any], Any] | EnergyModel, solution: Solution) -> str | None:
+    """What to do where the map is random, as shows when it is evaluated twice at one state."""
+    if isinstance(f, EnergyModel) or bool(solution.converged.all()):
+        return None
+    form = Form(solution.value)
+    x = form.flatten(solution.value).nan_to_num()
+    one, other = (form.flatten(f(form.restore(x))) for _ in range(2))
+    # Not rounding, which may differ where sums are taken in another order.
+    return None if torch.allclose(one, other, rtol=1e-3, equal_nan=True) else _RANDOM
 
 
 @torch.no_grad()
@@ -172,6 +184,11 @@ def attach(
     return replace(solution, value=form.restore(x))
 
 
+_RANDOM = (
+    "f is random: evaluated twice at the same state it gave two results, as with dropout in "
+    "training mode, and so it has no fixed point; draw one mask before the solve and let f use it "
+    "in each evaluation, or call eval()"
+)
 # Of an EnergyModel.
 _MEMBERS = (
     "activations",

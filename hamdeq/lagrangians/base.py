@@ -47,7 +47,7 @@ class Lagrangian(Recorded, nn.Module, ABC):
 
     def energy(self, x: Tensor) -> Tensor:
         """The Legendre transform L*(g) = ⟨x, g⟩ − L(x), at g = ∇L(x): ``(batch,)``."""
-        return total(x * self.activation(x)) - self(x)
+        return total(x * self.activation(x)) - _per_sample(self, self(x), x)
 
 
 class Scaled(Lagrangian):
@@ -118,11 +118,22 @@ def gradient(f: Callable[[Tensor], Tensor], x: Tensor, others: Iterable[Tensor])
         x = x.clone() if x.is_inference() else x
         # An alias of x, not x itself: what f holds fixed may itself be a function of x.
         x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-        y = f(x).sum()
+        y = _per_sample(f, f(x), x).sum()
         if not y.requires_grad:  # f does not depend on anything that moves
             return torch.zeros_like(x)
         (g,) = torch.autograd.grad(y, x, create_graph=again, materialize_grads=True)
     return g
+
+
+def _per_sample(f: Callable[[Tensor], Tensor], values: Tensor, x: Tensor) -> Tensor:
+    """f(x), refused unless it is one number a sample."""
+    if values.shape != x.shape[:1]:
+        who = type(f).__name__ if isinstance(f, nn.Module) else "energy"
+        raise ValueError(
+            f"{who}: expected one number a sample, of shape {tuple(x.shape[:1])}, got "
+            f"{tuple(values.shape)}; sum over all axes but the first, as by x.flatten(1).sum(1)"
+        )
+    return values
 
 
 def total(x: Tensor) -> Tensor:

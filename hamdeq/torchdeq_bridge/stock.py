@@ -37,6 +37,7 @@ class TorchDEQSolver(Solver):
 
     Raises:
         ValueError: an unknown name or option, or fewer than three steps of Anderson.
+        TypeError: in :meth:`solve`, states in half precision and Anderson.
     """
 
     name: str = "anderson"
@@ -64,6 +65,11 @@ class TorchDEQSolver(Solver):
     @torch.no_grad()
     def solve(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> Solution:
         """Solve x = f(x) from x0; see :meth:`Solver.solve`."""
+        if self.name == "anderson" and x0.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"TorchDEQSolver('anderson'): expected float32 or float64, in which PyTorch solves "
+                f"linear systems, got {x0.dtype}; use hamdeq.Anderson, which takes any dtype"
+            )
         alive = x0.isfinite().all(1)
         trace: list[Tensor] = []
 
