@@ -279,7 +279,7 @@ class HAMCLI(LightningCLI):
         except SystemExit:
             if self.trainer.state.status != TrainerStatus.INTERRUPTED:
                 raise
-            message = f"interrupted in epoch {self.trainer.current_epoch}"
+            message = f"interrupted in epoch {self.trainer.current_epoch + 1}"
             if self.folder is not None and (self.folder / "checkpoints/last.ckpt").exists():
                 message += (
                     "; to go on from the last finished epoch, give the same command with "
