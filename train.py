@@ -1,12 +1,6 @@
-"""Train a memory: ``python train.py fit --config configs/digits.yaml``."""
+"""Train a memory: ``python train.py fit --config digits``; the command ``hamdeq`` does the same."""
 
-from hamdeq._torchvision import check_torchvision
+from hamdeq.__main__ import main
 
 if __name__ == "__main__":
-    try:
-        check_torchvision()  # before Lightning imports it, and fails with a riddle
-    except ImportError as error:
-        raise SystemExit(f"error: {error}") from None
-    from hamdeq.training.cli import main
-
     main()

@@ -16,6 +16,7 @@ from hamdeq.experiments.convergence.plan import Source
 from hamdeq.experiments.convergence.progress import Progress
 from hamdeq.experiments.options import Parser
 from hamdeq.experiments.series import Series
+from hamdeq.training.configurations import configuration
 from hamdeq.training.files import described, write_file
 
 __all__ = ["compare", "main", "table"]
@@ -79,7 +80,7 @@ def main(args: list[str] | None = None) -> None:
         "trainings.",
     )
     parser.add_argument(
-        "configs", nargs="+", type=Path, metavar="CONFIG", help="configurations to compare"
+        "configs", nargs="+", type=configuration, metavar="CONFIG", help="configurations to compare"
     )
     parser.add_argument(
         "--seeds", type=int, default=5, help="train with the seeds from 0 to one less than this"

@@ -1,6 +1,6 @@
-"""``python -m hamdeq.training``: the command line, where ``train.py`` is not at hand."""
+"""``python -m hamdeq.training``: the same as the command ``hamdeq``."""
 
-from hamdeq.training.cli import main
+from hamdeq.__main__ import main
 
 if __name__ == "__main__":
     main()

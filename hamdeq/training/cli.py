@@ -1,4 +1,4 @@
-"""The command line: ``python train.py fit --config configs/digits.yaml``."""
+"""The command line: ``hamdeq fit --config digits``, or ``python train.py fit …``."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from hamdeq.data import InMemoryDataModule
 from hamdeq.training.callbacks import ConvergenceMonitor, ResidualPicture
 from hamdeq.training.checkpoint_io import MovedCheckpoints, WholeCheckpointIO
+from hamdeq.training.configurations import with_files
 from hamdeq.training.equilibrium import EquilibriumModule
 from hamdeq.training.files import write_file
 from hamdeq.training.hints import Parser, innermost, program, refuse
@@ -101,6 +102,10 @@ class HAMCLI(LightningCLI):
         self._timer = Timer()
         self._made: list[Path] = []
         try:
+            if args is None:  # further processes are started with what stands there
+                sys.argv[1:] = with_files(sys.argv[1:])
+            else:
+                args = with_files(args)
             self._run(args)
         except Exception as error:
             message = _refusal(error)

@@ -20,12 +20,13 @@ from hamdeq.experiments.convergence.running import Experiment
 from hamdeq.experiments.convergence.tracking import Tracking
 from hamdeq.experiments.options import Parser
 from hamdeq.experiments.series import Series
+from hamdeq.training.configurations import configuration
 from hamdeq.training.files import described
 from hamdeq.training.run import check_wandb
 
 __all__ = ["main"]
 
-_DEFAULT = Path("configs/digits.yaml")
+_DEFAULT = "digits"
 
 
 def main(args: list[str] | None = None) -> None:
@@ -74,7 +75,7 @@ def _parser() -> Parser:
     add(
         "configs",
         nargs="*",
-        type=Path,
+        type=configuration,
         default=[],
         metavar="CONFIG",
         help="configurations to train",
@@ -82,7 +83,7 @@ def _parser() -> Parser:
     add(
         "--config",
         action="append",
-        type=Path,
+        type=configuration,
         default=[],
         help="one more configuration, as a sweep gives it",
     )
@@ -134,7 +135,7 @@ def _plan(known: argparse.Namespace, options: tuple[str, ...]) -> Plan:
     configs = [*known.configs, *known.config]
     solvers, splittings = known.solvers or [None], known.splittings or [None]
     if not configs and not known.adopt:
-        configs = [_DEFAULT]
+        configs = [configuration(_DEFAULT)]
         solvers = known.solvers or ["picard", "anderson", "broyden"]
         splittings = known.splittings or ["none", "even-odd"]
     if missing := [str(path) for path in configs if not path.is_file()]:
