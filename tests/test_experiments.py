@@ -289,7 +289,7 @@ def test_metrics_are_those_of_all_samples():
     assert found["test/auc"] == pytest.approx(roc_auc_score(labels, logits), abs=1e-6)
     loss = nn.functional.binary_cross_entropy_with_logits(logits, labels.float())
     assert found["test/loss"] == pytest.approx(loss.item(), rel=1e-5)
-    assert torch.equal(module.predict_step((logits, labels), 0), (logits > 0).long())
+    assert torch.equal(module.predict_step((logits, labels), 0).value, (logits > 0).long())
 
 
 def test_logits_of_the_wrong_shape_are_refused():

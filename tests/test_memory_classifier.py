@@ -176,7 +176,7 @@ def test_learns_digits_and_logs_accuracy_and_f1(kind):
     found = fit.test(module, data, verbose=False)[0]
     assert found["test/accuracy"] > 0.8
     x, labels = data.split("test")
-    predicted = torch.cat(fit.predict(module, data))
+    predicted = torch.cat([part.value for part in fit.predict(module, data)])
     assert found["test/accuracy"] == pytest.approx((predicted == labels).double().mean().item())
     # Over all samples of the epoch, not the mean over batches.
     f1 = multiclass_f1_score(predicted, labels, 10, average="macro").item()

@@ -299,7 +299,7 @@ def test_real_values_are_learned_in_their_own_units():
     found = runner.test(module, data, verbose=False)[0]
     inputs, targets = data.split("test")
     with torch.no_grad():
-        predicted = module.predict_step((inputs, targets), 0)
+        predicted = module.predict_step((inputs, targets), 0).value
     assert predicted.shape == targets.shape == (45, 1)
     error = (predicted - targets).double()
     assert found["test/mae"] == pytest.approx(error.abs().mean().item(), rel=1e-4)
@@ -315,9 +315,9 @@ def test_several_targets_and_a_single_sample_can_be_regressed():
     module = HAMRegressor(memory(3, 4, data.n_targets))
     trainer().fit(module, data)
     assert np.isnan(trainer().test(module, data, verbose=False)[0]["test/r2"])
-    assert module.predict_step(x, 0).shape == (41, 2)
+    assert module.predict_step(x, 0).value.shape == (41, 2)
     # Unstandardised, states are the values themselves.
-    assert torch.equal(module.predict_step(x, 0), module(x).value["output"])
+    assert torch.equal(module.predict_step(x, 0).value, module(x).value["output"])
 
 
 def test_one_target_may_be_a_column_or_flat():

@@ -1,5 +1,6 @@
 """Checkpoints bring whole modules back, run no code, and say what is wrong with a damaged one."""
 
+import csv
 import sys
 from functools import partial
 from pathlib import Path
@@ -102,18 +103,16 @@ IMAGES = {
     "maps": Neurons((2, 3, 3), ReLU()),
     "output": Neurons(10, Softmax(beta=torch.tensor(2.0), learnable=True)),
 }
+IMAGE_SYNAPSES = [
+    (("input", "maps"), Composed(Conv2d(1, 2, 3), MaxPool2d(2))),
+    (("maps", "output"), Composed(Flatten(), Dense(18, 10))),
+    (("maps",), Bias((2, 3, 3), by_channel=True)),
+    (("output",), Lateral(10)),
+]
 OBJECTS = {
     "even-odd": DEQ(HAM.chain([4, 3, 2]), solver=Picard(damping=0.5), adjoint=Unrolled(3)),
     "adjoint": DEQ(HAM.chain([4, 2]), adjoint=Implicit(solver=ConjugateGradient(tol=0.1))),
-    "images": HAM(
-        IMAGES,
-        [
-            (("input", "maps"), Composed(Conv2d(1, 2, 3), MaxPool2d(2))),
-            (("maps", "output"), Composed(Flatten(), Dense(18, 10))),
-            (("maps",), Bias((2, 3, 3), by_channel=True)),
-            (("output",), Lateral(10)),
-        ],
-    ),
+    "images": HAM(IMAGES, IMAGE_SYNAPSES),
     "attention": HAM(
         {"x": Neurons((3, 4), LayerNorm(gamma=0.5))}, [(("x",), SelfAttention(4, 2, 2))]
     ),
@@ -256,14 +255,43 @@ def test_a_run_from_the_command_line_comes_back(run, tmp_path):
     assert torch.equal(again(x).value["output"], module(x).value["output"])
 
 
+def test_the_command_line_predicts(run, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    best = run / "checkpoints/best.ckpt"
+    args = ["--trainer.enable_progress_bar=false", f"--ckpt_path={best}"]
+    before = (run / "metrics.csv").read_text()
+    main(["predict", "--config", str(run / "config.yaml"), *args])
+    assert "predictions.csv: 360 predictions" in capsys.readouterr().out
+    module, data = load_run(run)
+    found = module.predict(data.split("test")[0])
+    with (run / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["class"]) for row in rows] == found.value.tolist()
+    for name in ("energy", "steps"):
+        assert [float(row[name]) for row in rows] == pytest.approx(getattr(found, name).tolist())
+    assert [float(row["p_3"]) for row in rows] == pytest.approx(found.probabilities[:, 3].tolist())
+    assert (run / "metrics.csv").read_text() == before
+    best = run / "checkpoints/cut.ckpt"
+    best.write_bytes((run / "checkpoints/best.ckpt").read_bytes()[:1000])
+    with pytest.raises(SystemExit, match=r"error: .*cut.ckpt: expected a checkpoint, got"):
+        main(["test", "--config", str(run / "config.yaml"), args[0], f"--ckpt_path={best}"])
+    best.unlink()
+
+
 def test_weights_go_into_a_module_that_fits(tmp_path):
     module, other = classifier(), classifier()
     with torch.no_grad():
         module.deq.ham.synapses[0].weight += 1
     save_weights(module, tmp_path / "w.safetensors")
+    save_weights(HAMClassifier(DEQ(HAM(IMAGES, IMAGE_SYNAPSES))), tmp_path / "images.safetensors")
+    images = HAMClassifier.load_from_checkpoint(tmp_path / "images.safetensors")
+    assert images.deq.ham.layer("output").lagrangian.beta == 2
     load_weights(other, tmp_path / "w.safetensors")
     assert torch.equal(module.deq.ham.synapses[0].weight, other.deq.ham.synapses[0].weight)
-    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "images.safetensors",
+        "w.safetensors",
+    ]
     wide = HAMClassifier(DEQ(HAM.chain([64, 32, 10])))
     with pytest.raises(OtherArchitectureError, match=r"expected \(64, 32\), got \(64, 16\)"):
         load_weights(wide, tmp_path / "w.safetensors")

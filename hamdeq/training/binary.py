@@ -15,8 +15,8 @@ from hamdeq.training.module import (
     OptimizerCallable,
     SchedulerCallable,
     as_pair,
-    inputs_of,
 )
+from hamdeq.training.prediction import Prediction
 
 __all__ = ["BinaryClassifier"]
 
@@ -66,9 +66,10 @@ class BinaryClassifier(Classifier):
             )
         return logits
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Predicted labels ``(batch,)``, 0 or 1, of inputs or ``(inputs, labels)``."""
-        return (self(inputs_of(batch)) > 0).long()
+    def _predict(self, inputs: Tensor | tuple[Tensor, ...]) -> Prediction:
+        logits = self(inputs)
+        probabilities = torch.stack([(-logits).sigmoid(), logits.sigmoid()], dim=1)
+        return Prediction((logits > 0).long(), probabilities)
 
     @property
     def n_outputs(self) -> int:

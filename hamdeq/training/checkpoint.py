@@ -16,6 +16,7 @@ from hamdeq.training.files import write_file
 __all__ = ["CheckpointError", "load_weights", "read_checkpoint", "restore", "save_weights"]
 
 _METADATA = "hamdeq"
+_TENSOR = "torch.tensor"
 
 
 class CheckpointError(ValueError):
@@ -75,7 +76,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
         extra = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-    return extra | {"state_dict": weights}
+    return _tensors(extra) | {"state_dict": weights}
 
 
 def restore(module: L.LightningModule, checkpoint: dict[str, Any], *, strict: bool = True) -> None:
@@ -119,12 +120,21 @@ def save_weights(module: L.LightningModule, path: str | Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Data as JSON has it: tensors as lists."""
+    """Data as JSON has it."""
     if isinstance(value, Tensor):
-        return value.tolist()
+        return {_TENSOR: value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _tensors(value: Any) -> Any:
+    """The inverse of `_plain`."""
+    if isinstance(value, dict):
+        if _TENSOR in value:
+            return torch.tensor(value[_TENSOR], dtype=getattr(torch, value["dtype"]))
+        return {name: _tensors(item) for name, item in value.items()}
+    return [_tensors(item) for item in value] if isinstance(value, list) else value
 
 
 def load_weights(module: L.LightningModule, path: str | Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +11,8 @@ from hamdeq.deq import DEQ
 from hamdeq.memories.states import check_labels
 from hamdeq.optim import Madam
 from hamdeq.training.equilibrium import HAMPredictor
-from hamdeq.training.module import OptimizerCallable, SchedulerCallable, as_pair, inputs_of
+from hamdeq.training.module import OptimizerCallable, SchedulerCallable, as_pair
+from hamdeq.training.prediction import Prediction, nearest_distribution
 
 __all__ = ["HAMClassifier"]
 
@@ -57,9 +58,20 @@ class HAMClassifier(HAMPredictor):
         super().__init__(deq, output=output, optimizer=optimizer, scheduler=scheduler, width=width)
         self.loss = loss
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Predicted classes ``(batch,)``."""
-        return self(inputs_of(batch)).value[self.output].argmax(1)
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Probabilities of the classes, ``(batch, classes)``, from the output layer's state.
+
+        Of the cross-entropy they are its softmax; of the mean squared error, which makes the state
+        itself an estimate of them, the distribution that is nearest to the state.
+        """
+        if self.loss == "cross-entropy":
+            return (_SHARPNESS * scores).softmax(1)
+        return nearest_distribution(scores)
+
+    def _predict(self, inputs: Tensor) -> Prediction:
+        solution = self(inputs)
+        scores = solution.value[self.output].flatten(1)
+        return self._prediction(solution, scores.argmax(1), self.probabilities(scores))
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         images, labels = as_pair(batch)

@@ -25,11 +25,13 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from hamdeq.data import InMemoryDataModule
 from hamdeq.training.callbacks import ConvergenceMonitor, ResidualPicture
 from hamdeq.training.checkpoint_io import MovedCheckpoints, WholeCheckpointIO
+from hamdeq.training.checkpoint import CheckpointError, read_checkpoint
 from hamdeq.training.configurations import with_files
 from hamdeq.training.equilibrium import EquilibriumModule
 from hamdeq.training.files import write_file
 from hamdeq.training.hints import Parser, innermost, program, refuse
 from hamdeq.training.module import OtherArchitectureError
+from hamdeq.training.prediction import Prediction, joined, write_predictions
 from hamdeq.training.progress import EpochProgress
 from hamdeq.training.recollection import RecallPictures
 from hamdeq.training.reconstructor import HAMReconstructor
@@ -37,7 +39,6 @@ from hamdeq.training.results import add_results, table, where
 from hamdeq.training.run import (
     MetricsFile,
     check_wandb,
-    checkpoint_step,
     last_checkpoint,
     new_folder,
     wandb_logger,
@@ -139,7 +140,8 @@ class HAMCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         every = LightningCLI.subcommands()
         # Not an option: the result is printed once, and not by Lightning.
-        return {name: every[name] | {"verbose"} for name in ("fit", "validate", "test")}
+        skip = {"verbose", "return_predictions"}
+        return {name: every[name] | skip for name in ("fit", "validate", "test", "predict")}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a command without anything to train is told what to give."""
@@ -163,6 +165,9 @@ class HAMCLI(LightningCLI):
         parser.add_class_arguments(Run, "run")
         # Of a configuration that names no class, ``model`` holds this one's arguments.
         parser.set_defaults({"model": {"class_path": "hamdeq.training.HAMClassifier"}})
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave out what Lightning does: let a checkpoint name the classes to import."""
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand != "fit" and self._get_config().ckpt_path is None:
@@ -197,7 +202,7 @@ class HAMCLI(LightningCLI):
         return self.config[str(self.subcommand)]
 
     def _loggers(self, run: Run, resume_step: int | None) -> list[Logger]:
-        if self.folder is None:
+        if self.folder is None or self.subcommand == "predict":
             return []
         loggers: list[Logger] = [MetricsFile(self.folder, resume_step=resume_step)]
         if run.wandb != "disabled":
@@ -242,11 +247,13 @@ class HAMCLI(LightningCLI):
             raise FileNotFoundError(
                 f"--ckpt_path: expected a checkpoint file or 'last', got {path}"
             )
+        # Read before anything is written: Lightning would read it too late, and fail with a riddle.
+        step = None if path is None else read_checkpoint(path).get("global_step")
         if config.trainer.fast_dev_run:
             return None
         if path is not None and Path(path).parent.name == "checkpoints":
             self.folder = Path(path).parent.parent
-            return checkpoint_step(path) if self.subcommand == "fit" else None
+            return step if self.subcommand == "fit" else None
         # Further processes write nothing. Those that Lightning starts know the first one's folder;
         # those that torchrun or a cluster starts are told of its checkpoints by Lightning.
         if not _is_first_process():
@@ -309,6 +316,26 @@ class HAMCLI(LightningCLI):
     def validate(self, **kwargs: Any) -> None:
         self.trainer.validate(**kwargs, verbose=False)
 
+    def predict(self, **kwargs: Any) -> None:
+        """Write what the module tells of the test data to predictions.csv."""
+        if self.trainer.world_size > 1:
+            raise ValueError(
+                f"predict: expected one device, got {self.trainer.world_size}, each with a share "
+                "of the data; give --trainer.devices=1"
+            )
+        parts = [*(self.trainer.predict(**kwargs) or [])]
+        if not parts or not all(isinstance(part, Prediction) for part in parts):
+            raise ValueError(
+                "predict: expected a module whose predict_step gives a hamdeq.training.Prediction, "
+                f"got {type(self.model).__name__}"
+            )
+        if self.folder is not None:
+            prediction = joined(parts)  # pyright: ignore[reportArgumentType]
+            encoding = getattr(self.model, "encoding", None)
+            path = self.folder / "predictions.csv"
+            write_predictions(path, prediction, encoding and encoding.classes)
+            print(f"  {path}: {len(prediction.value)} predictions")
+
     def after_test(self) -> None:
         """Print and write the result."""
         self._report(self._results("test/"))
@@ -345,7 +372,9 @@ def _refusal(error: Exception) -> str | None:
     if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
         # One that is not about a file is a fault of something else.
         return f"{error.filename}: {error.strerror}" if error.filename is not None else None
-    if isinstance(error, FileNotFoundError | ImportError | OtherArchitectureError):
+    if isinstance(
+        error, FileNotFoundError | ImportError | OtherArchitectureError | CheckpointError
+    ):
         return str(error)
     of_wandb = type(error).__module__.startswith("wandb.")
     if isinstance(error, MisconfigurationException) or of_wandb:

@@ -11,6 +11,7 @@ from hamdeq.data.encoding import as_samples
 from hamdeq.deq import DEQ
 from hamdeq.solvers import Solution
 from hamdeq.training.module import Classifier, OptimizerCallable, SchedulerCallable, as_pair
+from hamdeq.training.prediction import Prediction
 
 __all__ = ["EquilibriumModule", "HAMPredictor"]
 
@@ -97,6 +98,12 @@ class EquilibriumModule(Classifier):
                     f"training batch {batch_idx}: expected finite images, got NaN or infinity in "
                     f"samples {bad[:8]} of the batch; remove them from the data"
                 )
+
+    def _prediction(
+        self, solution: Solution, value: Tensor, probabilities: Tensor | None = None
+    ) -> Prediction:
+        energy = self.deq.energy(solution.value)
+        return Prediction(value, probabilities, energy, solution.steps, solution.status)
 
     def _keep(self, solution: Solution, accuracy: Tensor | None = None) -> None:
         """Keep a batch's result for callbacks."""

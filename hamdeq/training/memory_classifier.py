@@ -16,8 +16,8 @@ from hamdeq.training.module import (
     OptimizerCallable,
     SchedulerCallable,
     as_pair,
-    inputs_of,
 )
+from hamdeq.training.prediction import Prediction, nearest_distribution
 
 __all__ = ["MemoryClassifier"]
 
@@ -93,9 +93,10 @@ class MemoryClassifier(Classifier):
         """
         return self.memory.classify(self._states(images))
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Predicted classes ``(batch,)``."""
-        return self(inputs_of(batch)).argmax(1)
+    def _predict(self, inputs: Tensor) -> Prediction:
+        scores = self(inputs)
+        # With the targets ±1, (1 + C)/2 estimates the probability of the class.
+        return Prediction(scores.argmax(1), nearest_distribution((1 + scores) / 2))
 
     @property
     def n_outputs(self) -> int:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hamdeq._checks import integer
 from hamdeq.data import Encoding
+from hamdeq.training.prediction import Prediction, joined
 from hamdeq.training.saving import Restorable
 
 __all__ = [
@@ -128,6 +130,39 @@ class Classifier(Restorable):
 
     def test_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self._step(batch, "test")
+
+    @abstractmethod
+    def _predict(self, inputs: Any) -> Prediction:
+        """What the module tells of raw inputs."""
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Prediction:
+        """See :class:`Prediction`; of inputs, or of ``(inputs, targets)``."""
+        return self._predict(inputs_of(batch))
+
+    @torch.no_grad()
+    def predict(self, inputs: Any, *, batch_size: int = 1000) -> Prediction:
+        """What the module tells of raw inputs, in evaluation mode, without a Trainer.
+
+        Args:
+            inputs: a tensor or an array, ``(n, …)``.
+            batch_size: samples at once.
+
+        Raises:
+            ValueError: no inputs, or a batch size below 1.
+            TypeError, ValueError: as of a call of the module.
+        """
+        batch_size = integer("batch_size", batch_size)
+        like = next(self.parameters())
+        x = torch.as_tensor(inputs).to(like.device)
+        x = x.to(like.dtype) if x.is_floating_point() else x
+        if not x.dim() or not len(x):
+            raise ValueError(f"inputs: expected (n, …) with n ≥ 1, got {tuple(x.shape)}")
+        training = self.training
+        self.eval()
+        try:
+            return joined([self._predict(part) for part in x.split(batch_size)])
+        finally:
+            self.train(training)
 
     def _log_epoch(self, stage: str, loss: Tensor, accuracy: Tensor, n_samples: int) -> None:
         # Over all processes, each of which has its share of the samples.

@@ -15,7 +15,8 @@ from hamdeq.layers import State
 from hamdeq.memories.states import check_labels
 from hamdeq.solvers import Solution
 from hamdeq.training.equilibrium import EquilibriumModule
-from hamdeq.training.module import OptimizerCallable, SchedulerCallable, as_pair, inputs_of
+from hamdeq.training.module import OptimizerCallable, SchedulerCallable, as_pair
+from hamdeq.training.prediction import Prediction, nearest_distribution
 from hamdeq.training.questions import Questions, What, generator
 
 __all__ = ["HAMReconstructor"]
@@ -195,9 +196,11 @@ class HAMReconstructor(EquilibriumModule):
         samples = known if known.numel() != one else known[None]
         return as_samples(samples, self.image_shape, "known", "the module's image_shape")
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Predicted classes ``(batch,)`` of whole images."""
-        return self(inputs_of(batch)).value[self.output].flatten(1).argmax(1)
+    def _predict(self, inputs: Tensor) -> Prediction:
+        """The classes of whole images."""
+        solution = self(inputs)
+        scores = solution.value[self.output].flatten(1) / self.label_scale
+        return self._prediction(solution, scores.argmax(1), nearest_distribution(scores))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         self._refuse_nan(as_pair(batch)[0], batch_idx)

@@ -12,7 +12,8 @@ from torchmetrics.regression import R2Score
 from hamdeq.deq import DEQ
 from hamdeq.optim import Madam
 from hamdeq.training.equilibrium import HAMPredictor
-from hamdeq.training.module import OptimizerCallable, SchedulerCallable, as_pair, inputs_of
+from hamdeq.training.module import OptimizerCallable, SchedulerCallable, as_pair
+from hamdeq.training.prediction import Prediction
 
 __all__ = ["HAMRegressor"]
 
@@ -61,9 +62,10 @@ class HAMRegressor(HAMPredictor):
         # A plain name such as "train" would hide the method of that name.
         self.r2: nn.ModuleDict = nn.ModuleDict({f"{stage}_r2": _R2() for stage in _STAGES})
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Predicted targets ``(batch, n_targets)`` in the units of the training data."""
-        return self.encoding.decode(self(inputs_of(batch)).value[self.output].flatten(1))
+    def _predict(self, inputs: Tensor) -> Prediction:
+        solution = self(inputs)
+        values = self.encoding.decode(solution.value[self.output].flatten(1))
+        return self._prediction(solution, values)
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         inputs, targets = as_pair(batch)

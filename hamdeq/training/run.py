@@ -14,7 +14,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
@@ -23,7 +22,6 @@ from hamdeq.training.files import append_text, write_file
 __all__ = [
     "MetricsFile",
     "check_wandb",
-    "checkpoint_step",
     "last_checkpoint",
     "new_folder",
     "wandb_logger",
@@ -214,8 +212,3 @@ def check_wandb() -> None:
             "wandb online: expected an API key of wandb, got none; run `wandb login`, or set "
             f"WANDB_API_KEY, or record offline ({' '.join(str(error).split())})"
         ) from None
-
-
-def checkpoint_step(path: str | Path) -> int:
-    """The global step at which a checkpoint was written."""
-    return int(torch.load(path, weights_only=True, map_location="cpu")["global_step"])
