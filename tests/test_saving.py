@@ -107,12 +107,13 @@ IMAGE_SYNAPSES = [
     (("input", "maps"), Composed(Conv2d(1, 2, 3), MaxPool2d(2))),
     (("maps", "output"), Composed(Flatten(), Dense(18, 10))),
     (("maps",), Bias((2, 3, 3), by_channel=True)),
-    (("output",), Lateral(10)),
+    (("output",), Bias(10)),
 ]
 OBJECTS = {
     "even-odd": DEQ(HAM.chain([4, 3, 2]), solver=Picard(damping=0.5), adjoint=Unrolled(3)),
     "adjoint": DEQ(HAM.chain([4, 2]), adjoint=Implicit(solver=ConjugateGradient(tol=0.1))),
     "images": HAM(IMAGES, IMAGE_SYNAPSES),
+    "lateral": HAM({"x": Neurons(3, Tanh())}, [(("x",), Lateral(3))]),
     "attention": HAM(
         {"x": Neurons((3, 4), LayerNorm(gamma=0.5))}, [(("x",), SelfAttention(4, 2, 2))]
     ),
@@ -288,10 +289,7 @@ def test_weights_go_into_a_module_that_fits(tmp_path):
     assert images.deq.ham.layer("output").lagrangian.beta == 2
     load_weights(other, tmp_path / "w.safetensors")
     assert torch.equal(module.deq.ham.synapses[0].weight, other.deq.ham.synapses[0].weight)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "images.safetensors",
-        "w.safetensors",
-    ]
+    assert {path.name for path in tmp_path.iterdir()} == {"images.safetensors", "w.safetensors"}
     wide = HAMClassifier(DEQ(HAM.chain([64, 32, 10])))
     with pytest.raises(OtherArchitectureError, match=r"expected \(64, 32\), got \(64, 16\)"):
         load_weights(wide, tmp_path / "w.safetensors")
@@ -446,6 +444,17 @@ def test_a_checkpoint_names_no_strange_classes(tmp_path, stranger):
     assert not stranger.exists()
     HAMClassifier.load_from_checkpoint(path, trust=True)
     assert stranger.exists()
+
+
+def test_a_checkpoint_chooses_no_classes_on_the_command_line(run, stranger, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    named = {"_class_path": "stranger.Module", "_instantiator": "stranger.make"}
+    path = run / "checkpoints/strange.ckpt"
+    torch.save(read_checkpoint(run / "checkpoints/best.ckpt") | {"hyper_parameters": named}, path)
+    args = ["--trainer.enable_progress_bar=false", f"--ckpt_path={path}"]
+    main(["validate", "--config", str(run / "config.yaml"), *args])
+    path.unlink()
+    assert not stranger.exists()
 
 
 def test_the_list_of_what_is_known_is_that_of_one_call():

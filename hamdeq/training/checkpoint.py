@@ -45,7 +45,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
         checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-    except MemoryError:
+    except (MemoryError, PermissionError):
         raise
     except Exception as error:
         # A cut-off file fails in many ways, of which none says so: OSError, EOFError, KeyError, …
@@ -53,8 +53,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{path}: expected tensors and plain data, got pickled objects, which may run any "
                 "code when they are loaded; save weights alone, by hamdeq.training.save_weights"
-            ) from error
-        raise _damaged(path, "a file that is cut off, damaged, or no checkpoint") from error
+            ) from None
+        raise _damaged(path, "a file that is cut off, damaged, or no checkpoint") from None
     weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(weights, Mapping) or not all(isinstance(w, Tensor) for w in weights.values()):
         raise CheckpointError(

@@ -24,9 +24,9 @@ from lightning.pytorch.trainer.states import TrainerStatus
 
 from hamdeq.data import InMemoryDataModule
 from hamdeq.training.callbacks import ConvergenceMonitor, ResidualPicture
-from hamdeq.training.checkpoint_io import MovedCheckpoints, WholeCheckpointIO
 from hamdeq.training.checkpoint import CheckpointError, read_checkpoint
-from hamdeq.training.configurations import with_files
+from hamdeq.training.checkpoint_io import MovedCheckpoints, WholeCheckpointIO
+from hamdeq.training.configurations import names, with_files
 from hamdeq.training.equilibrium import EquilibriumModule
 from hamdeq.training.files import write_file
 from hamdeq.training.hints import Parser, innermost, program, refuse
@@ -127,7 +127,10 @@ class HAMCLI(LightningCLI):
             parser_class=Parser,
             parser_kwargs={
                 "prog": program(),
-                "description": "Train a memory, and test it.",
+                "description": "Train a memory, test it, and predict with it. The commands hamdeq, "
+                "python -m hamdeq, python -m hamdeq.training and python train.py are the same. "
+                "--config takes a file, or the name of a configuration that comes with hamdeq: "
+                f"{', '.join(names())}.",
                 # All options once, below, are enough.
                 **{name: {"usage": f"{program()} {name} [options]"} for name in self.subcommands()},
             },
@@ -178,6 +181,8 @@ class HAMCLI(LightningCLI):
             super().instantiate_classes()
             if isinstance(self.model, Restorable):
                 self.model.configured = model_section(self.config_dump).get("init_args", {})
+        except CheckpointError:
+            raise  # not about an option
         except (ValueError, TypeError, MisconfigurationException) as error:
             self._discard()
             refuse(self.parser, _one_line(innermost(error)))
