@@ -494,7 +494,7 @@ def test_lists_of_two_are_pairs(module):
     (batch,) = DataLoader(data, batch_size=8)
     assert isinstance(batch, list)
     assert step(module, batch).isfinite()
-    assert len(step(module, batch, "predict")) == 8
+    assert len(step(module, batch, "predict").value) == 8
 
 
 @pytest.mark.parametrize("name", ["reconstructor", "dense"])
