@@ -96,7 +96,8 @@ def test_a_trainer_collects_predictions_and_failures_are_told():
     assert parts is not None
     assert [type(part) for part in parts] == [Prediction] * 2
     assert {len(column) for column in parts[0]} == {50}
-    assert set(parts[0].status.tolist()) == {Status.MAX_STEPS}
+    assert parts[0].status is not None
+    assert Status.CONVERGED not in parts[0].status.tolist()
 
 
 def test_predictions_are_written_with_the_names_of_the_classes(tmp_path):
