@@ -14,6 +14,22 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the programs that tests start
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--seed-shift",
+        type=int,
+        default=0,
+        help="a number to add to every seed of torch: no test may hang on a lucky one",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    shift = config.getoption("--seed-shift")
+    if shift:
+        seeded = torch.manual_seed
+        torch.manual_seed = lambda seed: seeded(int(seed) + shift)
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Benchmarks are not to share the machine with one another."""
     return 0 if config.getoption("benchmark_only", False) else None
