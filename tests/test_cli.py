@@ -164,7 +164,8 @@ def test_interrupted_from_the_keyboard(tmp_path):
         text=True,
     )
     try:
-        wait_for(lambda: (folder / "checkpoints/last.ckpt").exists())
+        # Lightning writes an epoch's row after its checkpoint: not between the two.
+        wait_for(lambda: (folder / "metrics.csv").exists() and epochs(folder, "train/iterations"))
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
     finally:
@@ -455,10 +456,12 @@ def test_progress_on_a_terminal_moves_without_an_update(monkeypatch):
 def test_weights_that_are_not_there_are_said(cli, tmp_path):
     for name in ("test", "validate"):
         output = cli(name, *DIGITS[1:], *QUICK, code=2)
-        assert f"{name}: expected --ckpt_path FILE or last" in output
-    assert "no checkpoint to resume from" in cli(*DIGITS, *QUICK, "--ckpt_path=last", code=1)
+        assert f"{name}: expected --ckpt_path FILE, last or best" in output
+    for which in ("last", "best"):
+        missing = cli(*DIGITS, *QUICK, f"--ckpt_path={which}", code=1)
+        assert f"no checkpoint: expected runs/digits/version_*/checkpoints/{which}.ckpt" in missing
     output = cli(*DIGITS, *QUICK, "--ckpt_path=elsewhere.ckpt", code=1)
-    assert "expected a checkpoint file or 'last'" in output
+    assert "expected a checkpoint file, 'last' or 'best'" in output
     assert not (tmp_path / "runs").exists()
 
 

@@ -55,7 +55,7 @@ def test_monitor_reports_the_measure_of_the_solutions():
 
 def test_samples_that_do_not_converge_show_in_the_metrics_and_warn_once():
     module = small()
-    module.deq.solver = Picard(max_steps=2)
+    module.deq.solver = Picard(max_steps=2, fallback_steps=0)
     data = DigitsDataModule(eval_batch_size=50)
     with pytest.warns(ConvergenceWarning, match="even-odd") as caught:
         found = trainer(callbacks=[ConvergenceMonitor()]).test(module, data, verbose=False)[0]

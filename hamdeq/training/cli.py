@@ -39,8 +39,8 @@ from hamdeq.training.results import add_results, table, where
 from hamdeq.training.run import (
     MetricsFile,
     check_wandb,
-    last_checkpoint,
     new_folder,
+    newest_checkpoint,
     wandb_logger,
 )
 from hamdeq.training.saving import Restorable, model_section
@@ -174,7 +174,8 @@ class HAMCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand != "fit" and self._get_config().ckpt_path is None:
-            refuse(self.parser, f"{self.subcommand}: expected --ckpt_path FILE or last, got none")
+            expected = "expected --ckpt_path FILE, last or best, got none"
+            refuse(self.parser, f"{self.subcommand}: {expected}")
 
     def instantiate_classes(self) -> None:
         try:
@@ -245,12 +246,12 @@ class HAMCLI(LightningCLI):
     def _choose_folder(self, config: Any) -> int | None:
         """Set the run folder; return the step to resume a fit at, None where none is resumed."""
         path = config.ckpt_path
-        if path == "last":
-            path = str(last_checkpoint(config.run.root))
+        if path in ("last", "best"):
+            path = str(newest_checkpoint(config.run.root, path))
             self.config_init[str(self.subcommand)]["ckpt_path"] = path
         if path is not None and not Path(path).is_file():
             raise FileNotFoundError(
-                f"--ckpt_path: expected a checkpoint file or 'last', got {path}"
+                f"--ckpt_path: expected a checkpoint file, 'last' or 'best', got {path}"
             )
         # Read before anything is written: Lightning would read it too late, and fail with a riddle.
         step = None if path is None else read_checkpoint(path).get("global_step")

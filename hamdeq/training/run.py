@@ -22,8 +22,8 @@ from hamdeq.training.files import append_text, write_file
 __all__ = [
     "MetricsFile",
     "check_wandb",
-    "last_checkpoint",
     "new_folder",
+    "newest_checkpoint",
     "wandb_logger",
 ]
 
@@ -52,17 +52,17 @@ def new_folder(root: str | Path) -> Path:
             return folder
 
 
-def last_checkpoint(root: str | Path) -> Path:
-    """The newest ``last.ckpt`` of the runs under root.
+def newest_checkpoint(root: str | Path, name: str = "last") -> Path:
+    """The newest ``last.ckpt`` of the runs under root, or ``best.ckpt``.
 
     Raises:
         FileNotFoundError: no run under root has one.
     """
-    found = Path(root).glob("version_*/checkpoints/last.ckpt")
+    found = Path(root).glob(f"version_*/checkpoints/{name}.ckpt")
     newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
         raise FileNotFoundError(
-            f"no checkpoint to resume from: expected {Path(root)}/version_*/checkpoints/last.ckpt; "
+            f"no checkpoint: expected {Path(root)}/version_*/checkpoints/{name}.ckpt; "
             "a run writes it at the end of its first epoch; give another folder with --run.root"
         )
     return newest

@@ -25,7 +25,7 @@ class Trainer(L.Trainer):
         """Train, and test the best epoch.
 
         Args:
-            ckpt_path: checkpoint to go on from: a file, or last, the newest below run.root.
+            ckpt_path: checkpoint to go on from: a file, or last or best of the runs below run.root.
             weights_only: whether a checkpoint may hold nothing but tensors and plain numbers.
         """
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
@@ -42,7 +42,7 @@ class Trainer(L.Trainer):
         """Measure a checkpoint on the validation images.
 
         Args:
-            ckpt_path: checkpoint to measure: a file, or last, the newest below run.root.
+            ckpt_path: checkpoint to measure: a file, or last or best of the runs below run.root.
             weights_only: whether a checkpoint may hold nothing but tensors and plain numbers.
         """
         return super().validate(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
@@ -59,7 +59,7 @@ class Trainer(L.Trainer):
         """Measure a checkpoint on the test images.
 
         Args:
-            ckpt_path: checkpoint to measure: a file, or last, the newest below run.root.
+            ckpt_path: checkpoint to measure: a file, or last or best of the runs below run.root.
             weights_only: whether a checkpoint may hold nothing but tensors and plain numbers.
         """
         return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
