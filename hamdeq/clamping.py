@@ -30,6 +30,7 @@ class Clamped(Layered):
     normalisation or pruning: hold the layers anew after a change of these.
 
     Attributes:
+        ham: the memory.
         held: states of the layers that are held.
         partly: states of those that are held in part, zero elsewhere.
         known: which neurons of these are held.
@@ -37,7 +38,8 @@ class Clamped(Layered):
 
     def __init__(self, ham: Layered, held: State, known: State | None = None) -> None:
         ham.check_state(held, layers=tuple(held))
-        self.ham = ham = ham.prepared()
+        self.ham = ham
+        self._ham = ham = ham.prepared()
         some = next(iter(held.values()))
         self._batch = len(some)
         self.known: State = check_masks(ham, held, known)
@@ -77,8 +79,8 @@ class Clamped(Layered):
         """The neurons of the partly held layers."""
         self._neurons = {
             name: Neurons(
-                self.ham.layer(name).shape,
-                _PartlyHeld(self.ham.layer(name).lagrangian, x, self.known[name]),
+                self._ham.layer(name).shape,
+                _PartlyHeld(self._ham.layer(name).lagrangian, x, self.known[name]),
             )
             for name, x in self.partly.items()
         }
@@ -90,7 +92,7 @@ class Clamped(Layered):
 
     def layer(self, name: str) -> Neurons:
         """The neurons of a layer."""
-        return self._neurons.get(name) or self.ham.layer(name)
+        return self._neurons.get(name) or self._ham.layer(name)
 
     def check_state(
         self,
@@ -125,7 +127,7 @@ class Clamped(Layered):
     def constant_terms(self) -> State:
         """The energy terms of the held layers, with which the sum is the HAM's energy."""
         layers = {name: self.layer(name).energy(x_a) for name, x_a in self.held.items()}
-        return layers | self.ham.interactions(self._g, self._settled)
+        return layers | self._ham.interactions(self._g, self._settled)
 
     def select(self, rows: Tensor) -> Clamped:
         """The same energy for some samples of the batch, given by index."""
@@ -140,7 +142,7 @@ class Clamped(Layered):
         """A state of all layers: the free neurons as in x, the others as held, in copies."""
         known = {name: torch.where(m, self.partly[name], x[name]) for name, m in self.known.items()}
         everything = x | known | {name: held.clone() for name, held in self.held.items()}
-        return {name: everything[name] for name in self.ham.layers}
+        return {name: everything[name] for name in self._ham.layers}
 
 
 class _PartlyHeld(Lagrangian):

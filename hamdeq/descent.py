@@ -79,6 +79,13 @@ class Descent:
         """I(g): ``(batch, n)``."""
         return self._flat(self.model.fields(self.form.restore(g)))
 
+    def recordable(self) -> Descent:
+        """The same map with nothing in it that was made in inference mode, which no graph holds."""
+        if not torch.is_inference_mode_enabled():
+            return self
+        with torch.inference_mode(False):
+            return self.select(torch.arange(self.form.batch))
+
     def select(self, rows: Tensor) -> Descent:
         """The same map for some samples of the batch, given by index."""
         return Descent(self.model.select(rows), self.form.of_batch(len(rows)))
@@ -101,6 +108,7 @@ class Derivatives:
     """
 
     def __init__(self, f: Descent, x: Tensor) -> None:
+        f = f.recordable()
         with torch.inference_mode(False), torch.enable_grad():
             self.x: Tensor = x.detach().clone().requires_grad_()
             self.g: Tensor = f.activations(self.x)

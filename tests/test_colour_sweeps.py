@@ -412,7 +412,7 @@ def test_plain_sweeps_settle_where_all_layers_at_once_do_not() -> None:
     ham, given = graph("triangle", gain=10.0), {"input": images(64)}
     settled = {}
     for splitting in ("sweep", None):
-        solver = Picard(tol=1e-6, max_steps=500)
+        solver = Picard(tol=1e-6, max_steps=500, fallback_steps=0)
         deq = DEQ(ham, splitting=splitting, solver=solver, on_failure="ignore")  # type: ignore[arg-type]
         with torch.no_grad():
             settled[splitting] = deq(given).converged.double().mean()

@@ -135,7 +135,9 @@ class TestAttention:
                 HopfieldEncoderLayer(association)
         with pytest.raises(ValueError, match="input size of hopfield_association_self, 8, got 4"):
             HopfieldDecoderLayer(Hopfield(D), Hopfield(4))
-        with pytest.raises(TypeError, match="expected a Hopfield, got MultiheadAttention"):
+        with pytest.raises(
+            TypeError, match="expected a Hopfield or a HopfieldLayer, got MultiheadAttention"
+        ):
             HopfieldEncoderLayer(nn.MultiheadAttention(D, 2))  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="activation: expected the name"):
             HopfieldEncoderLayer(Hopfield(D), activation="reluu")

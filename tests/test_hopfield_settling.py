@@ -51,6 +51,11 @@ def settling(solver: Solver = EXACT, **options: Any) -> Any:
     return make(**options, update_steps_max=None, solver=solver)
 
 
+def memory_of(layer: Any, patterns: Any, *masks: Any) -> Retrieval:
+    """The energy model that the layer's state patterns settle in."""
+    return layer._associate(patterns, *(masks or (None, None)), layer._memory)
+
+
 class TestLimit:
     @pytest.mark.parametrize("memory", MEMORIES, ids=repr)
     @pytest.mark.parametrize("masked", ["", "bool", "bool each", "float", "float each"])
@@ -66,7 +71,7 @@ class TestLimit:
         solution = layer.settle(cross(), *masks)
         energy = many.energy(cross(), *masks, steps=120)
         state = solution.value
-        own = layer._memory(*layer._patterns(cross(), *masks))
+        own = memory_of(layer, cross(), *masks)
         torch.testing.assert_close(own.energy(state), energy, rtol=1e-12, atol=1e-12)
         residual = (own.update(state) - state).norm(dim=-1)
         assert (residual <= 1e-12 * state.norm(dim=-1)).all()
@@ -91,7 +96,7 @@ class TestLimit:
         solution = layer.settle(cross())
         assert solution.converged.all()
         assert (solution.residual < 1e-6).all()
-        memory = layer._memory(*layer._patterns(cross(), None, None))
+        memory = memory_of(layer, cross())
         x = layer.project(cross()).state
         for step in range(1, int(solution.steps.max()) + 1):
             there = solution.steps == step
@@ -192,7 +197,7 @@ class TestEachByItself:
     @pytest.mark.parametrize("solver", [Picard, Anderson, Broyden, Newton])
     def test_the_cap_is_hard_and_said_once(self, solver: Any) -> None:
         calls = []
-        layer = settling(solver(tol=1e-15, max_steps=3))
+        layer = settling(solver(tol=1e-15, max_steps=3, fallback_steps=0))
         update = Retrieval.update
         with pytest.MonkeyPatch.context() as patch, torch.no_grad():
             patch.setattr(Retrieval, "update", lambda m, x: calls.append(1) or update(m, x))
@@ -299,7 +304,7 @@ class TestEnergy:
         assert (energy.diff(dim=0) <= noise).all()
         assert (energy[1] < energy[0] - noise).any()
         settled = layer.settle(given, *masks)
-        own = layer._memory(*layer._patterns(given, *masks))
+        own = memory_of(layer, given, *masks)
         assert (own.energy(settled.value) <= energy[0] + noise).all()
 
 

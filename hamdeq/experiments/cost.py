@@ -65,7 +65,11 @@ class Chain:
         """What is to be measured: ``even_odd`` and ``synchronous`` updates, a training ``step``."""
         torch.manual_seed(0)
         ham = HAM.chain(self.sizes, Tanh(), gain=0.25)
-        fixed = {"tol": torch.finfo(torch.float32).tiny, "max_steps": evaluations}
+        fixed = {
+            "tol": torch.finfo(torch.float32).tiny,
+            "max_steps": evaluations,
+            "fallback_steps": 0,
+        }
         deq = DEQ(
             ham,
             solver=Anderson(**fixed),

@@ -27,7 +27,9 @@ def with_fallback(solution: Solution, more: Callable[[Tensor, Tensor], Solution]
     """
     if bool(solution.converged.all()):
         return solution
-    left = ~solution.converged & solution.value.isfinite().all(1)
+    # Of a sample whose first evaluation was not finite nothing is known to go on from.
+    known = solution.residual.isfinite() | (solution.status == Status.MAX_STEPS.value)
+    left = ~solution.converged & known & solution.value.isfinite().all(1)
     rows = left.nonzero()[:, 0]
     if not len(rows):
         return solution

@@ -46,7 +46,7 @@ class _Tangent(Extrapolation):
     shortens = True
 
     def __call__(self, step: Step) -> Tensor:
-        model = _recordable(step.f, step.x) if isinstance(step.f, Descent) else None
+        model = step.f.recordable() if isinstance(step.f, Descent) else None
         if model is None or step.energetic is None:
             jacobian, r = _jacobian(step.f, step.x), step.r
         else:
@@ -57,14 +57,6 @@ class _Tangent(Extrapolation):
         change = torch.linalg.solve_ex(identity - jacobian, r.to(jacobian.dtype))[0]
         x = step.x + change.to(step.x.dtype)
         return x if model is None else choose(_is_convex(model, step.x, jacobian), x, step.fx)
-
-
-def _recordable(f: Descent, x: Tensor) -> Descent:
-    """The map with nothing in it that was made in inference mode, which no graph may hold."""
-    if not torch.is_inference_mode_enabled():
-        return f
-    with torch.inference_mode(False):
-        return f.select(torch.arange(len(x), device=x.device))
 
 
 def _is_convex(f: Descent, x: Tensor, jacobian: Tensor) -> Tensor:

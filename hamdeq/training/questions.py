@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hamdeq._recorded import Recorded
 
-__all__ = ["Questions", "What", "generator"]
+__all__ = ["Questions", "What", "all_channels", "generator"]
 
 _SHARES = {"half": 0.3, "block": 0.2, "pixels": 0.2, "label": 0.15, "image": 0.15}
 
