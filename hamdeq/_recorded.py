@@ -25,10 +25,16 @@ class Recorded:
     def constructor_arguments(self) -> dict[str, Any]:
         """The arguments by name, those of ``*args`` as a tuple and of ``**kwargs`` as a dict.
 
-        A subclass whose arguments can be replaced later, such as a solver, gives those of now.
+        An argument that was another such object, and has been replaced since, is the present one. A
+        subclass gives others that can be replaced, such as a solver.
         """
         given, options = getattr(self, "_given_arguments", ((), {}))
-        return dict(inspect.signature(type(self)).bind(*given, **options).arguments)
+        arguments = dict(inspect.signature(type(self)).bind(*given, **options).arguments)
+        for name, value in arguments.items():
+            present = getattr(self, name, None)
+            if isinstance(value, Recorded) and isinstance(present, Recorded):
+                arguments[name] = present
+        return arguments
 
 
 def _recording(init: Callable[..., None]) -> Callable[..., None]:

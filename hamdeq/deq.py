@@ -178,7 +178,7 @@ class DEQ(Recorded, nn.Module):
         return self.ham.energy(x)
 
     def _checked(self, clamped: State, known: State | None, init: State) -> Given:
-        """What a call gives, refused unless it fits the memory."""
+        """The arguments of a call, refused unless they fit the memory."""
         if not isinstance(clamped, dict):
             raise TypeError(
                 f"clamped: expected a dict {{layer name: tensor}} of {list(self.clamped)}, got "
@@ -368,7 +368,7 @@ _Parting = tuple[tuple[str, ...], tuple[tuple[str, ...], ...] | None]
 
 @dataclass(frozen=True)
 class Given:
-    """What a call gives.
+    """The arguments of a call.
 
     Attributes:
         clamped: states of the clamped layers, zero where they are not known.
@@ -434,7 +434,7 @@ def _filled(x: Tensor, rows: Tensor, batch: int, others: Tensor | None = None) -
 
 
 def _at_rest(some: Tensor) -> Solution:
-    """Of a memory whose free layers are all eliminated: their minimum is the equilibrium."""
+    """Solution of a memory without visible layers: the minimum of the hidden ones."""
     zeros = torch.zeros(len(some), dtype=torch.long, device=some.device)
     residual = some.new_zeros(len(some))
     return Solution(

@@ -63,7 +63,7 @@ class Prepared(Layered):
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether a module has neither hooks nor parametrizations to see to, nor has any part of it."""
+    """Tell if neither a module nor a part of it has hooks or parametrizations to see to."""
     if "parametrizations" in module._modules or _hooks(module) or _forward_hooks(module):
         return False
     return all(is_plain(part) for part in module._modules.values() if part is not None)

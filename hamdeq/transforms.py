@@ -27,12 +27,12 @@ _G = TypeVar("_G", bound="Inputs")
 
 
 def are_active() -> bool:
-    """Whether the code runs inside of a transform."""
+    """Tell if the code runs inside of a transform."""
     return torch._C._are_functorch_transforms_active()
 
 
 class Inputs(Protocol):
-    """What a call gives: tensors with the batch first."""
+    """The arguments of a call: tensors with the batch first."""
 
     def tensors(self) -> list[Tensor]:
         """All of them."""
@@ -123,7 +123,7 @@ class _Call:
         }
 
     def _with(self, method: Callable[..., Any], tensors: Sequence[Tensor], *args: Any) -> Any:
-        """What a method returns where the module has these parameters."""
+        """Call a method with these parameters in the module."""
         named = {f"module.{a}": p for a, p in zip(self.names, tensors[self.batched :], strict=True)}
         given = self.given.replaced(tensors[: self.batched])
         with torch.autocast(**self._precision):

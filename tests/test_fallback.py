@@ -354,6 +354,15 @@ def test_a_gradient_is_solved_in_float32_where_most_neurons_saturate():
     assert error.max() < 0.05
 
 
+def test_a_gradient_that_is_not_finite_harms_no_other_in_gmres():
+    matrices = torch.full((3, 4, 4), 0.1, dtype=torch.float64)
+    c = torch.ones(3, 4, dtype=torch.float64)
+    c[1] = torch.nan
+    solution = GMRES(tol=1e-10).solve(lambda v: (matrices @ v[..., None])[..., 0], c)
+    assert solution.converged.tolist() == [True, False, True]
+    torch.testing.assert_close(solution.value[[0, 2]], c[[0, 2]] / 0.6)
+
+
 def test_gmres_refuses_a_cycle_of_no_products():
     with pytest.raises(ValueError, match="restart"):
         GMRES(restart=0)

@@ -41,7 +41,7 @@ from hamdeq.training.run import MetricsFile
 
 ROOT = Path(__file__).parents[1]
 # The numbers of processes that have ended, of this machine and of another one.
-DEAD, ELSEWHERE = f"{files._HOST}-4194305", "00000000-1"
+DEAD, ELSEWHERE = f"{files._HOST}-4194305-0", "00000000-1-0"
 
 
 def saved(step: int, path: Path) -> None:
@@ -94,8 +94,8 @@ def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
 
 def test_temporary_files_are_removed_unless_a_process_may_still_write_them(tmp_path):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as living:
-        left = [f"a.json.{DEAD}.tmp", f"b.json.{files._HOST}-{os.getpid()}.tmp"]
-        stay = [f"a.json.{files._HOST}-{living.pid}.tmp", f"a.json.{ELSEWHERE}.tmp", "mine.tmp"]
+        left = [f"a.json.{DEAD}.tmp", f"b.json.{files._HOST}-{os.getpid()}-0.tmp"]
+        stay = [f"a.json.{files._HOST}-{living.pid}-0.tmp", f"a.json.{ELSEWHERE}.tmp", "mine.tmp"]
         for name in (*left, *stay, f"old.json.{ELSEWHERE}.tmp"):
             (tmp_path / name).touch()
         yesterday = time.time() - 25 * 60 * 60

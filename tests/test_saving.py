@@ -465,3 +465,33 @@ def test_the_list_of_what_is_known_is_that_of_one_call():
     with pytest.raises(UntrustedError):
         rebuilt({"class_path": "os.system"})
     assert _common.parsing_settings == before
+
+
+def test_a_checkpoint_is_of_the_memory_that_the_module_has_now(tmp_path):
+    module = HAMClassifier(DEQ(HAM.chain([4, 6, 3])))
+    module.deq = DEQ(HAM.chain([4, 6, 3], Tanh()))
+    save_weights(module, tmp_path / "w.safetensors")
+    again = HAMClassifier.load_from_checkpoint(tmp_path / "w.safetensors")
+    x = torch.rand(5, 4)
+    assert torch.equal(again.predict(x).value, module.predict(x).value)
+
+
+def test_a_module_without_its_optimiser_can_be_saved_again(tmp_path):
+    module = HAMClassifier(DEQ(HAM.chain([4, 6, 3])), optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    for _ in range(2):
+        save_weights(module, tmp_path / "w.safetensors")
+        module = HAMClassifier.load_from_checkpoint(tmp_path / "w.safetensors")
+    with pytest.raises(RuntimeError, match="expected one to train with"):
+        module.configure_optimizers()
+
+
+def test_loading_that_is_not_strict_takes_the_weights_that_fit(tmp_path):
+    module = HAMClassifier(DEQ(HAM.chain([4, 6, 3])))
+    path = saved(module, tmp_path / "a.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save(checkpoint | {"state_dict": checkpoint["state_dict"] | {"x": torch.ones(1)}}, path)
+    with pytest.raises(OtherArchitectureError, match="x expected no such weight"):
+        HAMClassifier.load_from_checkpoint(path)
+    again = HAMClassifier.load_from_checkpoint(path, strict=False, weights_only=True)
+    for name, weight in module.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight)

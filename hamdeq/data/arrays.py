@@ -275,7 +275,7 @@ def _samples(
 
 
 def _kind(x: np.ndarray, y: np.ndarray) -> str:
-    """What samples are: the shape of their inputs, and what their targets are."""
+    """The shape of the inputs, and the kind of the targets."""
     targets = "classes" if y.dtype.kind == "O" else f"{y.shape[1]} real-valued targets"
     return f"shape {x.shape[1:]} with {targets}"
 

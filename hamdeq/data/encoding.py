@@ -26,7 +26,7 @@ _BUFFERS = (
 
 
 class Encoding(nn.Module):
-    """What a trained model must remember of its data, to be used without them.
+    """Properties of the data that a trained model needs when it is used without them.
 
     Inputs are standardised, z = (x − μ)/σ with one mean and one standard deviation per feature;
     real-valued targets likewise; a class is an index into the names of the classes. All of it is
@@ -82,12 +82,12 @@ class Encoding(nn.Module):
 
     @property
     def is_blank(self) -> bool:
-        """Whether there is nothing to remember."""
+        """True if there is nothing to remember."""
         return all(getattr(self, name) is None for name in _BUFFERS)
 
     @property
     def standardises(self) -> bool:
-        """Whether inputs are standardised."""
+        """True if inputs are standardised."""
         return self.input_mean is not None
 
     @property

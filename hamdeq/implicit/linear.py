@@ -126,9 +126,11 @@ class GMRES(Stopping):
             products = min(self.restart, self.max_steps - run.count, c.shape[1])
             if not left or not products:
                 break
-            for _ in range(products):  # of which the state hears nothing before the last
+            for _ in range(products):  # each is counted; the state changes after the last
                 run.record(v, residual, size, self.tol)
-            v = torch.where(run.running[:, None], v + self._correction(product, r, products), v)
+            moving = run.running[:, None]
+            r = torch.where(moving, r, 0.0)  # a sample that is not finite ends, and no other
+            v = torch.where(moving, v + self._correction(product, r, products), v)
         return run.solution(self.tol)
 
     def _correction(self, product: Callable[[Tensor], Tensor], r: Tensor, steps: int) -> Tensor:
@@ -150,7 +152,7 @@ class GMRES(Stopping):
             basis[:, k + 1] = _unit(image, length)
         goal = torch.zeros_like(images[:, :, 0])
         goal[:, 0] = size
-        shares = (torch.linalg.pinv(images) @ goal[..., None])[..., 0].to(r.dtype)
+        shares = (torch.linalg.pinv(images.nan_to_num()) @ goal[..., None])[..., 0].to(r.dtype)
         return (shares[..., None] * basis[:, :-1]).sum(1)
 
 
@@ -208,6 +210,9 @@ class Implicit(Adjoint):
         return graph.attach(x, lambda c: solve_linear(linear, graph, c), report)
 
 
+_FALLBACK_NUMBERS = 2**26
+
+
 def solve_linear(linear: Solver | ConjugateGradient | GMRES, graph: Graph, c: Tensor) -> Solution:
     """Solve v = (∂f/∂x)ᵀ v + c, with the fallback for samples that are left unsolved."""
     if isinstance(linear, ConjugateGradient):
@@ -218,9 +223,12 @@ def solve_linear(linear: Solver | ConjugateGradient | GMRES, graph: Graph, c: Te
         solution = linear.solve(lambda v: graph.transposed(v) + c, c)
     if not linear.fallback_steps:
         return solution
-    fallback = GMRES(tol=linear.tol, max_steps=linear.fallback_steps)
 
     def more(rows: Tensor, v: Tensor) -> Solution:
+        # As many vectors as take no more room than a few hundred megabytes.
+        restart = min(100, max(10, _FALLBACK_NUMBERS // max(v.numel(), 1)))
+        fallback = GMRES(tol=linear.tol, max_steps=linear.fallback_steps, restart=restart)
+
         def product(v: Tensor) -> Tensor:
             return graph.transposed(torch.zeros_like(c).index_copy(0, rows, v))[rows]
 

@@ -1,4 +1,4 @@
-"""What a Hopfield layer computes, once it is built."""
+"""The computation of a Hopfield layer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Beta = float | Tensor
 
 
 class Associated(NamedTuple):
-    """What a Hopfield layer makes of its input in one pass.
+    """Results of one pass of a Hopfield layer.
 
     Attributes:
         output: of the layer.

@@ -1,4 +1,4 @@
-"""The second budget: what goes on where a solver's steps are over."""
+"""The second budget of a solve, for samples that have not converged."""
 
 from __future__ import annotations
 

@@ -36,7 +36,8 @@ _MESSAGES = {
     Status.CONVERGED: "the relative residual fell below tol",
     Status.MAX_STEPS: (
         "the relative residual stayed above tol for max_steps steps; use splitting='even-odd' or "
-        "Broyden(), damp the steps (Picard(damping=0.5)), allow more (max_steps), accept a larger "
+        "Broyden(), damp the steps (Picard(damping=0.5)), allow more (max_steps; for an energy "
+        "fallback_steps), accept a larger "
         "tol, or scale the weights down; in float32 a tol below 1e-6 may be out of reach"
         " (docs/convergence.md)"
     ),

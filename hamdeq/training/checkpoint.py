@@ -45,7 +45,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
         checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-    except (MemoryError, PermissionError):
+    except (ImportError, MemoryError, PermissionError):
         raise
     except Exception as error:
         # A cut-off file fails in many ways, of which none says so: OSError, EOFError, KeyError, …
@@ -91,6 +91,7 @@ def restore(module: L.LightningModule, checkpoint: dict[str, Any], *, strict: bo
     kinds = {weights[name].dtype for name, _ in module.named_parameters() if name in weights}
     if len(kinds) == 1 and (kind := kinds.pop()).is_floating_point:
         module.to(kind)
+    module.strict_loading = strict
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(weights, strict=strict)
 

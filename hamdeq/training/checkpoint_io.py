@@ -1,4 +1,4 @@
-"""How Lightning's checkpoints come to disk."""
+"""Writing of Lightning's checkpoints, whole or not at all."""
 
 from __future__ import annotations
 

@@ -253,6 +253,11 @@ class HAMCLI(LightningCLI):
             raise FileNotFoundError(
                 f"--ckpt_path: expected a checkpoint file, 'last' or 'best', got {path}"
             )
+        if path is not None and Path(path).suffix == ".safetensors":
+            raise ValueError(
+                f"--ckpt_path: expected a checkpoint of Lightning, got {path}, which holds weights "
+                "alone; read it by load_from_checkpoint, and go on in Python"
+            )
         # Read before anything is written: Lightning would read it too late, and fail with a riddle.
         step = None if path is None else read_checkpoint(path).get("global_step")
         if config.trainer.fast_dev_run:

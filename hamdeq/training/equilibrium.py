@@ -1,4 +1,4 @@
-"""What the modules whose network is a memory that settles have in common."""
+"""Base of the modules whose network is a memory at equilibrium."""
 
 from __future__ import annotations
 

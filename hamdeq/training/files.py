@@ -1,10 +1,11 @@
-"""Files that are on disk whole or not at all, whoever is killed while writing them."""
+"""Files that are on disk whole or not at all, even if their writer is killed."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import io
+import itertools
 import os
 import platform
 import re
@@ -25,10 +26,11 @@ __all__ = [
 ]
 
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-_ASIDE = re.compile(r"\.([0-9a-f]{8})-(\d+)\.tmp$")
+_ASIDE = re.compile(r"\.([0-9a-f]{8})-(\d+)-\d+\.tmp$")
 _DAY = 24 * 60 * 60
 _PNG_END = b"IEND\xaeB`\x82"
 
+_counter = itertools.count()  # threads may write one file at once
 _written: set[str] = set()  # temporary files of this process
 _cleared: set[str] = set()  # folders that this process has looked through
 
@@ -56,7 +58,8 @@ def write_file(path: Path, content: str | bytes | memoryview) -> None:
             the file, which is as it was before.
     """
     data = content.encode() if isinstance(content, str) else content
-    aside = os.path.abspath(path.with_name(f"{path.name}.{_HOST}-{os.getpid()}.tmp"))
+    mark = f"{_HOST}-{os.getpid()}-{next(_counter)}"
+    aside = os.path.abspath(path.with_name(f"{path.name}.{mark}.tmp"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear(os.path.dirname(aside))

@@ -66,7 +66,7 @@ def load_run(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
         return {name: config[name] for name in ("model", "data")}
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What the Lightning modules here have in common: optimiser, schedule and checkpoints."""
+"""Base of the Lightning modules: optimiser, schedule and checkpoints."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Classifier(Restorable):
     """The metric that tells the best checkpoint, and whether ``max`` or ``min`` is best."""
 
     standardises: bool = True
-    """Whether the module can learn from standardised inputs."""
+    """True if the module can learn from standardised inputs."""
 
     def __init__(
         self, optimizer: OptimizerCallable, scheduler: SchedulerCallable | None = None
@@ -133,7 +133,7 @@ class Classifier(Restorable):
 
     @abstractmethod
     def _predict(self, inputs: Any) -> Prediction:
-        """What the module tells of raw inputs."""
+        """Predict from raw inputs."""
 
     def predict_step(self, batch: Any, batch_idx: int) -> Prediction:
         """See :class:`Prediction`; of inputs, or of ``(inputs, targets)``."""
@@ -141,7 +141,7 @@ class Classifier(Restorable):
 
     @torch.no_grad()
     def predict(self, inputs: Any, *, batch_size: int = 1000) -> Prediction:
-        """What the module tells of raw inputs, in evaluation mode, without a Trainer.
+        """Predict from raw inputs, in evaluation mode, without a Trainer.
 
         Args:
             inputs: a tensor or an array, ``(n, …)``.
@@ -203,7 +203,7 @@ class Classifier(Restorable):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another architecture in one sentence."""
         ours, theirs = self.state_dict(), checkpoint["state_dict"]
-        for name in ours | theirs:
+        for name in ours | theirs if self.strict_loading else ours.keys() & theirs.keys():
             if name.startswith("encoding."):
                 continue  # belongs to the weights, and comes along with them
             mine = tuple(ours[name].shape) if name in ours else "no such weight"

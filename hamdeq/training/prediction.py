@@ -1,4 +1,4 @@
-"""What a trained module tells of samples."""
+"""Predictions of a trained module."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Prediction", "joined", "nearest_distribution", "write_predictions"]
 
 
 class Prediction(NamedTuple):
-    """What a module tells of each sample; None of what it does not have.
+    """Predictions of each sample; None of what a module does not have.
 
     Attributes:
         value: the class, as an index ``(batch,)``, or real values ``(batch, n_targets)`` in the

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -81,6 +80,12 @@ class Restorable(Recorded, L.LightningModule):
             OtherArchitectureError: the weights do not fit the arguments given.
             ValueError: an argument is missing.
         """
+        arguments.pop("weights_only", None)  # of Lightning's method: no other files are read
+        if arguments.pop("hparams_file", None) is not None:
+            raise TypeError(
+                "hparams_file: expected none, as a checkpoint holds the arguments of its module; "
+                "give others by name, such as load_from_checkpoint(…, learning_rate=0.1)"
+            )
         checkpoint = read_checkpoint(checkpoint_path)
         section = checkpoint.get("configuration") or _beside(Path(checkpoint_path)) or {}
         _check_class(cls, section.get("class_path"), checkpoint_path)
@@ -112,7 +117,7 @@ def _beside(checkpoint: Path) -> dict[str, Any] | None:
     path = checkpoint.parent.parent / "config.yaml"
     if checkpoint.parent.name != "checkpoints" or not path.is_file():
         return None
-    return model_section(yaml.safe_load(path.read_text()))
+    return model_section(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 def _name(kind: type) -> str:
@@ -138,7 +143,7 @@ def _full_name(kind: type) -> str:
 def _placeholders(
     cls: type, section: dict[str, Any], given: Iterable[str], path: str | Path
 ) -> dict[str, Any]:
-    """What stands for arguments that are neither stored nor given."""
+    """Placeholders of arguments that are neither stored nor given."""
     unknown: dict[str, str] = section.get("unknown", {})
     parameters = inspect.signature(cls).parameters
     stored = {*section.get("init_args", {}), *unknown, *given}
@@ -157,12 +162,11 @@ def _placeholders(
     return found
 
 
-@dataclass(frozen=True)
 class _NotStored:
     """An optimiser or a schedule that no plain data describes: training cannot go on without."""
 
-    name: str
-    why: str
+    def __init__(self, name: str, why: str) -> None:
+        self.name, self.why = name, why
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise RuntimeError(
