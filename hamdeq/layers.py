@@ -14,7 +14,7 @@ from hamdeq.lagrangians import Lagrangian
 from hamdeq.lagrangians.base import total
 from hamdeq.synapses import Shape, Synapse, layer_shape
 
-__all__ = ["Connection", "EnergyModel", "Layered", "Neurons", "State", "exerted"]
+__all__ = ["Connection", "EnergyModel", "Layered", "Neurons", "State", "exerted", "misshapen"]
 
 State = dict[str, Tensor]
 """Layer name -> tensor ``(batch, *shape)``."""

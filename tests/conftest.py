@@ -1,12 +1,22 @@
 """Set-up shared by all tests."""
 
 import os
+import tempfile
 
 import pytest
 import torch
 
 # The shared checks are plain modules: without this their failures would show no values.
 pytest.register_assert_rewrite("contracts")
+
+# What torch compiles is cached, whatever processor it was compiled for: one taken for another gives
+# wrong numbers (PyTorch 2.14).
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR",
+    os.path.join(
+        tempfile.gettempdir(), f"hamdeq-inductor-{torch.backends.cpu.get_cpu_capability()}"
+    ),
+)
 
 # Processes that share the cores take one each; several threads for each of them get in the way.
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -162,6 +162,8 @@ def test_interrupted_from_the_keyboard(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # A shell's background jobs ignore this signal, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         # Lightning writes an epoch's row after its checkpoint: not between the two.
@@ -170,6 +172,7 @@ def test_interrupted_from_the_keyboard(tmp_path):
         output, _ = process.communicate(timeout=60)
     finally:
         process.kill()
+        process.wait()
     assert process.returncode == 130
     assert "Traceback" not in output
     assert "--ckpt_path last" in output
