@@ -10,7 +10,7 @@ computed from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -45,7 +45,9 @@ class Prepared(Layered):
     def __init__(self, neurons: Mapping[str, Neurons], connections: list[Connection]) -> None:
         copies: dict[nn.Module, nn.Module] = {}
         self._neurons = {name: prepared(layer, copies) for name, layer in neurons.items()}
-        self.connections = [(names, prepared(synapse, copies)) for names, synapse in connections]
+        self.connections: Sequence[Connection] = [
+            (names, prepared(synapse, copies)) for names, synapse in connections
+        ]
         self._layers = tuple(self._neurons)
 
     @property

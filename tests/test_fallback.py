@@ -228,6 +228,24 @@ def test_trust_region_does_not_stop_where_neurons_saturate(dtype):
     assert (solution.value["a"] < -1.5).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_trust_region_leaves_a_corner_where_no_activation_answers(dtype):
+    # E = ½‖g‖² − 5 g₁g₂ on the simplex: its minimum is the middle. From a corner, where g answers
+    # no small change of x, the whole step leads to the other corner, of the same energy, and back.
+    ham = HAM(
+        {"input": Neurons(1, Sigmoid()), "a": Neurons(2, Sparsemax())},
+        [(("input", "a"), Dense(1, 2)), (("a",), Lateral(2))],
+    ).to(dtype)
+    with torch.no_grad():
+        ham.synapses[0].weight.zero_()
+        ham.synapses[1].weight.copy_(torch.tensor([[0.0, 5.0], [5.0, 0.0]]))
+    deq = DEQ(ham, splitting=None, solver=TrustRegion(tol=1e-5), on_failure="raise")
+    start = torch.tensor([[5.0, 0.0], [-40.0, 60.0]], dtype=dtype)
+    solution = deq({"input": torch.zeros(2, 1, dtype=dtype)}, init={"a": start})
+    middle = torch.full((2, 2), 2.5, dtype=dtype)
+    torch.testing.assert_close(solution.value["a"].detach(), middle, rtol=1e-4, atol=1e-4)
+
+
 def test_trust_region_starts_where_no_slope_is_left():
     # At the start the derivative of the activation is zero to rounding: no length can be measured.
     ham = HAM.chain([1, 1, 1], gain=0.1)

@@ -129,12 +129,12 @@ class ArrayDataModule(InMemoryDataModule):
 
     @property
     def n_features(self) -> int:
-        """Numbers in a sample: neurons of a flat input layer."""
+        """Numbers in a sample, as many as a flat input layer has neurons."""
         return math.prod(self.input_shape)
 
     @property
     def n_classes(self) -> int:
-        """Number of classes: neurons of the output layer of a classifier.
+        """Number of classes, as many as the output layer of a classifier has neurons.
 
         Raises:
             ValueError: the targets are real values.
@@ -148,7 +148,7 @@ class ArrayDataModule(InMemoryDataModule):
 
     @property
     def n_targets(self) -> int:
-        """Numbers in a target: neurons of the output layer of a regressor.
+        """Numbers in a target, as many as the output layer of a regressor has neurons.
 
         Raises:
             ValueError: the targets are classes.

@@ -140,7 +140,7 @@ class TensorDataModule(InMemoryDataModule):
             self.n_classes = 1 + max(int(part.max()) for part in (labels, test[1]) if len(part))
         self._check("train", images, labels)
         self._check("test", *test)
-        self.encoding = Encoding(input_shape=self.image_shape)
+        self.encoding: Encoding = Encoding(input_shape=self.image_shape)
         n, n_val = len(images), self.val_size
         expect(n_val < n, f"val_size < {n}, the number of train images", n_val, "lower val_size")
         val, train = (images[:0], labels[:0]), (images, labels)

@@ -45,8 +45,8 @@ class Graph(Derivatives):
         if isinstance(f, Descent):
             super().__init__(f, x)
         else:
-            self.x = x.detach().requires_grad_()
-            self.fx = f(self.x)
+            self.x: Tensor = x.detach().requires_grad_()
+            self.fx: Tensor = f(self.x)
 
     def transposed(self, v: Tensor) -> Tensor:
         """(∂f/∂x)ᵀ v."""

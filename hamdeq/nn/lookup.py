@@ -79,7 +79,7 @@ class HopfieldLayer(Wrapping):
             update_steps_eps,
             **options,
         )
-        self.quantity = positive_size("quantity", quantity)
+        self.quantity: int = positive_size("quantity", quantity)
         size = self.hidden_size if self.stored_pattern_as_static else self.stored_pattern_dim
         size = size or input_size
         factory = {"device": options.get("device"), "dtype": options.get("dtype")}

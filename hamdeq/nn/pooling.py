@@ -73,7 +73,7 @@ class HopfieldPooling(Wrapping):
             update_steps_eps,
             **options,
         )
-        self.quantity = positive_size("quantity", quantity)
+        self.quantity: int = positive_size("quantity", quantity)
         size = self.hidden_size if self.state_pattern_as_static else self.input_size
         factory = {"device": options.get("device"), "dtype": options.get("dtype")}
         self.pooling_weights: nn.Parameter = self._learned(size or input_size, trainable, factory)

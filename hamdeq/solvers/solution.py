@@ -106,7 +106,7 @@ class Solution(Container, aside=("n_evals", "adjoint")):
             status: how the others ended, a status for each sample of that batch: ``(batch,)``.
 
         Returns:
-            a Solution of that batch, but for its value: that is as it was.
+            A Solution of that batch, with the value of this one.
         """
         batch = len(status)
         unknown = self.residual.new_full((batch,), nan)

@@ -86,6 +86,8 @@ class _Region(Method):
         self.promise = self.length = x0.new_full((len(x0),), torch.nan)
         # Zero until there is a slope to measure it by.
         self.radius = x0.new_zeros(len(x0))
+        # How far to go along I − x, where no activation answers a change of the state.
+        self.reach = x0.new_ones(len(x0))
         self.started = False
 
     def accepts(self, step: Step) -> Tensor:
@@ -97,6 +99,13 @@ class _Region(Method):
             change, slack = self._change(g, force, energy, terms)
             # Written so that a NaN is not accepted.
             accepted = change <= slack - _SHARE * self.promise
+            # Of a flat step the model promises nothing: the energy must fall, or nothing change.
+            flat = self.length == 0
+            size = torch.maximum(g.abs(), self.g.abs()).amax(1)
+            moved = (g - self.g).abs().amax(1) > _ROUNDING * torch.finfo(g.dtype).eps * size
+            accepted = torch.where(flat, (change < -slack) | ~moved, accepted)
+            shorter = torch.where(flat, _SHRINK * self.reach, self.reach)
+            self.reach = torch.where(accepted, (_GROW * self.reach).clamp_max(1.0), shorter)
             # A region that has grown beyond all numbers: the energy has no minimum.
             accepted |= ~self.radius.isfinite()
             good = change <= slack - _GOOD * self.promise
@@ -132,7 +141,9 @@ class _Region(Method):
         move, self.promise = _truncated(
             derivatives, self.force, self.radius, accuracy, self.inner_steps
         )
-        self.length = (move * derivatives.gain(move)).sum(1).clamp_min(0).sqrt()
+        move = torch.where((plain > 0)[:, None], move, self.reach[:, None] * self.force)
+        length = _square(move, derivatives.gain(move)).sqrt()
+        self.length = torch.where(plain > 0, length, 0.0)
         return self.x + move
 
 

@@ -8,6 +8,7 @@ from hamdeq.training.checkpoint_io import WholeCheckpointIO
 from hamdeq.training.classifier import HAMClassifier
 from hamdeq.training.load import load_run
 from hamdeq.training.memory_classifier import MemoryClassifier
+from hamdeq.training.module import OtherArchitectureError
 from hamdeq.training.prediction import Prediction
 from hamdeq.training.questions import Questions
 from hamdeq.training.recollection import Recall, RecallPictures, recall
@@ -24,6 +25,7 @@ __all__ = [
     "HAMReconstructor",
     "HAMRegressor",
     "MemoryClassifier",
+    "OtherArchitectureError",
     "Prediction",
     "Questions",
     "Recall",

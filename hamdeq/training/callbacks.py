@@ -210,7 +210,7 @@ class Contraction(Callback):
         if not 0 < rate < 1:
             raise ValueError(f"rate: expected a number in (0, 1), got {rate!r}")
         self.rate = rate
-        self.every = integer("every", every, expected="an integer ≥ 1")
+        self.every: int = integer("every", every, expected="an integer ≥ 1")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._project(pl_module)

@@ -55,8 +55,8 @@ class Progress:
         steady: bool = True,
     ) -> None:
         self.total = total
-        self.done = done
-        self.description = description
+        self.done: float = done
+        self.description: str = description
         self._before = done
         self._counted = counted
         self._file = sys.stderr if file is None else file
