@@ -169,7 +169,7 @@ def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch):
     paths[3].write_text(before[3][:200])  # as no kill of ours leaves it
     paths[4].unlink()
     # As a kill leaves it, of a process that has ended.
-    (maps / f"{tiny(n=4).name}.json.{files._HOST}-4194305.tmp").write_text(before[4][:200])
+    (maps / f"{tiny(n=4).name}.json.{files._HOST}-4194305-0.tmp").write_text(before[4][:200])
     files._cleared.clear()
     measured = []
 
