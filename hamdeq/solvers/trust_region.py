@@ -141,10 +141,10 @@ class _Region(Method):
         move, self.promise = _truncated(
             derivatives, self.force, self.radius, accuracy, self.inner_steps
         )
-        move = torch.where((plain > 0)[:, None], move, self.reach[:, None] * self.force)
         length = _square(move, derivatives.gain(move)).sqrt()
-        self.length = torch.where(plain > 0, length, 0.0)
-        return self.x + move
+        flat = (plain <= 0) | (length <= 0)
+        self.length = torch.where(flat, 0.0, length)
+        return self.x + torch.where(flat[:, None], self.reach[:, None] * self.force, move)
 
 
 def _truncated(
