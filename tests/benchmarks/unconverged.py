@@ -194,7 +194,6 @@ def main() -> None:
         row["saddles"] = int((solution.converged & saddles(deq, case.states, solution.value)).sum())
         for status in Status:
             row[status.name] += int((solution.status == status).sum())
-        row["second"] = int(getattr(solution, "rescued", torch.zeros(1)).sum())
         counts += row
         for key in (case.kind, case.graph, str(case.dtype), str(case.splitting)):
             by.setdefault(key, Counter()).update(row)
