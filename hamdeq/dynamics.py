@@ -37,7 +37,7 @@ TimeConstants = float | Tensor | Mapping[str, float | Tensor]
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class Trajectory(Container, aside=("n_evals",)):
-    """How the states of a batch move in time; a container of tensors like a dict.
+    """States of a batch as they move in time; a container of tensors like a dict.
 
     Attributes:
         times: of the T states, in the unit of τ, float64 on the CPU: ``(T,)``.

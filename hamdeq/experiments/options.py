@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def describe_data(name: str, what: str) -> None:
-    """What a module of data says when it is called as a program."""
+    """Help of a data module that is called as a program."""
     parser = Parser(
         name,
         what,

@@ -116,7 +116,7 @@ def solve(f: Callable[[Any], Any] | EnergyModel, x0: Any, solver: Solver) -> Sol
 
 @torch.no_grad()
 def _of_chance(f: Callable[[Any], Any] | EnergyModel, solution: Solution) -> str | None:
-    """What to do where the map is random, as shows when it is evaluated twice at one state."""
+    """Remedy for a random map, which two evaluations at one state reveal."""
     if isinstance(f, EnergyModel) or bool(solution.converged.all()):
         return None
     form = Form(solution.value)

@@ -134,7 +134,7 @@ class GMRES(Stopping):
         return run.solution(self.tol)
 
     def _correction(self, product: Callable[[Tensor], Tensor], r: Tensor, steps: int) -> Tensor:
-        """What makes the residual least among all sums of r, Ar, …, A^(steps − 1)r."""
+        """Sum of r, Ar, …, A^(steps − 1)r that makes the residual least."""
         size = norm(r)
         basis = r.new_zeros(len(r), steps + 1, r.shape[1])
         # The small problem is solved in float64: its condition may be any.

@@ -29,7 +29,7 @@ def readable(x: Tensor) -> bool:
 
 
 def transformed() -> bool:
-    """Whether this is under a transform of torch.func."""
+    """True under a transform of torch.func."""
     stack = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
     return stack is not None
 

@@ -205,7 +205,7 @@ class HopfieldCore(CoreGetters, nn.Module):
         samples: int,
         associate: Callable[[Patterns, float | Tensor], T],
     ) -> T:
-        """What is made of the patterns in the association space: the output, or the weights.
+        """Output or weights, from the patterns in the association space.
 
         All of the layer goes through here, so that hooks see it and what they derive, such as a
         weight of its norm and direction, is up to date.

@@ -17,7 +17,7 @@ __all__ = ["CoreGetters", "Getters"]
 
 
 class CoreGetters:
-    """What ``association_core`` tells of itself, under the names of hflayers and of PyTorch."""
+    """Attributes of ``association_core`` under the names of hflayers and of PyTorch."""
 
     sizes: Sizes
     normalize: bool

@@ -29,7 +29,7 @@ def save(path: Path, measurement: Measurement, about: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> tuple[Measurement, dict[str, Any]] | None:
-    """What :func:`save` wrote; None where it has not, or has written other numbers before.
+    """Read what :func:`save` wrote; None where it has not, or has written other numbers before.
 
     Raises:
         DamagedFileError: the file does not hold a measurement, or the one beside no residuals.
