@@ -38,12 +38,16 @@ Modules with names of their own:
 """
 
 from hamdeq.chn import CHN, CHNDEQ, InnerIterations
-from hamdeq.clamping import Clamped, clamp
-from hamdeq.colouring import colouring, two_colouring
-from hamdeq.contraction import contract_, contraction
 from hamdeq.deq import DEQ
-from hamdeq.dynamics import Trajectory, trajectory
-from hamdeq.ham import HAM
+from hamdeq.dynamics.integrators import Adaptive, Euler, Integrator
+from hamdeq.dynamics.trajectory import Trajectory, trajectory
+from hamdeq.elimination.colouring import colouring, two_colouring
+from hamdeq.elimination.eliminate import Reduced, eliminate
+from hamdeq.elimination.two_layer import TwoLayer
+from hamdeq.energy.clamping import Clamped, clamp
+from hamdeq.energy.contraction import contract_, contraction
+from hamdeq.energy.ham import HAM
+from hamdeq.energy.model import EnergyModel, Layered, Neurons, State
 from hamdeq.implicit import (
     GMRES,
     Adjoint,
@@ -54,7 +58,6 @@ from hamdeq.implicit import (
     Unrolled,
     fixed_point,
 )
-from hamdeq.integrators import Adaptive, Euler, Integrator
 from hamdeq.lagrangians import (
     BengioFischer,
     Entmax,
@@ -71,7 +74,6 @@ from hamdeq.lagrangians import (
     Spherical,
     Tanh,
 )
-from hamdeq.layers import EnergyModel, Layered, Neurons, State
 from hamdeq.optim import Madam, NormalisedSGD
 from hamdeq.solvers import (
     Anderson,
@@ -85,7 +87,6 @@ from hamdeq.solvers import (
     Status,
     TrustRegion,
 )
-from hamdeq.splitting import Reduced, eliminate
 from hamdeq.synapses import (
     Association,
     AvgPool2d,
@@ -102,7 +103,6 @@ from hamdeq.synapses import (
     Synapse,
 )
 from hamdeq.torchdeq_bridge import TorchDEQSolver
-from hamdeq.two_layer import TwoLayer
 
 __version__ = "0.1.0"
 

@@ -7,7 +7,7 @@ def main() -> None:
     """Run the command line; say in one line which packages it lacks."""
     try:
         check_torchvision()  # before Lightning imports it, and fails with a riddle
-        from hamdeq.training.cli import main as command_line
+        from hamdeq.training.cli.main import main as command_line
     except ModuleNotFoundError as error:
         raise SystemExit(
             f"error: expected the packages of the extra 'train', got no {error.name}; "

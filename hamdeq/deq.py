@@ -13,17 +13,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hamdeq import transforms
 from hamdeq._recorded import Recorded
-from hamdeq.clamping import Clamped, check_masks, clamp
-from hamdeq.colouring import colouring, two_colouring
-from hamdeq.ham import HAM
-from hamdeq.implicit import Adjoint, Implicit, attach, solve
-from hamdeq.layers import State
-from hamdeq.prepared import Prepared
+from hamdeq.elimination.colouring import colouring, two_colouring
+from hamdeq.elimination.eliminate import Reduced, eliminate
+from hamdeq.energy.clamping import Clamped, check_masks, clamp
+from hamdeq.energy.ham import HAM
+from hamdeq.energy.model import State
+from hamdeq.energy.prepared import Prepared
+from hamdeq.energy.starting import forward_sweep
+from hamdeq.implicit import Adjoint, Implicit, attach, solve, transforms
 from hamdeq.solvers import Broyden, Failures, OnFailure, Solution, Solver, Status
-from hamdeq.splitting import Reduced, eliminate
-from hamdeq.starting import forward_sweep
 
 __all__ = ["DEQ", "Given"]
 

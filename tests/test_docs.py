@@ -76,7 +76,7 @@ def test_the_configuration_page_names_every_field():
     from hamdeq import DEQ
     from hamdeq.data import InMemoryDataModule
     from hamdeq.training import HAMClassifier
-    from hamdeq.training.cli import Run
+    from hamdeq.training.cli.main import Run
 
     page = (ROOT / "docs/configuration.md").read_text()
     named = {each.name for each in fields(Run)}

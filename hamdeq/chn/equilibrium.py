@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from hamdeq.chn.network import CHN, activations_of, slope_of, terms_of
-from hamdeq.clamping import Clamped
 from hamdeq.deq import DEQ, Given
-from hamdeq.ham import HAM
+from hamdeq.elimination.eliminate import Reduced
+from hamdeq.energy.clamping import Clamped
+from hamdeq.energy.ham import HAM
+from hamdeq.energy.model import Layered, State
+from hamdeq.energy.prepared import Prepared
 from hamdeq.implicit import Adjoint
-from hamdeq.layers import Layered, State
-from hamdeq.prepared import Prepared
 from hamdeq.solvers import OnFailure, Solution, Solver
-from hamdeq.splitting import Reduced
 
 __all__ = ["CHNDEQ"]
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from hamdeq._checks import integer
 from hamdeq._recorded import Recorded
-from hamdeq.colouring import two_colouring
-from hamdeq.ham import HAM
+from hamdeq.elimination.colouring import two_colouring
+from hamdeq.elimination.eliminate import eliminate
+from hamdeq.energy.ham import HAM
+from hamdeq.energy.model import Connection, Layered, Neurons, State
 from hamdeq.lagrangians import BengioFischer, Lagrangian, Sigmoid
 from hamdeq.lagrangians.base import total
 from hamdeq.lagrangians.warp import log_slope
-from hamdeq.layers import Connection, Layered, Neurons, State
-from hamdeq.splitting import eliminate
 
 __all__ = ["CHN", "InnerIterations", "activations_of", "neurons_of", "slope_of", "terms_of"]
 

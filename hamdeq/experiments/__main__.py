@@ -7,7 +7,7 @@ _EXPERIMENTS = {
     "compare": "train several configurations with several seeds, and compare their results",
     "hyperparameters": "dense associative memories over learning rate and temperature",
     "capacity": "how many patterns a modern Hopfield network stores",
-    "binary_capacity": "how many patterns binary memories store",
+    "capacity.binary": "how many patterns binary memories store",
     "cost": "time and memory of memories that grow",
 }
 

@@ -16,7 +16,7 @@ from hamdeq.experiments.convergence.plan import Source
 from hamdeq.experiments.convergence.progress import Progress
 from hamdeq.experiments.options import Parser
 from hamdeq.experiments.series import Series
-from hamdeq.training.configurations import configuration
+from hamdeq.training.cli.configurations import configuration
 from hamdeq.training.files import described, write_file
 
 __all__ = ["compare", "main", "table"]

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO
 
 from hamdeq.experiments.claim import claim
+from hamdeq.training.cli.results import read_results
 from hamdeq.training.files import DamagedFileError
-from hamdeq.training.results import read_results
 
 __all__ = ["Series"]
 

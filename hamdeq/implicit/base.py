@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hamdeq.descent import Derivatives, Descent, transposed_product
 from hamdeq.solvers import Solution, Solver
+from hamdeq.solvers.energy_map import Derivatives, Descent, transposed_product
 
 __all__ = ["Adjoint", "Graph", "Map", "Report"]
 
@@ -27,7 +27,7 @@ class Adjoint(ABC):
 
         Args:
             f: the map, ``(batch, n) -> (batch, n)``; of an energy model, its
-                :class:`~hamdeq.descent.Descent`.
+                :class:`~hamdeq.solvers.energy_map.Descent`.
             x: its fixed point, ``(batch, n)``, without a graph.
             solver: the solver that found it.
             report: to be called in each backward pass that solves a system, with its solution.

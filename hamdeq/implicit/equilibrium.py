@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hamdeq.descent import Descent, ready
-from hamdeq.forms import Form
+from hamdeq.elimination.eliminate import Reduced
+from hamdeq.energy.model import EnergyModel
 from hamdeq.implicit.base import Adjoint, Map
 from hamdeq.implicit.linear import Implicit
-from hamdeq.layers import EnergyModel
 from hamdeq.solvers import (
     Broyden,
     Failures,
@@ -24,7 +23,8 @@ from hamdeq.solvers import (
     TrustRegion,
     with_fallback,
 )
-from hamdeq.splitting import Reduced
+from hamdeq.solvers.energy_map import Descent, ready
+from hamdeq.solvers.layout import Form
 
 __all__ = ["as_rows", "attach", "fixed_point", "solve"]
 

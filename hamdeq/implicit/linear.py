@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from hamdeq._checks import integer
-from hamdeq.descent import Descent
 from hamdeq.implicit.base import Adjoint, Graph, Map, Report
 from hamdeq.solvers import Solution, Solver, with_fallback
 from hamdeq.solvers.base import Run, Stopping, norm, relative_residual
+from hamdeq.solvers.energy_map import Descent
 
 __all__ = ["GMRES", "ConjugateGradient", "Implicit", "solve_linear"]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hamdeq.descent import Descent
 from hamdeq.implicit.base import Adjoint, Graph, Map, Report
 from hamdeq.solvers import Solution, Solver
+from hamdeq.solvers.energy_map import Descent
 
 __all__ = ["EquilibriumPropagation"]
 

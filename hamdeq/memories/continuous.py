@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hamdeq.ham import HAM
+from hamdeq.energy.ham import HAM
+from hamdeq.energy.model import Neurons
 from hamdeq.lagrangians import Lagrangian, Tanh
 from hamdeq.lagrangians.base import positive, total
-from hamdeq.layers import Neurons
 from hamdeq.memories.interactions import Interaction
 from hamdeq.synapses import Dense
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lightning import Trainer
     from typing_extensions import Self
 
-    from hamdeq.ham import HAM
+    from hamdeq.energy.ham import HAM
 
 __all__ = ["DenseAssociativeMemory"]
 

@@ -2,7 +2,7 @@
 
 The energy is ``E(ξ) = −Σ_μ F(ζ_μ·ξ)``. The steeper F, the less a memory has to say about states
 that are not like it, and the more memories find room. F is the Lagrangian of the memory layer that
-has been eliminated, one neuron for each ζ_μ (:mod:`hamdeq.splitting`), which asks it to be convex.
+has been eliminated, one neuron for each ζ_μ (:mod:`hamdeq.elimination`), which must be convex.
 
 Source: Krotov & Hopfield, "Dense Associative Memory for Pattern Recognition" (NIPS 2016), section
 2; McAlister et al., "Improved Robustness and Hyperparameter Selection in the Dense Associative

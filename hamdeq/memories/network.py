@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hamdeq._checks import integer
-from hamdeq.ham import HAM
+from hamdeq.energy.ham import HAM
 from hamdeq.lagrangians import Identity
 from hamdeq.memories.continuous import two_layers
 from hamdeq.memories.recall import BinaryMemory, Walk

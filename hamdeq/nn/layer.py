@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from hamdeq._checks import integer
 from hamdeq._recorded import Recorded
-from hamdeq.ham import HAM
+from hamdeq.energy.ham import HAM
+from hamdeq.energy.model import Neurons
 from hamdeq.implicit import Adjoint
 from hamdeq.lagrangians import Identity
-from hamdeq.layers import Neurons
 from hamdeq.nn.core import HopfieldCore, Patterns
 from hamdeq.nn.inputs import Input, batched, check_dtype, check_patterns, is_batched
 from hamdeq.nn.masks import Cover, combined_mask, without_padding

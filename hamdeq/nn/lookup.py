@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from hamdeq.ham import HAM
+from hamdeq.energy.ham import HAM
 from hamdeq.nn.hopfield import Hopfield
 from hamdeq.nn.options import Options
 from hamdeq.nn.sizes import positive_size

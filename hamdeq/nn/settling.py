@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from hamdeq.energy.model import State
 from hamdeq.implicit import Adjoint, attach, solve
-from hamdeq.layers import State
 from hamdeq.nn.masks import Cover
 from hamdeq.nn.retrieval import Retrieval, folded, shared, unfolded
 from hamdeq.solvers import Failures, Solution, Solver, Status

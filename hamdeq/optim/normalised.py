@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hamdeq._checks import integer
-from hamdeq.memories.steps import normalised
 
-__all__ = ["NormalisedSGD"]
+__all__ = ["NormalisedSGD", "normalised"]
 
 
 class NormalisedSGD(Optimizer):
@@ -78,3 +77,20 @@ class NormalisedSGD(Optimizer):
         if group["bound"] is not None:
             bounded = w[..., : max(w.shape[-1] - group["free"], 0)] if w.dim() > 1 else w
             bounded.clamp_(-group["bound"], group["bound"])
+
+
+def normalised(v: Tensor, axes: int = 1) -> Tensor:
+    """Each row divided by its largest entry; zeros stay zero, and what is not finite not finite.
+
+    Args:
+        v: gradients, or what momentum made of them.
+        axes: how many leading axes count rows, such as 2 of networks and their memories. If there
+            are no others, every number is a row.
+    """
+    if v.numel() == 0:
+        return v
+    largest = v.abs()
+    if v.dim() > axes:
+        rest = tuple(range(axes, v.dim()))
+        largest = largest.amax(rest, keepdim=True)
+    return torch.where(largest == 0, 0.0, v / largest)

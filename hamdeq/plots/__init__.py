@@ -6,25 +6,15 @@ and what has a colour has a mark, a dash or a number too.
 """
 
 from hamdeq.plots.basins import basins
-from hamdeq.plots.binary import binary_capacity
-from hamdeq.plots.capacity import capacity_curves
-from hamdeq.plots.cost import cost_curves, growth
 from hamdeq.plots.descent import energy_descent
 from hamdeq.plots.gallery import retrieval_gallery
-from hamdeq.plots.heat import HeatMap, heat_maps
 from hamdeq.plots.settling import residual_histogram
 from hamdeq.plots.time import trajectory_curves
 from hamdeq.plots.weights import weight_images
 
 __all__ = [
-    "HeatMap",
     "basins",
-    "binary_capacity",
-    "capacity_curves",
-    "cost_curves",
     "energy_descent",
-    "growth",
-    "heat_maps",
     "residual_histogram",
     "retrieval_gallery",
     "trajectory_curves",

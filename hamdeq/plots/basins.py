@@ -11,11 +11,11 @@ from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from hamdeq.elimination.eliminate import Reduced
 from hamdeq.implicit import fixed_point
 from hamdeq.plots.palette import BLACK, COLOURS, GREY, MARKERS
 from hamdeq.plots.panel import panel
 from hamdeq.solvers import Picard, Solver
-from hamdeq.splitting import Reduced
 
 __all__ = ["basins"]
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from hamdeq.dynamics import Trajectory
+from hamdeq.dynamics.trajectory import Trajectory
 from hamdeq.plots.palette import style
 from hamdeq.plots.panel import panel
 

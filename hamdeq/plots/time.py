@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hamdeq.dynamics import Trajectory
+from hamdeq.dynamics.trajectory import Trajectory
 from hamdeq.plots.palette import COLOURS, DASHES
 
 __all__ = ["trajectory_curves"]

@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hamdeq.ham import HAM
+from hamdeq.energy.ham import HAM
+from hamdeq.energy.prepared import prepared
 from hamdeq.plots.gallery import image_axes, in_colours
-from hamdeq.prepared import prepared
 from hamdeq.synapses import Dense
 
 __all__ = ["weight_images"]

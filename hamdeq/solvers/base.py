@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hamdeq._checks import integer
-from hamdeq.descent import Descent, Energetic
+from hamdeq.solvers.energy_map import Descent, Energetic
 from hamdeq.solvers.solution import Solution, Status
 
 __all__ = [
@@ -135,7 +135,7 @@ class Solver(Stopping, ABC):
 
         Args:
             f: the map, ``(batch, n) -> (batch, n)``, sample by sample. Of a
-                :class:`~hamdeq.descent.Descent` the solver also knows the energy.
+                :class:`~hamdeq.solvers.energy_map.Descent` the solver also knows the energy.
             x0: the initial states.
         """
         # Of a memory also f: half precision would lift the noise of its energy above its descent.

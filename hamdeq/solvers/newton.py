@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hamdeq.descent import Descent
 from hamdeq.solvers.base import Step, choose
+from hamdeq.solvers.energy_map import Descent
 from hamdeq.solvers.safeguard import Accelerated, Extrapolation
 
 __all__ = ["Newton"]

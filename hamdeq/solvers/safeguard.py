@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from hamdeq._checks import integer
-from hamdeq.descent import Descent, Energetic
 from hamdeq.solvers.base import Memory, Method, Solver, Step, choose, norm, surely_all
+from hamdeq.solvers.energy_map import Descent, Energetic
 
 __all__ = ["Accelerated", "Extrapolation"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hamdeq.descent import Derivatives, Descent
 from hamdeq.solvers.base import Method, Solver, Step, choose
+from hamdeq.solvers.energy_map import Derivatives, Descent
 
 __all__ = ["TrustRegion"]
 

@@ -1,6 +1,5 @@
 """Training with Lightning (extra ``train``): the module, its callbacks, the run folder, the CLI."""
 
-from hamdeq.training.binary import BinaryClassifier
 from hamdeq.training.building import UntrustedError
 from hamdeq.training.callbacks import Contraction, ConvergenceMonitor, ResidualPicture
 from hamdeq.training.checkpoint import CheckpointError, load_weights, save_weights
@@ -10,14 +9,13 @@ from hamdeq.training.load import load_run
 from hamdeq.training.memory_classifier import MemoryClassifier
 from hamdeq.training.module import OtherArchitectureError
 from hamdeq.training.prediction import Prediction
-from hamdeq.training.questions import Questions
-from hamdeq.training.recollection import Recall, RecallPictures, recall
-from hamdeq.training.reconstructor import HAMReconstructor
+from hamdeq.training.reconstruction.questions import Questions
+from hamdeq.training.reconstruction.recollection import Recall, RecallPictures, recall
+from hamdeq.training.reconstruction.reconstructor import HAMReconstructor
+from hamdeq.training.reconstruction.stored import StoredExamples
 from hamdeq.training.regressor import HAMRegressor
-from hamdeq.training.stored import StoredExamples
 
 __all__ = [
-    "BinaryClassifier",
     "CheckpointError",
     "Contraction",
     "ConvergenceMonitor",

@@ -24,7 +24,7 @@ from hamdeq._recorded import Recorded
 from hamdeq.implicit import Adjoint
 from hamdeq.memories import Interaction, Scaling
 from hamdeq.solvers import Solver
-from hamdeq.training.hints import innermost
+from hamdeq.training.cli.hints import innermost
 
 __all__ = ["UntrustedError", "build"]
 
@@ -36,8 +36,12 @@ _KINDS = (
 )
 # Others are not made to be called by a stranger: some load files, or run commands.
 _FUNCTIONS = {
-    *("hamdeq.ham.HAM.chain", "hamdeq.chn.network.CHN.chain", "hamdeq.synapses.maps.Composed.of"),
-    *(f"hamdeq.two_layer.TwoLayer.model_{letter}" for letter in "abc"),
+    *(
+        "hamdeq.energy.ham.HAM.chain",
+        "hamdeq.chn.network.CHN.chain",
+        "hamdeq.synapses.maps.Composed.of",
+    ),
+    *(f"hamdeq.elimination.two_layer.TwoLayer.model_{letter}" for letter in "abc"),
 }
 
 

@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from hamdeq._checks import integer
-from hamdeq.contraction import contract_
+from hamdeq.energy.contraction import contract_
 from hamdeq.plots import residual_histogram
 from hamdeq.solvers import Failures, Solution
 from hamdeq.training.equilibrium import EquilibriumModule

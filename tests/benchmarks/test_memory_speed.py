@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import nn
 
+from hamdeq.experiments.hyperparameters.grid import Kernel, Networks, Training, measure
 from hamdeq.memories import DenseAssociativeMemory, Learning, Normalised, Polynomial
-from hamdeq.memories.grid import Kernel, Networks, Training, measure
 from hamdeq.optim import NormalisedSGD
 
 N, STATES, MEMORIES, VERTEX, RATE, TEMPERATURE = 100, 20, 100, 20, 0.1, 1 / 0.9

@@ -15,8 +15,8 @@ import torch
 from test_solver_evaluations import bipartite, even_odd, linear
 
 from hamdeq import Anderson, Broyden, Picard
-from hamdeq.forms import Form
 from hamdeq.implicit.equilibrium import as_rows
+from hamdeq.solvers.layout import Form
 
 SOLVERS = {
     "Picard": Picard,

@@ -21,7 +21,7 @@ from test_training_step import batches
 from torch import Tensor
 
 from hamdeq import DEQ, HAM, Broyden, Clamped, Madam, Picard, Solution, clamp, fixed_point
-from hamdeq.layers import State
+from hamdeq.energy.model import State
 
 SOLVERS = {
     "Picard": Picard(max_steps=300, fallback_steps=0),

@@ -48,7 +48,7 @@ from hamdeq import (
     Synapse,
     Tanh,
 )
-from hamdeq.forms import Form
+from hamdeq.solvers.layout import Form
 from hamdeq.solvers.newton import _jacobian
 
 SOLVERS = {"broyden": Broyden, "anderson": Anderson, "newton": Newton, "picard": Picard}

@@ -20,9 +20,9 @@ from hamdeq.experiments.convergence.running import Experiment
 from hamdeq.experiments.convergence.tracking import Tracking
 from hamdeq.experiments.options import Parser
 from hamdeq.experiments.series import Series
-from hamdeq.training.configurations import configuration
+from hamdeq.training.cli.configurations import configuration
+from hamdeq.training.cli.run import check_wandb
 from hamdeq.training.files import described
-from hamdeq.training.run import check_wandb
 
 __all__ = ["main"]
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hamdeq.chn import CHNDEQ
 from hamdeq.data import InMemoryDataModule
 from hamdeq.deq import DEQ
-from hamdeq.layers import State
+from hamdeq.energy.model import State
 from hamdeq.solvers import Anderson, Failures
 from hamdeq.training import HAMClassifier
 

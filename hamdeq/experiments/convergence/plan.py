@@ -17,7 +17,7 @@ from hamdeq.deq import DEQ
 from hamdeq.experiments.convergence.configuration import memory_of, read
 from hamdeq.experiments.series import Series
 from hamdeq.solvers import Solver
-from hamdeq.training.hints import nearest
+from hamdeq.training.cli.hints import nearest
 
 __all__ = ["SOLVERS", "SPLITTINGS", "Plan", "Setting", "Source", "adopted", "key", "solver_class"]
 

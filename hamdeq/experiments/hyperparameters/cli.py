@@ -20,8 +20,8 @@ from hamdeq.experiments.hyperparameters.results import Results, load
 from hamdeq.experiments.hyperparameters.running import run_all
 from hamdeq.experiments.hyperparameters.tracking import log
 from hamdeq.experiments.options import Parser
+from hamdeq.training.cli.run import check_wandb
 from hamdeq.training.files import DamagedFileError, described, is_whole_png, write_file
-from hamdeq.training.run import check_wandb
 
 __all__ = ["main"]
 

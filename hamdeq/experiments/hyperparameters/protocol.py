@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from hamdeq.experiments.hyperparameters.grid import Networks, Training
 from hamdeq.memories import (
     Interaction,
     LeakyRectifiedPolynomial,
@@ -19,7 +20,6 @@ from hamdeq.memories import (
     Polynomial,
     RectifiedPolynomial,
 )
-from hamdeq.memories.grid import Networks, Training
 
 __all__ = ["Axes", "Protocol", "axes", "papers_maps", "random_distance"]
 
@@ -55,7 +55,7 @@ class Protocol:
         epochs: steps of learning.
         repeats: draws of states and memories. A draw is the same in all cells.
         std: of the memories' entries to begin with.
-        unit: whose largest gradient moves by the rate: see :class:`~hamdeq.memories.grid.Training`.
+        unit: whose largest gradient moves by the rate: see :class:`.grid.Training`.
         dtype: of learning.
         seed: of the draws.
     """

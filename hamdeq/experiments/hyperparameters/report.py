@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from hamdeq.experiments.hyperparameters.heat import heat_maps
 from hamdeq.experiments.hyperparameters.protocol import random_distance
 from hamdeq.experiments.hyperparameters.results import GOOD, MEASURES, Results
-from hamdeq.plots import heat_maps
 from hamdeq.training import files
 
 __all__ = ["draw", "draw_overviews", "table", "write_csv"]

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from hamdeq.experiments.hyperparameters.grid import Kernel, measure
+from hamdeq.experiments.hyperparameters.heat import HeatMap
 from hamdeq.experiments.hyperparameters.protocol import Protocol, random_distance
-from hamdeq.memories.grid import Kernel, measure
-from hamdeq.plots import HeatMap
 from hamdeq.training.files import DamagedFileError, write_file
 
 __all__ = ["GOOD", "MEASURES", "Results", "load", "run"]
@@ -31,8 +31,8 @@ class Results:
 
     Args:
         protocol: of the map.
-        measures: name -> numbers of :class:`~hamdeq.memories.grid.Outcome`, in the shape of the
-            protocol: rates, inverse temperatures, repeats. NaN where a network overflowed.
+        measures: name -> numbers of :class:`.grid.Outcome`, in the shape of the protocol:
+            rates, inverse temperatures, repeats. NaN where a network overflowed.
         seconds: wall-clock time.
         cpu_seconds: time of the processor, which says more where others use it too.
         kernel: ``compiled`` or ``eager``.

@@ -1,0 +1,18 @@
+"""Energy models: neurons and synapses on a graph, some of its layers clamped."""
+
+from hamdeq.energy.clamping import Clamped, clamp
+from hamdeq.energy.contraction import contract_, contraction
+from hamdeq.energy.ham import HAM
+from hamdeq.energy.model import EnergyModel, Layered, Neurons, State
+
+__all__ = [
+    "HAM",
+    "Clamped",
+    "EnergyModel",
+    "Layered",
+    "Neurons",
+    "State",
+    "clamp",
+    "contract_",
+    "contraction",
+]

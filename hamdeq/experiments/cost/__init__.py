@@ -1,0 +1,1 @@
+"""An experiment on cost: time and memory of memories that grow."""

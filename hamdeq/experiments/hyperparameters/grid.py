@@ -1,0 +1,275 @@
+"""Many dense associative memories at once, each with a temperature and a learning rate of its own.
+
+A search for hyperparameters asks what becomes of every pair of temperature and rate, several times
+over. The networks are learned by the rule of :class:`~hamdeq.memories.Learning`, from the gradient
+of :func:`~hamdeq.memories.flips.loss_and_gradient`, as many at a time as stay in a core's cache;
+then what they have learned is recalled.
+
+Shapes: G networks, with K memories, M states and N neurons each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hamdeq._checks import integer
+from hamdeq.experiments.hyperparameters.kernels import Kernel
+from hamdeq.memories.fields import fields as binary_fields
+from hamdeq.memories.interactions import Interaction
+from hamdeq.memories.learning import Learning
+from hamdeq.memories.scaling import Factors, Scaling
+from hamdeq.memories.states import signs
+from hamdeq.optim.normalised import normalised
+
+__all__ = ["Kernel", "Networks", "Outcome", "Training", "measure", "relax"]
+
+
+@dataclass(frozen=True, eq=False)
+class Networks:
+    """Networks to learn.
+
+    Args:
+        memories: to begin with, ``(G, K, N)``.
+        states: to be learned, ±1, ``(G, M, N)``.
+        temperatures: T > 0, ``(G,)``.
+        rates: of the first epoch, > 0, ``(G,)``.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit, or numbers that are not positive.
+    """
+
+    memories: Tensor
+    states: Tensor
+    temperatures: Tensor
+    rates: Tensor
+
+    def __post_init__(self) -> None:
+        shape, states = tuple(self.memories.shape), tuple(self.states.shape)
+        if len(shape) != 3 or 0 in shape:
+            raise ValueError(f"memories: expected (G, K, N), none of them 0, got {shape}")
+        count, _, size = shape
+        if len(states) != 3 or states[::2] != (count, size) or states[1] == 0:
+            raise ValueError(f"states: expected ({count}, M, {size}), got {states}")
+        if self.states.dtype != self.memories.dtype:
+            raise ValueError(
+                f"states: expected the memories' {self.memories.dtype}, got {self.states.dtype}"
+            )
+        if not bool((self.states.abs() == 1).all()):
+            raise ValueError("states: expected ±1, got other numbers; bits become states by 2x - 1")
+        for name in ("temperatures", "rates"):
+            given = getattr(self, name)
+            if tuple(given.shape) != (count,):
+                raise ValueError(f"{name}: expected ({count},), got {tuple(given.shape)}")
+            if not bool((given.isfinite() & (given > 0)).all()):
+                raise ValueError(f"{name}: expected finite numbers > 0, got {given.min():g}")
+
+    def __len__(self) -> int:
+        return len(self.memories)
+
+    def __getitem__(self, rows: Tensor) -> Networks:
+        return Networks(*(getattr(self, each.name)[rows] for each in fields(self)))
+
+    @property
+    def work(self) -> int:
+        """Similarities of turned neurons of one network: M · K · N."""
+        return self.states.shape[1] * self.memories[0].numel()
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the networks learn, each at its own temperature and rate.
+
+    Args:
+        interaction: F.
+        scaling: where the temperature acts; its own T does not count.
+        learning: decay, momentum and error exponent; its own rate does not count.
+        epochs: steps, each on all states at once.
+        unit: whose largest gradient moves by the rate: each ``memory``'s, as the paper has it,
+            that of the whole ``network``, or ``none``, the plain gradient of the mean error.
+
+    Raises:
+        ValueError: a schedule of temperatures, an unknown unit, or epochs below 0.
+    """
+
+    interaction: Interaction
+    scaling: Scaling
+    learning: Learning = field(default_factory=Learning)
+    epochs: int = 500
+    unit: Literal["memory", "network", "none"] = "memory"
+
+    def __post_init__(self) -> None:
+        if self.learning.temperatures is not None:
+            raise ValueError(
+                "learning: expected no schedule of temperatures, as each network has one of its "
+                f"own, got {self.learning.temperatures}"
+            )
+        if self.unit not in ("memory", "network", "none"):
+            raise ValueError(f"unit: expected memory, network or none, got {self.unit!r}")
+        object.__setattr__(self, "epochs", integer("epochs", self.epochs, least=0))
+
+    def factors(self, networks: Networks) -> Factors:
+        """The factors of each network, ``(G, 1, 1)``; infinite where T⁻ⁿ overflows."""
+        pairs = []
+        for t in networks.temperatures.tolist():
+            try:
+                pairs.append(
+                    self.scaling.at(t).factors(networks.memories.shape[-1], self.interaction)
+                )
+            except OverflowError:
+                pairs.append(Factors(1.0, torch.inf))
+        both = torch.tensor(pairs, dtype=torch.float64).to(networks.memories)
+        return Factors(both[:, 0, None, None], both[:, 1, None, None])  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What became of each network, ``(G,)``.
+
+    Args:
+        distance: mean Euclidean distance of the states from where they end in recall.
+        loss: mean of (ξ − C)^2m over states and neurons: 1 where nothing is predicted.
+        recalled: share of the states that are recalled without an error.
+        resting: share of the states that come to rest.
+        silent: share of the memories that have no gradient at all in the first epoch.
+        overflow: whether F or its gradient overflowed; the other numbers are NaN then.
+    """
+
+    distance: Tensor
+    loss: Tensor
+    recalled: Tensor
+    resting: Tensor
+    silent: Tensor
+    overflow: Tensor
+
+
+@torch.no_grad()
+def measure(
+    networks: Networks,
+    training: Training,
+    *,
+    max_steps: int = 100,
+    kernel: Kernel | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> Outcome:
+    """Let the networks learn their states, and recall them.
+
+    Args:
+        networks: to learn; they are left as they are.
+        training: how.
+        max_steps: of recall, in which all neurons are updated at once.
+        kernel: of the gradient; compiled by default.
+        progress: called with the number of networks that have been measured since.
+    """
+    kernel = Kernel() if kernel is None else kernel
+    parts = []
+    start = 0
+    while start < len(networks):
+        count = kernel.networks(networks.work)
+        rows = torch.arange(start, start + count, device=networks.memories.device)
+        # All chunks are of one size, lest the compiler be asked again: the last is filled up.
+        chunk = networks[rows.clamp(max=len(networks) - 1)]
+        chunk, loss, silent, lost = _learn(chunk, training, kernel)
+        real = torch.arange(min(count, len(networks) - start), device=rows.device)
+        parts.append(
+            _recalled(chunk[real], training, loss[real], silent[real], lost[real], max_steps)
+        )
+        start += len(real)
+        if progress is not None:
+            progress(len(real))
+    names = [each.name for each in fields(Outcome)]
+    return Outcome(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+
+def _learn(
+    networks: Networks, training: Training, kernel: Kernel
+) -> tuple[Networks, Tensor, Tensor, Tensor]:
+    """The networks after the last epoch; their losses, silent memories, and those that are lost."""
+    learning, states = training.learning, networks.states
+    memories, factors = networks.memories.clone(), training.factors(networks)
+    rates = networks.rates.to(memories)[:, None, None]
+    velocity = torch.zeros_like(memories)
+    count, size = len(networks), states[0].numel()
+    silent, lost = memories.new_zeros(count), torch.zeros(count, dtype=torch.bool).to(states.device)
+    loss = memories.new_zeros(count)
+    for epoch in range(training.epochs + 1):
+        loss, gradient, _ = kernel(
+            memories, states, training.interaction, factors, learning.exponent
+        )
+        # One number that is not finite makes the sum so.
+        lost |= ~(loss + gradient.sum((-2, -1))).isfinite()
+        if epoch == 0:
+            silent = (gradient == 0).all(-1).to(memories.dtype).mean(-1)
+        if epoch == training.epochs:
+            break
+        velocity = gradient.add_(velocity, alpha=learning.momentum)
+        if training.unit == "none":
+            step = velocity / size
+        else:
+            step = normalised(velocity, 2 if training.unit == "memory" else 1)
+        memories -= (rates * learning.decay**epoch) * step
+        memories.clamp_(-1.0, 1.0)
+    return replace(networks, memories=memories), loss / size, silent, lost
+
+
+def _recalled(
+    networks: Networks,
+    training: Training,
+    loss: Tensor,
+    silent: Tensor,
+    lost: Tensor,
+    max_steps: int,
+) -> Outcome:
+    found, rests, overflown = relax(networks, training, max_steps)
+    states, overflow = networks.states, lost | overflown
+
+    def known(x: Tensor) -> Tensor:
+        return torch.where(overflow, torch.nan, x)
+
+    return Outcome(
+        distance=known((found - states).norm(dim=-1).mean(-1)),
+        loss=known(loss),
+        recalled=known((found == states).all(-1).to(states.dtype).mean(-1)),
+        resting=known(rests.to(states.dtype).mean(-1)),
+        silent=known(silent),
+        overflow=overflow,
+    )
+
+
+def relax(
+    networks: Networks, training: Training, max_steps: int = 100
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the states are after ``max_steps`` updates of all neurons at once, as the paper does.
+
+    Returns:
+        the states ``(G, M, N)``, which of them are at rest ``(G, M)``, and the networks whose
+        fields overflow ``(G,)``.
+    """
+    inner: Any = training.factors(networks).inner
+    gauged = training.scaling.is_gauged
+    value, before = networks.states.clone(), networks.states
+    rests = torch.zeros(value.shape[:2], dtype=torch.bool, device=value.device)
+    overflow = torch.zeros(len(value), dtype=torch.bool, device=value.device)
+    moving = torch.arange(len(value), device=value.device)
+    for step in range(1, max_steps + 1):
+        now, then = value[moving], before
+        found = binary_fields(
+            networks.memories[moving], now, training.interaction, inner[moving], gauged=gauged
+        )
+        new = signs(found, now.dtype)
+        overflow[moving] = found.isnan().flatten(1).any(1)
+        rests[moving] = (new == now).all(-1)
+        # Updates of all neurons at once mostly end at rest or in a cycle of two states, and then
+        # what will be there after the last step is known.
+        periodic = (new == then).flatten(1).all(1) & (step > 1)
+        ends = now if (max_steps - step) % 2 else new
+        value[moving] = torch.where(periodic[:, None, None], ends, new)
+        left = ~(periodic | rests[moving].all(1) | overflow[moving])
+        moving, before = moving[left], now[left]
+        if not len(moving):
+            break
+    return value, rests, overflow

@@ -1,0 +1,427 @@
+"""The search for hyperparameters: its maps, its files, and that it goes on where it stopped."""
+
+import csv
+import json
+import multiprocessing
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+
+from hamdeq.experiments.hyperparameters import (
+    Protocol,
+    axes,
+    cli,
+    load,
+    papers_maps,
+    run,
+    running,
+)
+from hamdeq.experiments.hyperparameters.cli import main
+from hamdeq.experiments.hyperparameters.grid import Kernel, measure
+from hamdeq.experiments.hyperparameters.heat import HeatMap, heat_maps
+from hamdeq.training import files
+
+TINY = ["--size", "8", "--n", "2", "3", "--states", "3", "--memories", "4", "--epochs", "5"]
+TINY += ["--rates", "0.1", "0.5", "--inverse-temperatures", "0.5", "1.0", "1.5"]
+TINY += ["--formulation", "normalised", "--grid", "fine", "--kernel", "eager", "--repeats", "2"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def tiny(**changes):
+    given = {"formulation": "normalised", "grid": "fine", "size": 8, "states": 3, "n": 3}
+    given |= {"rates": (0.1, 0.5), "inverse_temperatures": (0.5, 1.0, 1.5), "memories": 4}
+    return Protocol(**(given | {"epochs": 5, "repeats": 2} | changes))
+
+
+def test_the_papers_maps():
+    maps = papers_maps(["original", "normalised"], ["coarse", "fine"], [100, 250])
+    assert len(maps) == len(set(maps)) == 12 + 8 + 15 + 12
+    assert ("normalised", "fine", 100, 20, 100) in maps
+    assert ("normalised", "coarse", 100, 20, 100) not in maps
+    assert ("normalised", "fine", 250, 30, 30) in maps
+    assert papers_maps(["original"], ["fine"], [50], [4]) == [("original", "fine", 50, 10, 4)]
+
+
+@pytest.mark.parametrize("grid", ["coarse", "fine"])
+@pytest.mark.parametrize("full", [False, True])
+def test_the_axes_hold_what_the_papers_report(grid, full):
+    rates, inverse = axes("normalised", grid, 100, full=full)
+    assert min(inverse) < 0.9 < max(inverse)
+    assert min(rates) < 0.5 < max(rates)
+    _, original = axes("original", grid, 100, full=full)
+    assert min(original) < 0.01 < max(original)
+    if grid == "fine":
+        assert 0.9 in inverse
+        np.testing.assert_allclose(original, np.array(inverse) / 100, rtol=1e-5)
+
+
+def test_the_full_protocol_has_the_cells_of_the_small_one_and_more():
+    for grid in ("coarse", "fine"):
+        small, full = (axes("normalised", grid, 100, full=f) for f in (False, True))
+        assert set(small[0]) < set(full[0])
+        assert set(small[1]) < set(full[1])
+
+
+def test_a_draw_is_the_same_in_every_cell_and_for_every_n():
+    first, other = tiny().networks(), tiny(n=5).networks()
+    shape = tiny().shape
+    states = first.states.reshape(*shape, 3, 8)
+    assert (states == states[:1, :1]).all()
+    assert not (states[0, 0, 0] == states[0, 0, 1]).all()
+    assert (first.memories == other.memories).all()
+    assert not (first.states == tiny(seed=1).networks().states).all()
+    rates = first.rates.reshape(shape)
+    assert rates[:, 0, 0].tolist() == [0.1, 0.5]
+    assert (1 / first.temperatures.reshape(shape))[0, :, 0].tolist() == [0.5, 1.0, 1.5]
+
+
+@pytest.mark.parametrize("interaction", ["rectified", "polynomial"])
+def test_of_a_homogeneous_function_the_two_formulations_are_one(interaction):
+    normalised = tiny(interaction=interaction)
+    original = tiny(
+        interaction=interaction,
+        formulation="original",
+        inverse_temperatures=tuple(t / 8 for t in normalised.inverse_temperatures),
+    )
+    found = [
+        measure(p.networks(), p.training(), kernel=Kernel(compiled=False))
+        for p in (normalised, original)
+    ]
+    torch.testing.assert_close(found[0].loss, found[1].loss, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(found[0].distance, found[1].distance)
+
+
+def test_other_protocols_have_other_names():
+    names = {tiny(**change).name for change in ({}, {"n": 4}, {"std": 0.5}, {"seed": 1})}
+    assert len(names) == 4
+    assert tiny().name.startswith("leaky-normalised-N8-n3-fine-")
+
+
+def test_results_come_back_from_their_file_with_what_has_no_number(tmp_path):
+    results = run(tiny(), compiled=False)
+    results.measures["distance"][1, 2, 0] = np.nan
+    path = results.save(tmp_path)
+    assert "NaN" not in path.read_text()
+    back = load(tiny(), tmp_path)
+    assert back is not None
+    for name, values in results.measures.items():
+        np.testing.assert_array_equal(back.measures[name], values)
+    assert np.isnan(back.mean("distance")[1, 2])
+    assert back.overflows.tolist() == [[0, 0, 0], [0, 0, 1]]
+    assert back.region()["overflows"] == 1
+    assert load(tiny(n=4), tmp_path) is None
+
+
+def test_a_map_where_everything_overflows_has_no_best_cell():
+    results = run(tiny(), compiled=False)
+    results.measures["distance"][:] = np.nan
+    assert results.region()["good"] == 0
+    assert results.region()["inverse_temperatures"] is None
+
+
+def test_the_command_line_writes_numbers_tables_and_figures(tmp_path, capsys):
+    main([*TINY, "--wandb", "disabled", "--out", str(tmp_path)])
+    told = capsys.readouterr().out
+    assert "2 maps of 24 networks: 2 repeats" in told
+    assert "--full" in told
+    assert "kernels: eager" in told
+    with (tmp_path / "cells.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 2 * 3 * 2
+    protocol = tiny(n=3)
+    results = load(protocol, tmp_path / "maps")
+    assert results is not None
+    row = next(r for r in rows if r["n"] == "3" and r["rate"] == "0.5" and r["repeat"] == "1")
+    assert float(row["distance"]) == results.measures["distance"][1, 0, 1]
+    content = json.loads((tmp_path / "maps" / f"{protocol.name}.json").read_text())
+    assert content["protocol"]["epochs"] == 5
+    table = (tmp_path / "table.md").read_text()
+    assert len(table.splitlines()) == 2 + 2
+    figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert figures == sorted(
+        ["all-leaky-normalised-N8-fine.png", *(f"{tiny(n=n).name}.png" for n in (2, 3))]
+    )
+
+
+def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    # Pictures take their time, and have tests of their own.
+    monkeypatch.setattr(cli, "draw", lambda results, folder: folder)
+    monkeypatch.setattr(cli, "draw_overviews", lambda found, folder: [])
+    arguments = [*TINY, "--wandb", "disabled", "--out", str(tmp_path)]
+    arguments[arguments.index("--n") + 1 : arguments.index("--states")] = ["2", "3", "4"]
+    main(arguments)
+    maps = tmp_path / "maps"
+    paths = {n: maps / f"{tiny(n=n).name}.json" for n in (2, 3, 4)}
+    before = {n: path.read_text() for n, path in paths.items()}
+    paths[3].write_text(before[3][:200])  # as no kill of ours leaves it
+    paths[4].unlink()
+    # As a kill leaves it, of a process that has ended.
+    (maps / f"{tiny(n=4).name}.json.{files._HOST}-4194305-0.tmp").write_text(before[4][:200])
+    files._cleared.clear()
+    measured = []
+
+    def counted(protocol, **options):
+        measured.append(protocol.n)
+        return run(protocol, **options)
+
+    monkeypatch.setattr(running, "run", counted)
+    with pytest.warns(UserWarning, match=re.escape(f"{paths[3]}: expected the results of a map")):
+        main(arguments)
+    assert measured == [3, 4]
+    assert paths[2].read_text() == before[2]
+    for n in (3, 4):
+        again, then = (json.loads(text)["measures"] for text in (paths[n].read_text(), before[n]))
+        assert again == then
+    assert not list(maps.glob("*.tmp"))
+    main(arguments)
+    assert measured == [3, 4]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_killed_it_loses_the_maps_in_progress_alone_and_leaves_no_process(tmp_path, monkeypatch):
+    # Processes that are forked need not import everything anew, which takes far longer than they.
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(running, "get_context", lambda method: fork)
+    monkeypatch.setattr(cli, "draw", lambda results, folder: folder)
+    monkeypatch.setattr(cli, "draw_overviews", lambda found, folder: [])
+    maps = tmp_path / "maps"
+    arguments = [*TINY, "--wandb", "disabled", "--out", str(tmp_path)]
+    arguments[arguments.index("--n") + 1 : arguments.index("--states")] = ["2", "3", "4", "5"]
+    arguments[arguments.index("--epochs") + 1] = "100"
+    process = fork.Process(target=main, args=([*arguments, "--workers", "2"],))
+    process.start()
+    end = time.monotonic() + 60
+    while not (done := list(maps.glob("*.json"))):
+        assert process.is_alive()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+    children = [int(pid) for task in tasks for pid in task.read_text().split()]
+    process.kill()
+    process.join()
+    assert len(children) == 2
+    while any(_lives(pid) for pid in children):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    kept = {path: path.stat().st_mtime_ns for path in maps.glob("*.json")}
+    assert set(done) <= set(kept)
+    assert len(kept) < 4
+    main(arguments)
+    assert len(list(maps.glob("*.json"))) == 4
+    assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
+    # Processes of their own measure what this one does.
+    done[0].rename(tmp_path / "theirs.json")
+    main(arguments)
+    ours, theirs = (json.loads(p.read_text()) for p in (done[0], tmp_path / "theirs.json"))
+    assert ours["measures"] == theirs["measures"]
+
+
+def test_a_figure_that_a_kill_cut_off_is_drawn_again(tmp_path, monkeypatch):
+    figures = tmp_path / "figures"
+
+    def draw(results, folder):
+        files.write_file(folder / f"{results.protocol.name}.png", b"...IEND\xaeB`\x82")
+
+    monkeypatch.setattr(cli, "draw", draw)
+    monkeypatch.setattr(cli, "draw_overviews", lambda found, folder: [])
+    arguments = [*TINY, "--wandb", "disabled", "--out", str(tmp_path)]
+    main(arguments)
+    cut, whole = sorted(figures.iterdir())
+    cut.write_bytes(b"...")
+    before = whole.stat().st_mtime_ns
+    main(arguments)
+    assert cut.read_bytes() == whole.read_bytes()
+    assert whole.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"measures": 1}', '{"measures": {}}', "null"])
+def test_a_damaged_map_is_named(tmp_path, content):
+    path = tmp_path / f"{tiny().name}.json"
+    path.write_text(content)
+    with pytest.raises(files.DamagedFileError, match=re.escape(f"{path}: expected the results")):
+        load(tiny(), tmp_path)
+
+
+def test_a_map_of_another_shape_is_named(tmp_path):
+    path = run(tiny(repeats=1), compiled=False).save(tmp_path)
+    path = path.rename(tmp_path / f"{tiny().name}.json")
+    with pytest.raises(files.DamagedFileError, match=r"expected numbers in the shape \(2, 3, 2\)"):
+        load(tiny(), tmp_path)
+
+
+def test_one_map_that_fails_does_not_keep_the_others_from_being_measured(
+    tmp_path, monkeypatch, capsys
+):
+    def sometimes(protocol, **options):
+        if protocol.n == 2:
+            raise RuntimeError("out of memory")
+        return run(protocol, **options)
+
+    monkeypatch.setattr(running, "run", sometimes)
+    monkeypatch.setattr(cli, "draw", lambda results, folder: folder)
+    monkeypatch.setattr(cli, "draw_overviews", lambda found, folder: [])
+    with pytest.raises(
+        SystemExit, match=r"error: failed: leaky-normalised-N8-n2\S+: out of memory"
+    ):
+        main([*TINY, "--wandb", "disabled", "--out", str(tmp_path)])
+    assert load(tiny(n=3), tmp_path / "maps") is not None
+    assert "| leaky, normalised, N = 8, fine | 3 |" in (tmp_path / "table.md").read_text()
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (OSError, IndexError):
+        return False
+
+
+def test_wandb_has_each_map_once(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    arguments = [*TINY, "--out", str(tmp_path)]
+    arguments[arguments.index("--n") + 1 : arguments.index("--states")] = ["2"]
+    main([*arguments, "--wandb", "disabled"])
+    main(arguments)  # what was measured without it is logged as well
+    main(arguments)
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--n", "0"], "--n: expected an integer ≥ 1, got '0'"),
+        (["--n", "2.5"], "--n: expected an integer ≥ 1, got '2.5'"),
+        (["--rates", "0"], "--rates: expected a finite number > 0, got '0'"),
+        (["--inverse-temperatures", "inf"], "expected a finite number > 0, got 'inf'"),
+        (["--std", "nan"], "--std: expected a finite number > 0, got 'nan'"),
+        (["--eps", "-1"], "--eps: expected a finite number ≥ 0, got '-1'"),
+        (["--workers", "0"], "--workers: expected an integer ≥ 1, got '0'"),
+        (["--formulation", "new"], "--formulation: invalid choice: 'new'"),
+        (["--size", "60"], "expected one of which the papers have maps"),
+        (["--rate", "0.1"], "no option --rate. Did you mean --rates?"),
+    ],
+)
+def test_options_that_make_no_sense(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([*arguments, "--out", str(tmp_path / "out")])
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        main([*TINY, "--out", str(tmp_path / "file" / "out")])
+    assert "--out: expected a folder that can be written" in capsys.readouterr().err
+
+
+def heat(**changes):
+    ones = np.ones((2, 3))
+    given = {"distance": ones, "loss": ones, "recalled": ones} | changes
+    return HeatMap((0.1, 0.5), (0.5, 0.9, 1.3), **given)
+
+
+def panels_of(figure):
+    return [axes for axes in figure.axes if axes.images]
+
+
+def scales_of(figure):
+    return [axes for axes in figure.axes if not axes.images]
+
+
+def marks(scale):
+    return {text.get_text() for text in scale.get_xticklabels()}
+
+
+def test_a_heat_map_labels_its_axes_and_hatches_what_has_no_number():
+    distance = np.ones((2, 3))
+    distance[1, 2] = np.nan
+    figure = heat_maps({"n = 3": heat(distance=distance)}, farthest=14.0, good=1.4)
+    panels = panels_of(figure)
+    assert len(panels) == 3
+    for panel in panels:
+        assert [text.get_text() for text in panel.get_xticklabels()] == ["0.5", "0.9", "1.3"]
+        assert [text.get_text() for text in panel.get_yticklabels()] == ["0.1", "0.5"]
+        assert panel.yaxis.get_tick_params()["labelleft"]
+        assert panel.get_xlabel() == "1/T"
+    assert panels[0].images[0].get_clim() == (0, 14.0)
+    hatched = [len([c for c in panel.collections if c.get_hatch()]) for panel in panels]
+    assert hatched == [1, 0, 0]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_scales_say_which_end_is_good(count):
+    figure = heat_maps({f"n = {n}": heat() for n in range(count)}, farthest=14.0, good=1.4)
+    scales = scales_of(figure)
+    heads = [scale.get_title() for scale in scales]
+    assert [head.splitlines()[-1] for head in heads] == [
+        "(0 is best)",
+        "(0 is best)",
+        "(1 is best)",
+    ]
+    assert {"1.4\ngood below", "14 = √(2N)\nrandom states"} < marks(scales[0])
+    assert "1\nno prediction" in marks(scales[1])
+
+
+def test_a_loss_beyond_that_of_no_prediction_is_white_but_for_rounding():
+    loss = np.array([[0.0, 0.5, 1.0], [1.0 + 1e-9, 1.1, 2.0]])
+    figure = heat_maps({"n = 3": heat(loss=loss)}, farthest=14.0, good=1.4)
+    image = panels_of(figure)[1].images[0]
+    white = (image.to_rgba(image.get_array())[..., :3] == 1).all(-1)
+    assert white.tolist() == [[False, False, False], [False, True, True]]
+
+
+def test_several_heat_maps_share_their_scales():
+    maps = {"n = 2": heat(), "n = 3": heat(loss=np.zeros((2, 3)))}
+    figure = heat_maps(maps, farthest=14.0, good=1.4)
+    panels = panels_of(figure)
+    assert len(panels) == 6
+    limits = [panel.images[0].get_clim() for panel in panels]
+    assert limits == [(0, 14.0), (0, 1.0), (0, 1.0)] * 2
+    assert [panel.get_title() for panel in panels] == ["n = 2", "", "", "n = 3", "", ""]
+
+
+@pytest.mark.parametrize(("count", "columns"), [(2, 2), (8, 8), (9, 5), (15, 8), (17, 6)])
+def test_many_heat_maps_fill_rows_of_at_most_eight(count, columns):
+    figure = heat_maps({f"n = {n}": heat() for n in range(count)}, farthest=14.0, good=1.4)
+    panels = panels_of(figure)
+    assert len(panels) == 3 * count
+    assert len({round(panel.get_position().x0, 6) for panel in panels}) == columns
+    assert len({round(panel.get_position().y0, 6) for panel in panels}) == 3 * -(-count // 8)
+    assert figure.get_size_inches()[0] == 10
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_no_text_of_heat_maps_is_cut_off(count):
+    one = HeatMap((0.0316, 0.1), (0.00316, 0.01, 0.0316), *[np.ones((2, 3))] * 3)
+    figure = heat_maps({f"n = {n}": one for n in range(count)}, farthest=14.142, good=1.4142)
+    figure.draw_without_rendering()
+    whole = figure.bbox
+    for each in figure.axes:
+        box = each.get_tightbbox()
+        assert whole.x0 <= box.x0
+        assert box.x1 <= whole.x1
+        assert whole.y0 <= box.y0
+        assert box.y1 <= whole.y1
+
+
+def test_heat_maps_that_do_not_fit():
+    with pytest.raises(ValueError, match=re.escape("loss: expected a number for each of (2, 3)")):
+        heat(loss=np.ones((3, 2)))
+    with pytest.raises(ValueError, match="maps: expected at least one"):
+        heat_maps({}, farthest=14.0, good=1.4)
+    with pytest.raises(ValueError, match="good: expected a distance between 0 and 14, got 20"):
+        heat_maps({"n = 3": heat()}, farthest=14.0, good=20.0)
