@@ -46,7 +46,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(lightning|matplotlib|numpy|torch|torchvision)\..*"),
     ("py:class", "Tensor|Trainer"),
     ("py:class", r"hamdeq(\.[a-z_]+){2,}\.\w+"),
-    ("py:class", r"hamdeq\.(_[a-z]+\.\w+|prepared\.Prepared|descent\.Descent|integrators\.Flow)"),
+    ("py:class", r"hamdeq\.(_[a-z]+\.\w+|prepared\.Prepared|descent\.EnergyMap|integrators\.Flow)"),
 ]
 
 napoleon_custom_sections = [("Shape", "notes_style")]

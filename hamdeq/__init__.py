@@ -18,7 +18,7 @@ The main names, in the order in which a memory is built and used:
 - ``Sigmoid``, ``Tanh``, ``ReLU``, ``Softmax``, ``LayerNorm``, …: Lagrangians, which give layers
   their activation; ``Neurons``: a layer, of a shape and a Lagrangian.
 - ``Dense``, ``Bias``, ``Lateral``, ``Conv2d``, ``SelfAttention``, …: synapses between layers;
-  ``Interaction``: any function of activations as one.
+  ``FunctionSynapse``: any function of activations as one.
 - ``HAM``: neurons and synapses on any graph; ``HAM.chain``: layers in a row. ``TwoLayer``: features
   and memories; ``CHN``: the continuous Hopfield network.
 - ``clamp``, ``two_colouring``, ``eliminate``: hold layers, and remove others exactly.
@@ -47,7 +47,7 @@ from hamdeq.elimination.two_layer import TwoLayer
 from hamdeq.energy.clamping import Clamped, clamp
 from hamdeq.energy.contraction import contract_, contraction
 from hamdeq.energy.ham import HAM
-from hamdeq.energy.model import EnergyModel, Layered, Neurons, State
+from hamdeq.energy.model import EnergyModel, LayeredEnergy, Neurons, State
 from hamdeq.implicit import (
     GMRES,
     Adjoint,
@@ -95,7 +95,7 @@ from hamdeq.synapses import (
     Conv2d,
     Dense,
     Flatten,
-    Interaction,
+    FunctionSynapse,
     Lateral,
     Map,
     MaxPool2d,
@@ -133,15 +133,15 @@ __all__ = [
     "Euler",
     "Exp",
     "Flatten",
+    "FunctionSynapse",
     "Identity",
     "Implicit",
     "InnerIterations",
     "Integrator",
-    "Interaction",
     "Lagrangian",
     "Lateral",
     "LayerNorm",
-    "Layered",
+    "LayeredEnergy",
     "Madam",
     "Map",
     "MaxPool2d",

@@ -1,10 +1,43 @@
-"""Checks of arguments that all packages share."""
+"""One vocabulary for the checks of arguments: what was expected, what was given, what to do.
+
+Every message reads ``name: expected …, got …; remedy``. A check returns the value in the type that
+the code goes on with, or raises.
+"""
 
 from __future__ import annotations
 
-from numbers import Integral
+import math
+from collections.abc import Collection
+from numbers import Integral, Real
+from typing import Any, TypeVar
 
-__all__ = ["integer", "whole"]
+import torch
+from torch import Tensor
+
+__all__ = ["boolean", "floating", "instance", "integer", "number", "one_of", "whole", "wrong"]
+
+T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
+
+
+def wrong(
+    name: str,
+    expected: str,
+    got: object,
+    remedy: str | None = None,
+    *,
+    kind: type[E] = ValueError,  # type: ignore[assignment]
+) -> E:
+    """The error of an argument, to be raised: ``name: expected …, got …; remedy``.
+
+    Args:
+        name: of the argument.
+        expected: what would have been right, such as "a finite number > 0".
+        got: what was given, in words.
+        remedy: what to do about it.
+        kind: of the exception.
+    """
+    return kind(f"{name}: expected {expected}, got {got}" + (f"; {remedy}" if remedy else ""))
 
 
 def whole(value: object) -> int | None:
@@ -15,22 +48,123 @@ def whole(value: object) -> int | None:
     return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
 
 
-def integer(name: str, value: object, *, least: int = 1, expected: str | None = None) -> int:
-    """The value as an int.
-
-    Args:
-        name: of the argument, for the message.
-        value: an integer of Python or of NumPy.
-        least: the smallest that is allowed.
-        expected: what the message says is expected; default "a positive integer" or
-            "an integer ≥ least".
+def integer(
+    name: str,
+    value: object,
+    *,
+    least: int = 1,
+    expected: str | None = None,
+    remedy: str | None = None,
+) -> int:
+    """The value as an int, of Python's or NumPy's integers, if it is at least ``least``.
 
     Raises:
-        ValueError: not an integer, or less than ``least``.
+        ValueError: "expected a positive integer", or "an integer ≥ least", or what ``expected``
+            says.
     """
-    number = whole(value)
-    if number is None or number < least:
+    found = whole(value)
+    if found is None or found < least:
         if expected is None:
             expected = "a positive integer" if least == 1 else f"an integer ≥ {least}"
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
-    return number
+        raise wrong(name, expected, repr(value), remedy)
+    return found
+
+
+def number(
+    name: str,
+    value: object,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+    remedy: str | None = None,
+) -> float:
+    """The value as a float, if it is a finite real number within the bounds that are given.
+
+    Raises:
+        TypeError: no number; "expected a finite number > 0", as the bounds are.
+        ValueError: not finite, or out of bounds.
+    """
+    bounds = [(">", above), ("≥", least), ("<", below), ("≤", most)]
+    limits = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
+    expected = f"a finite number {limits}".rstrip()
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.dtype.is_complex:
+        value = value.item()
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise wrong(name, expected, type(value).__name__, remedy, kind=TypeError)
+    found = float(value)
+    fits = (
+        math.isfinite(found)
+        and (above is None or found > above)
+        and (least is None or found >= least)
+        and (below is None or found < below)
+        and (most is None or found <= most)
+    )
+    if not fits:
+        raise wrong(name, expected, repr(value), remedy)
+    return found
+
+
+def one_of(name: str, value: T, choices: Collection[T], remedy: str | None = None) -> T:
+    """The value, if it is one of the choices.
+
+    Raises:
+        ValueError: "expected 'warn', 'raise' or 'ignore'".
+    """
+    if value not in choices:
+        *first, last = map(repr, choices)
+        expected = f"{', '.join(first)} or {last}" if first else last
+        raise wrong(name, expected, repr(value), remedy)
+    return value
+
+
+def instance(
+    name: str,
+    value: Any,
+    kind: type[T],
+    expected: str | None = None,
+    remedy: str | None = None,
+) -> T:
+    """The value, if it is of a class.
+
+    Args:
+        name: of the argument.
+        value: anything.
+        kind: the class.
+        expected: what the message says is expected; default "a Solver", as the class is called.
+        remedy: what to do about it.
+
+    Raises:
+        TypeError: of another class.
+    """
+    if not isinstance(value, kind):
+        if expected is None:
+            expected = f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
+        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise wrong(name, expected, got, remedy, kind=TypeError)
+    return value
+
+
+def floating(name: str, value: object, remedy: str | None = None) -> Tensor:
+    """The value, if it is a tensor of floating point.
+
+    Raises:
+        TypeError: "expected a floating-point tensor".
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise wrong(name, "a floating-point tensor", got, remedy, kind=TypeError)
+    return value
+
+
+def boolean(name: str, value: object, remedy: str | None = None) -> Tensor:
+    """The value, if it is a tensor of booleans.
+
+    Raises:
+        TypeError: "expected a boolean tensor".
+    """
+    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise wrong(name, "a boolean tensor", got, remedy, kind=TypeError)
+    return value

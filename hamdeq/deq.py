@@ -21,7 +21,7 @@ from hamdeq.energy.ham import HAM
 from hamdeq.energy.model import State
 from hamdeq.energy.prepared import Prepared
 from hamdeq.energy.starting import forward_sweep
-from hamdeq.implicit import Adjoint, Implicit, attach, solve, transforms
+from hamdeq.implicit import Adjoint, Implicit, attach_gradient, solve_state, transforms
 from hamdeq.solvers import Broyden, Failures, OnFailure, Solution, Solver, Status
 
 __all__ = ["DEQ", "Given"]
@@ -107,13 +107,13 @@ class DEQ(Recorded, nn.Module):
         return super().constructor_arguments() | now
 
     def forward(
-        self, clamped: State, *, known: State | None = None, init: State | None = None
+        self, clamped: State, *, observed: State | None = None, init: State | None = None
     ) -> Solution:
         """Let the memory settle.
 
         Args:
             clamped: the states of the clamped layers, ``(batch, *shape)``.
-            known: of those that are clamped in part, such as half an image, which neurons are:
+            observed: of those that are clamped in part, such as half an image, which neurons are:
                 boolean, of the layer's shape or with a batch. The others settle, and their given
                 states do not matter.
             init: initial states of some layers, instead of those of ``start``; another call's
@@ -136,7 +136,7 @@ class DEQ(Recorded, nn.Module):
             TypeError: a tensor that is not of floating point, or not of the weights' dtype; a
                 mask that is not boolean.
         """
-        given = self._checked(clamped, known, {} if init is None else init)
+        given = self._checked(clamped, observed, {} if init is None else init)
         if transforms.are_active():
             return transforms.solve_below(
                 self,
@@ -150,9 +150,9 @@ class DEQ(Recorded, nn.Module):
         self.failures(solution, "equilibrium")
         return solution
 
-    def reduced(self, clamped: State, known: State | None = None) -> Reduced:
+    def reduced(self, clamped: State, observed: State | None = None) -> Reduced:
         """The energy model that is brought to equilibrium: clamped, then eliminated."""
-        return self._reduce(clamp(self.ham, clamped, known))
+        return self._reduce(clamp(self.ham, clamped, observed))
 
     def energy(self, x: State) -> Tensor:
         """Energy of full states, such as a Solution's value: ``(batch,)``.
@@ -176,7 +176,7 @@ class DEQ(Recorded, nn.Module):
     def _energy(self, x: State) -> Tensor:
         return self.ham.energy(x)
 
-    def _checked(self, clamped: State, known: State | None, init: State) -> Given:
+    def _checked(self, clamped: State, observed: State | None, init: State) -> Given:
         """The arguments of a call, refused unless they fit the memory."""
         if not isinstance(clamped, dict):
             raise TypeError(
@@ -185,13 +185,13 @@ class DEQ(Recorded, nn.Module):
             )
         self.ham.check_state(clamped, self.clamped)
         self._check_tensors(clamped)
-        known = check_masks(self.ham, clamped, known)
-        held = tuple(name for name in clamped if name not in known)
+        observed = check_masks(self.ham, clamped, observed)
+        held = tuple(name for name in clamped if name not in observed)
         free = [name for name in self.ham.layers if name not in held]
         if not free:
             raise ValueError(
                 f"clamped: expected at least one layer to settle, got all of {list(clamped)} "
-                "clamped; leave one out, or clamp it in part (known=…)"
+                "clamped; leave one out, or clamp it in part (observed=…)"
             )
         batch = len(next(iter(clamped.values())))
         self.ham.check_state(init, layers=tuple(init))
@@ -201,9 +201,11 @@ class DEQ(Recorded, nn.Module):
         hidden, _ = self._parting(held)
         visible = {a: init[a].detach() for a in free if a in init and a not in hidden}
         # What is given for neurons that are to settle has no say, not even if it is NaN.
-        clamped = clamped | {a: torch.where(m, clamped[a], 0.0) for a, m in known.items()}
-        start = {a: torch.where(known[a], 0.0, x) if a in known else x for a, x in visible.items()}
-        return Given(clamped, known, start)
+        clamped = clamped | {a: torch.where(m, clamped[a], 0.0) for a, m in observed.items()}
+        start = {
+            a: torch.where(observed[a], 0.0, x) if a in observed else x for a, x in visible.items()
+        }
+        return Given(clamped, observed, start)
 
     def _check_tensors(self, clamped: State) -> None:
         """Refuse numbers that the weights cannot be multiplied with."""
@@ -267,12 +269,12 @@ class DEQ(Recorded, nn.Module):
         model = self._clamp(part, ham)
         reduced = self._reduce(model)
         x0 = self._initial(model, part.init)
-        solution = solve(reduced, x0, self.solver) if x0 else _at_rest(part.some)
+        solution = solve_state(reduced, x0, self.solver) if x0 else _at_rest(part.some)
         if rows is not None:
             solution = solution.among(rows, torch.where(valid, 0, Status.INVALID.value))
         value = self._value(part, reduced, solution, rows)
         status = solution.status if rows is None else solution.status[rows]
-        finite = _finite(*(x for a, x in value.items() if a not in model.held))
+        finite = _finite(*(x for a, x in value.items() if a not in model.clamped))
         alive = finite & (status != Status.DIVERGED)
         lost: State = {}
         if not bool(alive.all()):
@@ -300,7 +302,7 @@ class DEQ(Recorded, nn.Module):
     ) -> State:
         """The full state, with its gradient, where the visible layers are in equilibrium."""
         if reduced.visible:
-            solution = attach(
+            solution = attach_gradient(
                 reduced,
                 solution,
                 solver=self.solver,
@@ -311,10 +313,10 @@ class DEQ(Recorded, nn.Module):
         return self._full(given, reduced, solution.value)
 
     def _clamp(self, given: Given, ham: Prepared) -> Clamped:
-        return Clamped(ham, given.clamped, given.known)
+        return Clamped(ham, given.clamped, given.observed)
 
     def _reduce(self, model: Clamped) -> Reduced:
-        hidden, colours = self._parting(tuple(model.held))
+        hidden, colours = self._parting(tuple(model.clamped))
         return eliminate(model, hidden, colours=colours)
 
     def _full(self, given: Given, reduced: Reduced, x: State) -> State:
@@ -338,7 +340,7 @@ class DEQ(Recorded, nn.Module):
     @torch.no_grad()
     def _initial(self, model: Clamped, init: State) -> State:
         """Initial states of the visible layers: those given, then those of ``start``."""
-        hidden, _ = self._parting(tuple(model.held))
+        hidden, _ = self._parting(tuple(model.clamped))
         visible = [name for name in model.layers if name not in hidden]
         missing = [name for name in visible if name not in init]
         if missing and self.start == "forward":
@@ -347,9 +349,11 @@ class DEQ(Recorded, nn.Module):
             finite = _finite(*x.values())
             x = {a: _where(finite, x_a, 0.0) for a, x_a in x.items()}
         else:
-            x = self.ham.zero_state(next(iter((model.held | model.partly).values())), missing)
+            x = self.ham.zero_state(next(iter((model.clamped | model.partial).values())), missing)
         x = {name: init[name] if name in init else x[name] for name in visible}
-        return {a: torch.where(model.known[a], 0.0, x[a]) if a in model.known else x[a] for a in x}
+        return {
+            a: torch.where(model.observed[a], 0.0, x[a]) if a in model.observed else x[a] for a in x
+        }
 
     def extra_repr(self) -> str:
         eliminated = ", ".join(self.hidden) or "nothing"
@@ -370,13 +374,13 @@ class Given:
     """The arguments of a call.
 
     Attributes:
-        clamped: states of the clamped layers, zero where they are not known.
-        known: of those that are clamped in part, which neurons are.
-        init: initial states of some of the visible layers, zero where they are known.
+        clamped: states of the clamped layers, zero where they are not observed.
+        observed: of those that are clamped in part, which neurons are.
+        init: initial states of some of the visible layers, zero where they are observed.
     """
 
     clamped: State
-    known: State
+    observed: State
     init: State
 
     @property
@@ -390,16 +394,18 @@ class Given:
 
     def tensors(self) -> list[Tensor]:
         """All of them."""
-        return [*self.clamped.values(), *self.known.values(), *self.init.values()]
+        return [*self.clamped.values(), *self.observed.values(), *self.init.values()]
 
     def replaced(self, tensors: Sequence[Tensor]) -> Given:
         """The same with other tensors, in the order of :meth:`tensors`."""
         left = iter(tensors)
-        return Given(*({a: next(left) for a in x} for x in (self.clamped, self.known, self.init)))
+        return Given(
+            *({a: next(left) for a in x} for x in (self.clamped, self.observed, self.init))
+        )
 
     def select(self, rows: Tensor) -> Given:
         """Some of the samples, given by index."""
-        return Given(*(_selected(x, rows) for x in (self.clamped, self.known, self.init)))
+        return Given(*(_selected(x, rows) for x in (self.clamped, self.observed, self.init)))
 
 
 def _selected(x: State, rows: Tensor) -> State:

@@ -43,3 +43,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Benchmarks are not to share the machine with one another."""
     return 0 if config.getoption("benchmark_only", False) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as quick what has no cause to be slow: ``pytest -m quick``."""
+    for item in items:
+        if not any(item.get_closest_marker(cause) for cause in ("slow", "subprocess", "compile")):
+            item.add_marker("quick")

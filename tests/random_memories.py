@@ -43,11 +43,11 @@ from hamdeq import (
     eliminate,
     two_colouring,
 )
-from hamdeq.energy.model import Layered
-from hamdeq.solvers import Method
+from hamdeq.energy.model import LayeredEnergy
+from hamdeq.solvers import SolverState
 from hamdeq.solvers.base import Step
-from hamdeq.solvers.energy_map import Descent, Energetic
-from hamdeq.solvers.layout import Form
+from hamdeq.solvers.energy_map import EnergyInfo, EnergyMap
+from hamdeq.solvers.layout import StateLayout
 
 Lagrangians = Sequence[Callable[[], Lagrangian]]
 
@@ -86,10 +86,10 @@ TINY = torch.finfo(torch.float64).tiny
 
 @dataclasses.dataclass
 class Case:
-    """A memory with states to start from, one of them perhaps held."""
+    """A memory with states to start from, one of them perhaps clamped."""
 
     ham: HAM
-    held: State
+    clamped: State
     start: State
     bounded: bool = True
     # Of the layers that are not hidden, to be updated one after another.
@@ -99,18 +99,18 @@ class Case:
     def batch(self) -> int:
         return len(next(iter(self.start.values())))
 
-    def layered(self, rows: Tensor | None = None) -> Layered:
+    def layered(self, rows: Tensor | None = None) -> LayeredEnergy:
         """The energy of the free layers, for any of the samples: made anew, not selected."""
-        if not self.held:
+        if not self.clamped:
             return self.ham
-        return clamp(self.ham, self.held if rows is None else take(self.held, rows))
+        return clamp(self.ham, self.clamped if rows is None else take(self.clamped, rows))
 
     def hidden(self, splitting: str | None) -> tuple[str, ...]:
-        return two_colouring(self.ham, clamped=tuple(self.held))[1] if splitting else ()
+        return two_colouring(self.ham, clamped=tuple(self.clamped))[1] if splitting else ()
 
     def swept(self) -> tuple[Case, tuple[str, ...]]:
         """The same with an order of its layers, and those to hide."""
-        hidden, *colours = colouring(self.ham, clamped=tuple(self.held))
+        hidden, *colours = colouring(self.ham, clamped=tuple(self.clamped))
         return dataclasses.replace(self, colours=colours), hidden
 
     def model(self, hidden: Sequence[str], rows: Tensor | None = None) -> EnergyModel:
@@ -128,7 +128,9 @@ class Case:
             return {name: x_a.to(dtype) for name, x_a in x.items()}
 
         ham = copy.deepcopy(self.ham).to(dtype)
-        return dataclasses.replace(self, ham=ham, held=cast(self.held), start=cast(self.start))
+        return dataclasses.replace(
+            self, ham=ham, clamped=cast(self.clamped), start=cast(self.start)
+        )
 
 
 def take(x: State, rows: Tensor | Sequence[int]) -> State:
@@ -141,13 +143,13 @@ def memory(
     *,
     kinds: Lagrangians = BOUNDED,
     scale: float = 1.0,
-    held: bool = True,
+    clamped: bool = True,
     batch: int = 8,
     seed: int = 0,
     widest: int = 6,
     triples: Sequence[tuple[int, int, int]] = (),
 ) -> Case:
-    """A memory on a graph of layers 0 … n−1, of which the first is held."""
+    """A memory on a graph of layers 0 … n−1, of which the first is clamped."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
     names = [f"layer{i}" for i in range(n)]
@@ -171,28 +173,28 @@ def memory(
         a: (size * normal(batch, m, seed=97 * seed + i)).float().double()
         for i, (a, m) in enumerate(zip(names, sizes, strict=True))
     }
-    kept = {names[0]: start.pop(names[0])} if held else {}
+    kept = {names[0]: start.pop(names[0])} if clamped else {}
     bounded = not any(
         isinstance(layer.lagrangian, Exp | RePU | Identity) for layer in neurons.values()
     )
     return Case(ham, kept, start, bounded)
 
 
-def chain(free: int, *, held: bool = True, **options: object) -> Case:
-    """A chain of free layers, behind one that is held."""
-    n = free + held
-    return memory(list(itertools.pairwise(range(n))), n, held=held, **options)  # type: ignore[arg-type]
+def chain(free: int, *, clamped: bool = True, **options: object) -> Case:
+    """A chain of free layers, behind one that is clamped."""
+    n = free + clamped
+    return memory(list(itertools.pairwise(range(n))), n, clamped=clamped, **options)  # type: ignore[arg-type]
 
 
-def bipartite(free: int, *, held: bool = True, seed: int, **options: object) -> Case:
-    """Random connections between two sides of free layers, and from a held one to any of them."""
+def bipartite(free: int, *, clamped: bool = True, seed: int, **options: object) -> Case:
+    """Random connections between two sides of free layers, and from a clamped one to any."""
     rng = random.Random(seed)
-    order = rng.sample(range(held, free + held), free)
+    order = rng.sample(range(clamped, free + clamped), free)
     left = rng.randint(1, free - 1)
     pairs = list(itertools.product(order[:left], order[left:]))
     edges = [pair for pair in pairs if rng.random() < 0.7] or pairs[:1]
-    edges += [(0, i) for i in order if held and rng.random() < 0.5]
-    return memory(edges, free + held, held=held, seed=seed, **options)  # type: ignore[arg-type]
+    edges += [(0, i) for i in order if clamped and rng.random() < 0.5]
+    return memory(edges, free + clamped, clamped=clamped, seed=seed, **options)  # type: ignore[arg-type]
 
 
 def family(
@@ -211,8 +213,8 @@ def family(
         seed = 1000 * i + 10 * j
         free, layers = 2 + (i + 3 * j) % (3 if small else 8), 2 + (i + j) % (3 if small else 5)
         options = {"kinds": kind, "scale": scale, "batch": batch, "widest": 3 if small else 6}
-        found.append(chain(free, held=(i + j) % 2 == 0, seed=seed, **options))
-        found.append(bipartite(layers, held=(i + j) % 2 == 1, seed=seed + 1, **options))
+        found.append(chain(free, clamped=(i + j) % 2 == 0, seed=seed, **options))
+        found.append(bipartite(layers, clamped=(i + j) % 2 == 1, seed=seed + 1, **options))
     return found
 
 
@@ -228,27 +230,27 @@ class Log:
     accepted: list[Tensor] = dataclasses.field(default_factory=list)
 
 
-class Spied(Descent):
+class Spied(EnergyMap):
     """A map that notes where it is evaluated, and keeps count itself of the samples it is for."""
 
-    def __init__(self, model: EnergyModel, form: Form, log: Log, rows: Tensor) -> None:
+    def __init__(self, model: EnergyModel, form: StateLayout, log: Log, rows: Tensor) -> None:
         super().__init__(model, form)
         self.log, self.rows = log, rows
 
-    def step(self, x: Tensor) -> tuple[Tensor, Energetic]:
+    def step(self, x: Tensor) -> tuple[Tensor, EnergyInfo]:
         self.log.rows.append(self.rows)
         self.log.x.append(x.clone())
         return super().step(x)
 
     def select(self, rows: Tensor) -> Spied:
         part = super().select(rows)
-        return Spied(part.model, part.form, self.log, self.rows[rows])
+        return Spied(part.model, part.layout, self.log, self.rows[rows])
 
 
-class Watching(Method):
+class Watching(SolverState):
     """A solver's running memory, whose acceptances are noted."""
 
-    def __init__(self, method: Method, log: Log) -> None:
+    def __init__(self, method: SolverState, log: Log) -> None:
         self.method, self.log = method, log
 
     def accepts(self, step: Step) -> Tensor | None:
@@ -257,8 +259,8 @@ class Watching(Method):
         self.log.accepted.append(everyone if accepted is None else accepted.clone())
         return accepted
 
-    def propose(self, step: Step) -> Tensor:
-        return self.method.propose(step)
+    def next(self, step: Step) -> Tensor:
+        return self.method.next(step)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -268,7 +270,7 @@ class Watched(Solver):
     solver: Solver
     log: Log
 
-    def start(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> Method:
+    def start(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> SolverState:
         return Watching(self.solver.start(f, x0), self.log)
 
 
@@ -304,12 +306,12 @@ def watch(
     solver: Solver,
     *,
     dtype: torch.dtype = torch.float64,
-    energetic: bool = True,
+    info: bool = True,
 ) -> History:
     """Solve, and look at every state that the solver went to."""
     own = case.to(dtype)
     x0 = own.visible(hidden)
-    form, log = Form(x0), Log()
+    form, log = StateLayout(x0), Log()
     watched = Watched(solver=solver, log=log, tol=solver.tol, max_steps=solver.max_steps)
     everyone = torch.arange(case.batch)
     with torch.no_grad():
@@ -320,10 +322,10 @@ def watch(
             return spied(x) if torch.is_grad_enabled() else spied.step(x)[0]
 
         # As a plain map, the same spy shows what happens without a safeguard.
-        solution = watched.solve(spied if energetic else plain, form.flatten(x0))
+        solution = watched.solve(spied if info else plain, form.flatten(x0))
         assert len(log.x) == len(log.accepted) == solution.n_evals
         rows, x = torch.cat(log.rows), torch.cat(log.x).double()
-        state = form_of(case.visible(hidden), len(rows)).restore(x)
+        state = form_of(case.visible(hidden), len(rows)).unflatten(x)
         model, layered = case.model(hidden, rows), case.layered(rows)
         full = model.restore(state) if hidden else state  # type: ignore[attr-defined]
         size = magnitude(layered, full)
@@ -350,7 +352,7 @@ def watch(
     return history
 
 
-def magnitude(layered: Layered, x: State) -> Tensor:
+def magnitude(layered: LayeredEnergy, x: State) -> Tensor:
     """The sum of the absolute terms of an energy, ⟨x, g⟩ and L(x) for each layer's own."""
     size = torch.zeros(len(next(iter(x.values()))), dtype=torch.float64)
     g = layered.activations(x)
@@ -359,8 +361,8 @@ def magnitude(layered: Layered, x: State) -> Tensor:
     return sum((term.abs() for term in layered.energy_terms(x).values()), size)
 
 
-def form_of(x: State, batch: int) -> Form:
-    return Form(x).of_batch(batch)
+def form_of(x: State, batch: int) -> StateLayout:
+    return StateLayout(x).of_batch(batch)
 
 
 def assert_downhill(case: Case, history: History, dtype: torch.dtype = torch.float64) -> None:

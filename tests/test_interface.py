@@ -22,8 +22,8 @@ from hamdeq import (
     Conv2d,
     Dense,
     Flatten,
+    FunctionSynapse,
     Identity,
-    Interaction,
     Lateral,
     MaxPool2d,
     Neurons,
@@ -125,7 +125,7 @@ def test_skip_connections_hyperedges_and_lateral_synapses_print():
         (("a", "b"), Dense(6, 5)),
         (("a", "c"), Dense(6, 1)),
         (("b",), Lateral(5)),
-        (("a", "b", "c"), Interaction(three)),
+        (("a", "b", "c"), FunctionSynapse(three)),
         (("c",), Bias(1)),
     ]
     assert repr(HAM(neurons, connections)).splitlines()[1:-1] == [
@@ -136,7 +136,7 @@ def test_skip_connections_hyperedges_and_lateral_synapses_print():
         "  a – b      30 parameters  Dense(6, 5)",
         "  a – c       6 parameters  Dense(6, 1)",
         "  b          25 parameters  Lateral(5)",
-        "  a – b – c   0 parameters  Interaction(three)",
+        "  a – b – c   0 parameters  FunctionSynapse(three)",
         "  c            1 parameter  Bias((1,))",
     ]
 
@@ -182,8 +182,8 @@ def test_what_is_made_of_modules_prints_on_one_line():
         def forward(self, a):
             return a.sum(1)
 
-    ham = HAM({"a": Neurons(3, Identity())}, [(("a",), Interaction(Cubic()))])
-    assert repr(ham).splitlines()[3] == "  a  2 parameters  Interaction(Cubic)"
+    ham = HAM({"a": Neurons(3, Identity())}, [(("a",), FunctionSynapse(Cubic()))])
+    assert repr(ham).splitlines()[3] == "  a  2 parameters  FunctionSynapse(Cubic)"
     assert repr(BengioFischer(Sigmoid())) == f"BengioFischer({Sigmoid()})"
     assert f"BengioFischer({Sigmoid(4.0, 0.5)})" in repr(CHN.chain([4, 2]))
     assert repr(TwoLayer.model_a((5, 64))).startswith("TwoLayer(\n  2 layers, 1 connection, 320 ")

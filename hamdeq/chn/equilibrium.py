@@ -13,7 +13,7 @@ from hamdeq.deq import DEQ, Given
 from hamdeq.elimination.eliminate import Reduced
 from hamdeq.energy.clamping import Clamped
 from hamdeq.energy.ham import HAM
-from hamdeq.energy.model import Layered, State
+from hamdeq.energy.model import LayeredEnergy, State
 from hamdeq.energy.prepared import Prepared
 from hamdeq.implicit import Adjoint
 from hamdeq.solvers import OnFailure, Solution, Solver
@@ -81,41 +81,41 @@ class CHNDEQ(DEQ):
     chn: CHN
 
     def forward(
-        self, clamped: State, *, known: State | None = None, init: State | None = None
+        self, clamped: State, *, observed: State | None = None, init: State | None = None
     ) -> Solution:
         """Let the network settle: see :meth:`DEQ.forward <hamdeq.DEQ.forward>`; states are s."""
-        return super().forward(clamped, known=known, init=init)
+        return super().forward(clamped, observed=observed, init=init)
 
-    def _checked(self, clamped: State, known: State | None, init: State) -> Given:
-        if known and self.splitting is None:
+    def _checked(self, clamped: State, observed: State | None, init: State) -> Given:
+        if observed and self.splitting is None:
             raise ValueError(
-                f"known: expected none with splitting=None, got {list(known)}; layers clamped in "
-                "part settle with splitting='even-odd'"
+                f"observed: expected none with splitting=None, got {list(observed)}; layers "
+                "clamped in part settle with splitting='even-odd'"
             )
-        return super()._checked(clamped, known, init)
+        return super()._checked(clamped, observed, init)
 
     def _clamp(self, given: Given, ham: Prepared) -> Clamped:
-        return Clamped(ham, self.chn.to_ham_state(given.clamped), given.known)
+        return Clamped(ham, self.chn.to_ham_state(given.clamped), given.observed)
 
     def _full(self, given: Given, reduced: Reduced, x: State) -> State:
         settled = super()._full(given, reduced, x)
         for name in given.clamped:
-            if name not in given.known:
+            if name not in given.observed:
                 del settled[name]
         value = settled if self.splitting is None else self.chn.from_ham_state(settled)
         for name, s in given.clamped.items():
-            mask = given.known.get(name)
+            mask = given.observed.get(name)
             value[name] = s.clone() if mask is None else torch.where(mask, s, value[name])
         return {name: value[name] for name in self.ham.layers}
 
-    def reduced(self, clamped: State, known: State | None = None) -> Reduced:
+    def reduced(self, clamped: State, observed: State | None = None) -> Reduced:
         """The energy model that is brought to equilibrium, given clamped states.
 
         With splitting one of u, from clamped u; without, one of s, from clamped s.
         """
         if self.splitting is None and isinstance(clamped, dict):
             clamped = self.chn.to_ham_state(clamped)
-        return super().reduced(clamped, known)
+        return super().reduced(clamped, observed)
 
     def _reduce(self, model: Clamped) -> Reduced:
         if self.splitting is not None:
@@ -140,7 +140,7 @@ class _Synchronous:
     # Layers that act on each other, and on themselves, can fall into a cycle.
     descends = False
 
-    def __init__(self, model: Layered) -> None:
+    def __init__(self, model: LayeredEnergy) -> None:
         self.model = model
         self.visible = model.layers
 

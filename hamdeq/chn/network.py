@@ -13,7 +13,7 @@ from hamdeq._recorded import Recorded
 from hamdeq.elimination.colouring import two_colouring
 from hamdeq.elimination.eliminate import eliminate
 from hamdeq.energy.ham import HAM
-from hamdeq.energy.model import Connection, Layered, Neurons, State
+from hamdeq.energy.model import Connection, LayeredEnergy, Neurons, State
 from hamdeq.lagrangians import BengioFischer, Lagrangian, Sigmoid
 from hamdeq.lagrangians.base import total
 from hamdeq.lagrangians.warp import log_slope
@@ -208,22 +208,22 @@ class CHN(Recorded, nn.Module):
         return {name: neurons_of(self.ham, name).from_ham(x) for name, x in u.items()}
 
 
-def neurons_of(model: Layered, name: str) -> BengioFischer:
+def neurons_of(model: LayeredEnergy, name: str) -> BengioFischer:
     """The Lagrangian of a layer of the HAM, which knows ρ and ς."""
     return model.layer(name).lagrangian  # pyright: ignore[reportReturnType]
 
 
-def activations_of(model: Layered, s: State) -> State:
+def activations_of(model: LayeredEnergy, s: State) -> State:
     """ρ(s) of every layer in s."""
     return {name: neurons_of(model, name).rho.activation(x) for name, x in s.items()}
 
 
-def slope_of(model: Layered, name: str, s: Tensor) -> Tensor:
+def slope_of(model: LayeredEnergy, name: str, s: Tensor) -> Tensor:
     """ρ′(s) of a layer."""
     return torch.exp(log_slope(neurons_of(model, name).rho, s)[0])
 
 
-def terms_of(model: Layered, s: State, rho: State) -> Tensor:
+def terms_of(model: LayeredEnergy, s: State, rho: State) -> Tensor:
     """½‖s‖² of each layer, and the synapses' energies: ``(terms, batch)``."""
     squares = [0.5 * total(x * x) for x in s.values()]
     return torch.stack([*squares, *model.interactions(rho, model.connections).values()])

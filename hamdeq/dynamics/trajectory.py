@@ -26,8 +26,8 @@ from hamdeq.dynamics.integrators import Euler, Flow, Integrator
 from hamdeq.energy.model import EnergyModel, State
 from hamdeq.lagrangians.base import positive
 from hamdeq.solvers.base import full_precision, norm, relative_residual
-from hamdeq.solvers.energy_map import Descent, ready
-from hamdeq.solvers.layout import Form
+from hamdeq.solvers.energy_map import EnergyMap, ready
+from hamdeq.solvers.layout import StateLayout
 
 __all__ = ["TimeConstants", "Trajectory", "trajectory"]
 
@@ -126,14 +126,14 @@ def trajectory(
     model.check_state(x0)
     model = ready(model)
     instants = _times(times)
-    form = Form(x0)
+    layout = StateLayout(x0)
     pace = _paces(tau, x0)
     # As in the solvers: half precision would lift the noise of the field above its last descent.
     with full_precision(next(iter(x0.values()))):
-        f = Descent(model, form)
+        f = EnergyMap(model, layout)
         flow = Flow(f, _row(pace, x0), pace)
-        rows = method.integrate(flow, form.flatten(x0), instants)
-        at_times = [form.restore(row) for row in rows]
+        rows = method.integrate(flow, layout.flatten(x0), instants)
+        at_times = [layout.unflatten(row) for row in rows]
         energy = torch.stack([model.energy(x) for x in at_times])
         with torch.no_grad():
             moved = [f(row) for row in rows]

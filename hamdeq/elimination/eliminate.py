@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from hamdeq.energy.ham import check_ham
-from hamdeq.energy.model import Layered, State
+from hamdeq.energy.model import LayeredEnergy, State
 
 __all__ = ["Reduced", "eliminate"]
 
@@ -46,7 +46,7 @@ class Reduced:
 
     def __init__(
         self,
-        model: Layered,
+        model: LayeredEnergy,
         hidden: Collection[str],
         colours: Sequence[Collection[str]] | None = None,
     ) -> None:
@@ -172,7 +172,7 @@ class Reduced:
 
 
 def eliminate(
-    ham: Layered, hidden: Collection[str], *, colours: Sequence[Collection[str]] | None = None
+    ham: LayeredEnergy, hidden: Collection[str], *, colours: Sequence[Collection[str]] | None = None
 ) -> Reduced:
     """Remove layers from an energy exactly, by setting them to their minimum.
 
@@ -191,7 +191,7 @@ def eliminate(
             is not linear in a hidden layer. The message names it. Colours that are not the
             remaining layers, each in one of them.
     """
-    if not isinstance(ham, Layered):
+    if not isinstance(ham, LayeredEnergy):
         check_ham(ham)
     if isinstance(hidden, str):
         raise TypeError(f"hidden: expected several layer names, got the string {hidden!r}")

@@ -3,13 +3,13 @@
 from hamdeq.energy.clamping import Clamped, clamp
 from hamdeq.energy.contraction import contract_, contraction
 from hamdeq.energy.ham import HAM
-from hamdeq.energy.model import EnergyModel, Layered, Neurons, State
+from hamdeq.energy.model import EnergyModel, LayeredEnergy, Neurons, State
 
 __all__ = [
     "HAM",
     "Clamped",
     "EnergyModel",
-    "Layered",
+    "LayeredEnergy",
     "Neurons",
     "State",
     "clamp",

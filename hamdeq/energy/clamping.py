@@ -1,8 +1,9 @@
 """Clamping: hold some layers of a memory, such as its input, and keep the energy of the others.
 
-A layer may also be held in part, as the known half of an image is. Its held neurons stay in the
-energy, with a Lagrangian that is linear: their activation is then a constant, whatever their field.
-So everything that holds of layers, above all their elimination, holds of partly held ones.
+A layer may also be clamped in part, as the observed half of an image is. Its clamped neurons stay
+in the energy, with a Lagrangian that is linear: their activation is then a constant, whatever their
+field. So everything that holds of layers, above all their elimination, holds of partly clamped
+ones.
 """
 
 from __future__ import annotations
@@ -14,46 +15,46 @@ import torch
 from torch import Tensor
 
 from hamdeq.energy.ham import HAM, check_ham
-from hamdeq.energy.model import Connection, Layered, Neurons, State, exerted
+from hamdeq.energy.model import Connection, LayeredEnergy, Neurons, State, exerted
 from hamdeq.lagrangians import Lagrangian
 from hamdeq.lagrangians.base import total
 
 __all__ = ["Clamped", "check_masks", "clamp"]
 
 
-class Clamped(Layered):
-    """The energy of the free layers of a HAM while the others are held.
+class Clamped(LayeredEnergy):
+    """The energy of the free layers of a HAM while the others are clamped.
 
-    What the held layers exert on the free ones does not change while these settle, so it is
+    What the clamped layers exert on the free ones does not change while these settle, so it is
     computed once, here, and not in every step: for an image this is by far the largest product.
     It belongs to the parameters' present values, as do weights that are computed from others, by
     normalisation or pruning: hold the layers anew after a change of these.
 
     Attributes:
         ham: the memory.
-        held: states of the layers that are held.
-        partly: states of those that are held in part, zero elsewhere.
-        known: which neurons of these are held.
+        clamped: states of the layers that are clamped.
+        partly: states of those that are clamped in part, zero elsewhere.
+        observed: which neurons of these are clamped.
     """
 
-    def __init__(self, ham: Layered, held: State, known: State | None = None) -> None:
-        ham.check_state(held, layers=tuple(held))
+    def __init__(self, ham: LayeredEnergy, clamped: State, observed: State | None = None) -> None:
+        ham.check_state(clamped, layers=tuple(clamped))
         self.ham = ham
         self._ham = ham = ham.prepared()
-        some = next(iter(held.values()))
+        some = next(iter(clamped.values()))
         self._batch = len(some)
-        self.known: State = check_masks(ham, held, known)
-        self.partly: State = {
-            name: torch.where(mask, held[name], 0.0) for name, mask in self.known.items()
+        self.observed: State = check_masks(ham, clamped, observed)
+        self.partial: State = {
+            name: torch.where(mask, clamped[name], 0.0) for name, mask in self.observed.items()
         }
-        held = {name: x for name, x in held.items() if name not in self.known}
-        self.held = held
-        g = ham.activations(held)
+        clamped = {name: x for name, x in clamped.items() if name not in self.observed}
+        self.clamped = clamped
+        g = ham.activations(clamped)
         connections: list[Connection] = []
         drive: State = {}
         self._settled: list[Connection] = []
         for layers, synapse in ham.connections:
-            free = [name for name in layers if name not in held]
+            free = [name for name in layers if name not in clamped]
             if not free:
                 self._settled.append((layers, synapse))
             elif len(free) == 1 and synapse.is_linear_in(place := layers.index(free[0])):
@@ -66,23 +67,23 @@ class Clamped(Layered):
         self.connections: Sequence[Connection] = connections
         self.drive: Mapping[str, Tensor] = drive
         self._g = g
-        self._free = tuple(name for name in ham.layers if name not in held)
+        self._free = tuple(name for name in ham.layers if name not in clamped)
         self._remake()
 
     def __repr__(self) -> str:
-        free = [name for name in self._free if name not in self.partly]
-        parts = {"held": self.held, "held in part": self.partly, "free": free}
+        free = [name for name in self._free if name not in self.partial]
+        parts = {"clamped": self.clamped, "clamped in part": self.partial, "free": free}
         text = "; ".join(f"{part}: {', '.join(names)}" for part, names in parts.items() if names)
         return f"{type(self).__name__}({text})"
 
     def _remake(self) -> None:
-        """The neurons of the partly held layers."""
+        """The neurons of the partly clamped layers."""
         self._neurons = {
             name: Neurons(
                 self._ham.layer(name).shape,
-                _PartlyHeld(self._ham.layer(name).lagrangian, x, self.known[name]),
+                _PartlyClamped(self._ham.layer(name).lagrangian, x, self.observed[name]),
             )
-            for name, x in self.partly.items()
+            for name, x in self.partial.items()
         }
 
     @property
@@ -101,7 +102,7 @@ class Clamped(Layered):
         *,
         batch: int | None = None,
     ) -> None:
-        """Refuse a state that lacks a free layer, is misshapen, or not of the held batch."""
+        """Refuse a state that lacks a free layer, is misshapen, or not of the clamped batch."""
         super().check_state(x, layers, batch=self._batch if batch is None else batch)
 
     def field(self, g: State, to: str, connections: Iterable[Connection] | None = None) -> Tensor:
@@ -109,14 +110,14 @@ class Clamped(Layered):
         return super().field(self._g | g, to, connections)
 
     def fields(self, g: State, to: Collection[str] | None = None) -> State:
-        """What the states of some free layers become: their fields, and zero where held.
+        """What the states of some free layers become: their fields, and zero where clamped.
 
-        A held neuron's state has no say: so it is left out of the size of a state.
+        A clamped neuron's state has no say: so it is left out of the size of a state.
         """
         fields = super().fields(g, to)
         return fields | {
-            name: torch.where(self.known[name], 0.0, fields[name])
-            for name in self.partly
+            name: torch.where(self.observed[name], 0.0, fields[name])
+            for name in self.partial
             if name in fields
         }
 
@@ -125,112 +126,120 @@ class Clamped(Layered):
         return super().interactions(self._g | g, connections)
 
     def constant_terms(self) -> State:
-        """The energy terms of the held layers, with which the sum is the HAM's energy."""
-        layers = {name: self.layer(name).energy(x_a) for name, x_a in self.held.items()}
+        """The energy terms of the clamped layers, with which the sum is the HAM's energy."""
+        layers = {name: self.layer(name).energy(x_a) for name, x_a in self.clamped.items()}
         return layers | self._ham.interactions(self._g, self._settled)
 
     def select(self, rows: Tensor) -> Clamped:
         """The same energy for some samples of the batch, given by index."""
         part = copy.copy(self)
-        for name in ("held", "drive", "_g", "known", "partly"):
+        for name in ("clamped", "drive", "_g", "observed", "partial"):
             setattr(part, name, {a: x[rows] for a, x in getattr(self, name).items()})
         part._batch = len(rows)
         part._remake()
         return part
 
     def full(self, x: State) -> State:
-        """A state of all layers: the free neurons as in x, the others as held, in copies."""
-        known = {name: torch.where(m, self.partly[name], x[name]) for name, m in self.known.items()}
-        everything = x | known | {name: held.clone() for name, held in self.held.items()}
+        """A state of all layers: the free neurons as in x, the others as clamped, in copies."""
+        observed = {
+            name: torch.where(m, self.partial[name], x[name]) for name, m in self.observed.items()
+        }
+        everything = (
+            x | observed | {name: clamped.clone() for name, clamped in self.clamped.items()}
+        )
         return {name: everything[name] for name in self._ham.layers}
 
 
-class _PartlyHeld(Lagrangian):
-    """Neurons of which some are held: L̃(x) = L(x̂) + ⟨g(x̂), x − x̂⟩ over these, x̂ as held.
+class _PartlyClamped(Lagrangian):
+    """Neurons of which some are clamped: L̃(x) = L(x̂) + ⟨g(x̂), x − x̂⟩ over these, x̂ as clamped.
 
     Their part of it is linear, the tangent of L at x̂: the activation there is g(x̂) for every x, and
     the Legendre transform is that of the full layer, L*(g).
 
     Args:
         lagrangian: the neurons' own, additive.
-        x: the held states; elsewhere zero: ``(batch, *shape)``.
-        known: which neurons are held, of x's shape.
+        x: the clamped states; elsewhere zero: ``(batch, *shape)``.
+        observed: which neurons are clamped, of x's shape.
     """
 
     additive = True
 
-    def __init__(self, lagrangian: Lagrangian, x: Tensor, known: Tensor) -> None:
+    def __init__(self, lagrangian: Lagrangian, x: Tensor, observed: Tensor) -> None:
         super().__init__()
-        self.lagrangian, self.x, self.known = lagrangian, x, known
-        self.g = torch.where(known, lagrangian.activation(x), 0.0)
+        self.lagrangian, self.x, self.observed = lagrangian, x, observed
+        self.g = torch.where(observed, lagrangian.activation(x), 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        tangent = self.g * torch.where(self.known, x - self.x, 0.0)
+        tangent = self.g * torch.where(self.observed, x - self.x, 0.0)
         return self.lagrangian(self._seen(x)) + total(tangent)
 
     def activation(self, x: Tensor) -> Tensor:
         # Not the activation of x, chosen from afterwards: where that overflows for a field on a
-        # held neuron, its gradient would be infinity times zero.
+        # clamped neuron, its gradient would be infinity times zero.
         return self.lagrangian.activation(self._seen(x))
 
     def energy(self, x: Tensor) -> Tensor:
         return self.lagrangian.energy(self._seen(x))
 
     def _seen(self, x: Tensor) -> Tensor:
-        return torch.where(self.known, self.x, x)
+        return torch.where(self.observed, self.x, x)
 
 
-def clamp(ham: HAM, held: State, known: State | None = None) -> Clamped:
+def clamp(ham: HAM, clamped: State, observed: State | None = None) -> Clamped:
     """Hold some layers of a memory at given states: the energy of the others remains.
 
     Args:
         ham: the memory.
-        held: states of the layers to hold, at least one; ``(batch, *shape)`` each.
-        known: of layers among these that are held in part, which of their neurons are: boolean,
-            of the layer's shape or with a batch. The states of the others do not matter, not even
-            if they are NaN.
+        clamped: states of the layers to hold, at least one; ``(batch, *shape)`` each.
+        observed: of layers among these that are clamped in part, which of their neurons are:
+            boolean, of the layer's shape or with a batch. The states of the others do not
+            matter, not even if they are NaN.
 
     Raises:
-        ValueError: an unknown layer, a wrong shape, unequal batches; a layer held in part whose
+        ValueError: an unknown layer, a wrong shape, unequal batches; a layer clamped in part whose
             Lagrangian is not a sum over neurons.
         TypeError: no HAM; states that are not of floating point, masks that are not boolean, or
             not in a dict.
     """
     check_ham(ham)
-    if not held:
-        raise ValueError(f"held: expected states of at least one of {list(ham.layers)}, got none")
-    return Clamped(ham, held, known)
+    if not clamped:
+        raise ValueError(
+            f"clamped: expected states of at least one of {list(ham.layers)}, got none"
+        )
+    return Clamped(ham, clamped, observed)
 
 
-def check_masks(ham: Layered, held: State, known: State | None) -> State:
-    """The masks of the layers that are held in part, with a batch, refused unless they fit."""
-    known = {} if known is None else known
-    if not isinstance(known, dict):
+def check_masks(ham: LayeredEnergy, clamped: State, observed: State | None) -> State:
+    """The masks of the layers that are clamped in part, with a batch, refused unless they fit."""
+    observed = {} if observed is None else observed
+    if not isinstance(observed, dict):
         raise TypeError(
-            f"known: expected a dict {{layer name: mask}} of some of {list(held)}, got "
-            f"{type(known).__name__}"
+            f"observed: expected a dict {{layer name: mask}} of some of {list(clamped)}, got "
+            f"{type(observed).__name__}"
         )
     masks = {}
-    for name, mask in known.items():
-        if name not in held:
-            raise ValueError(f"known: expected names among the given {list(held)}, got {name!r}")
-        shape, batch = ham.layer(name).shape, len(held[name])
+    for name, mask in observed.items():
+        if name not in clamped:
+            raise ValueError(
+                f"observed: expected names among the given {list(clamped)}, got {name!r}"
+            )
+        shape, batch = ham.layer(name).shape, len(clamped[name])
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
             raise TypeError(
-                f"known[{name!r}]: expected a boolean tensor, True where a neuron is held, got "
-                f"{kind}; numbers become one by mask > 0"
+                f"observed[{name!r}]: expected a boolean tensor, True where a neuron is clamped, "
+                f"got {kind}; numbers become one by mask > 0"
             )
         if tuple(mask.shape) not in (shape, (batch, *shape)):
             raise ValueError(
-                f"known[{name!r}]: expected shape {shape} or {(batch, *shape)}, got "
+                f"observed[{name!r}]: expected shape {shape} or {(batch, *shape)}, got "
                 f"{tuple(mask.shape)}"
             )
         lagrangian = ham.layer(name).lagrangian
         if not lagrangian.additive:
             raise ValueError(
-                f"known[{name!r}]: expected a layer whose neurons are independent, to hold some of "
-                f"them; {type(lagrangian).__name__} couples them. Hold all of it, or make two "
+                f"observed[{name!r}]: expected a layer whose neurons are independent, to hold some "
+                f"of them; {type(lagrangian).__name__} couples them. Hold all of it, or make two "
                 "layers of it (a Lagrangian of your own that is a sum over neurons says so by "
                 "additive = True)"
             )

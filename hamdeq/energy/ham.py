@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hamdeq._recorded import Recorded
-from hamdeq.energy.model import Connection, Layered, Neurons, State
+from hamdeq.energy.model import Connection, LayeredEnergy, Neurons, State
 from hamdeq.energy.prepared import Prepared
 from hamdeq.lagrangians import Lagrangian, Sigmoid
 from hamdeq.synapses import Bias, Dense, Synapse
@@ -28,7 +28,7 @@ from hamdeq.synapses import Bias, Dense, Synapse
 __all__ = ["HAM", "check_ham"]
 
 
-class HAM(Recorded, nn.Module, Layered):
+class HAM(Recorded, nn.Module, LayeredEnergy):
     """A hierarchical associative memory on any hypergraph of layers.
 
     Args:

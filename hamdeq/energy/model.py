@@ -14,7 +14,7 @@ from hamdeq.lagrangians import Lagrangian
 from hamdeq.lagrangians.base import total
 from hamdeq.synapses import Shape, Synapse, layer_shape
 
-__all__ = ["Connection", "EnergyModel", "Layered", "Neurons", "State", "exerted", "misshapen"]
+__all__ = ["Connection", "EnergyModel", "LayeredEnergy", "Neurons", "State", "exerted", "misshapen"]
 
 State = dict[str, Tensor]
 """Layer name -> tensor ``(batch, *shape)``."""
@@ -113,7 +113,7 @@ class Neurons(Recorded, nn.Module):
         return f"{self.shape}"
 
 
-class Layered(ABC):
+class LayeredEnergy(ABC):
     """An energy over named layers: what a :class:`HAM` and a
     :class:`~hamdeq.energy.clamping.Clamped` one share.
 
@@ -136,7 +136,7 @@ class Layered(ABC):
     def layer(self, name: str) -> Neurons:
         """The neurons of a layer."""
 
-    def prepared(self) -> Layered:
+    def prepared(self) -> LayeredEnergy:
         """The same energy, for one use: see :meth:`HAM.prepared <hamdeq.HAM.prepared>`."""
         return self
 
@@ -198,7 +198,7 @@ class Layered(ABC):
                 raise misshapen(synapse, "one energy a sample", g[layers[0]].shape[:1], energy)
             terms[label] = terms[label] + energy if label in terms else energy
         for name in (name for name in g if name in self.drive):
-            terms[f"held–{name}"] = -total(self.drive[name] * g[name])
+            terms[f"clamped–{name}"] = -total(self.drive[name] * g[name])
         return terms
 
     def summands(self, x: State, g: State, connections: Iterable[Connection]) -> list[Tensor]:
@@ -237,7 +237,7 @@ class Layered(ABC):
         return g, fields, fields, lambda: torch.stack(self.summands(x, g, self.connections))
 
     @abstractmethod
-    def select(self, rows: Tensor) -> Layered:
+    def select(self, rows: Tensor) -> LayeredEnergy:
         """The same energy for some samples of the batch, given by index."""
 
     def check_names(self, names: Collection[str]) -> None:

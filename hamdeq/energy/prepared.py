@@ -19,7 +19,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from hamdeq.energy.model import Connection, Layered, Neurons
+from hamdeq.energy.model import Connection, LayeredEnergy, Neurons
 from hamdeq.lagrangians import Lagrangian
 from hamdeq.synapses import Synapse
 
@@ -34,7 +34,7 @@ _METHODS = ("field", "activation", "energy", "forward", "adjoint")
 _OF_WEIGHTS = (BasePruningMethod, SpectralNorm, WeightNorm)
 
 
-class Prepared(Layered):
+class Prepared(LayeredEnergy):
     """The energy of a HAM with its weights as they are now, for one use.
 
     Args:

@@ -20,25 +20,27 @@ def forward_sweep(model: Clamped) -> State:
     Returns:
         the free layers' states, ``(batch, *shape)`` each.
     """
-    some = next(iter((model.held | model.partly).values()))
+    some = next(iter((model.clamped | model.partial).values()))
     x = model.ham.zero_state(some, model.layers)
-    # What is held in part is known to that extent, before its free neurons are.
-    g = {name: model.layer(name).activation(x[name]) for name in model.partly}
+    # What is held in part is observed to that extent, before its free neurons are.
+    g = {name: model.layer(name).activation(x[name]) for name in model.partial}
     links = [c for c in model.ham.connections if len(c[0]) > 1]
     while True:
-        known = {*g, *model.held}
-        front = [name for name in model.layers if any(_leads(c, known, name) for c in links)]
+        observed = {*g, *model.clamped}
+        front = [name for name in model.layers if any(_leads(c, observed, name) for c in links)]
         if not front:
             return x
         new = {}
         for name in front:
-            field = model.field(g, name, [c for c in model.connections if _leads(c, known, name)])
+            field = model.field(
+                g, name, [c for c in model.connections if _leads(c, observed, name)]
+            )
             # Under autocast it may come out in half precision.
             new[name] = field.to(x[name].dtype)
         x |= new
         g |= model.activations(new)
 
 
-def _leads(connection: Connection, known: set[str], to: str) -> bool:
-    """Whether the layer is the only one in the connection that is not known."""
-    return [name for name in connection[0] if name not in known] == [to]
+def _leads(connection: Connection, observed: set[str], to: str) -> bool:
+    """Whether the layer is the only one in the connection that is not observed."""
+    return [name for name in connection[0] if name not in observed] == [to]

@@ -6,7 +6,7 @@ are independent of each other.
 """
 
 from hamdeq.implicit.base import Adjoint
-from hamdeq.implicit.equilibrium import attach, fixed_point, solve
+from hamdeq.implicit.equilibrium import attach_gradient, fixed_point, solve_state
 from hamdeq.implicit.linear import GMRES, ConjugateGradient, Implicit
 from hamdeq.implicit.propagation import EquilibriumPropagation
 from hamdeq.implicit.steps import Phantom, Unrolled
@@ -19,7 +19,7 @@ __all__ = [
     "Implicit",
     "Phantom",
     "Unrolled",
-    "attach",
+    "attach_gradient",
     "fixed_point",
-    "solve",
+    "solve_state",
 ]

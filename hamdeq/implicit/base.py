@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from hamdeq.solvers import Solution, Solver
-from hamdeq.solvers.energy_map import Derivatives, Descent, transposed_product
+from hamdeq.solvers.energy_map import Derivatives, EnergyMap, transposed_product
 
-__all__ = ["Adjoint", "Graph", "Map", "Report"]
+__all__ = ["Adjoint", "Graph", "Report", "RowMap"]
 
-Map = Callable[[Tensor], Tensor]
+RowMap = Callable[[Tensor], Tensor]
 Report = Callable[[Solution], None]
 
 
@@ -22,12 +22,12 @@ class Adjoint(ABC):
     """A gradient method: how an equilibrium found without a graph gets its gradient."""
 
     @abstractmethod
-    def attach(self, f: Map | Descent, x: Tensor, solver: Solver, report: Report) -> Tensor:
+    def attach(self, f: RowMap | EnergyMap, x: Tensor, solver: Solver, report: Report) -> Tensor:
         """A tensor equal to x, to the last bit, with a graph to what f depends on, if anything.
 
         Args:
             f: the map, ``(batch, n) -> (batch, n)``; of an energy model, its
-                :class:`~hamdeq.solvers.energy_map.Descent`.
+                :class:`~hamdeq.solvers.energy_map.EnergyMap`.
             x: its fixed point, ``(batch, n)``, without a graph.
             solver: the solver that found it.
             report: to be called in each backward pass that solves a system, with its solution.
@@ -41,8 +41,8 @@ class Graph(Derivatives):
     S = ∂I/∂g and D = ∂g/∂x, both symmetric.
     """
 
-    def __init__(self, f: Map | Descent, x: Tensor) -> None:
-        if isinstance(f, Descent):
+    def __init__(self, f: RowMap | EnergyMap, x: Tensor) -> None:
+        if isinstance(f, EnergyMap):
             super().__init__(f, x)
         else:
             self.x: Tensor = x.detach().requires_grad_()

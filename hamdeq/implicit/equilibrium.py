@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hamdeq.elimination.eliminate import Reduced
 from hamdeq.energy.model import EnergyModel
-from hamdeq.implicit.base import Adjoint, Map
+from hamdeq.implicit.base import Adjoint, RowMap
 from hamdeq.implicit.linear import Implicit
 from hamdeq.solvers import (
     Broyden,
@@ -23,10 +23,10 @@ from hamdeq.solvers import (
     TrustRegion,
     with_fallback,
 )
-from hamdeq.solvers.energy_map import Descent, ready
-from hamdeq.solvers.layout import Form
+from hamdeq.solvers.energy_map import EnergyMap, ready
+from hamdeq.solvers.layout import StateLayout
 
-__all__ = ["as_rows", "attach", "fixed_point", "solve"]
+__all__ = ["as_rows", "attach_gradient", "fixed_point", "solve_state"]
 
 
 def fixed_point(
@@ -71,14 +71,14 @@ def fixed_point(
     """
     f = ready(f)
     solver, adjoint, failures = solver or Broyden(), adjoint or Implicit(), Failures(on_failure)
-    solution = solve(f, x0, solver)
+    solution = solve_state(f, x0, solver)
     if isinstance(f, Reduced):
         solution = _overflown(f, solution)
     failures(solution, "equilibrium", remedy=_of_chance(f, solution))
-    return attach(f, solution, solver=solver, adjoint=adjoint, failures=failures)
+    return attach_gradient(f, solution, solver=solver, adjoint=adjoint, failures=failures)
 
 
-def solve(f: Callable[[Any], Any] | EnergyModel, x0: Any, solver: Solver) -> Solution:
+def solve_state(f: Callable[[Any], Any] | EnergyModel, x0: Any, solver: Solver) -> Solution:
     """The first half of :func:`fixed_point`: the equilibrium, without a graph or a word."""
     if isinstance(f, EnergyModel):
         if not isinstance(x0, dict):
@@ -92,16 +92,16 @@ def solve(f: Callable[[Any], Any] | EnergyModel, x0: Any, solver: Solver) -> Sol
             f"f: expected a map or an EnergyModel, got {type(f).__name__}, which lacks "
             f"{[name for name in _MEMBERS if not hasattr(f, name)]}"
         )
-    form = Form(x0)
+    layout = StateLayout(x0)
     if torch._C._are_functorch_transforms_active() and torch.is_grad_enabled():
         raise RuntimeError(
             "fixed_point: expected plain tensors, got those of a torch.func transform, which does "
             "not know what f depends on; use a DEQ, which may be transformed, or torch.autograd"
         )
-    flat = form.flatten(x0).detach()
-    map_ = as_rows(f, form)
+    flat = layout.flatten(x0).detach()
+    map_ = as_rows(f, layout)
     solution = solver.solve(map_, flat)
-    if isinstance(map_, Descent) and solver.fallback_steps:
+    if isinstance(map_, EnergyMap) and solver.fallback_steps:
         fallback = TrustRegion(
             tol=solver.tol, max_steps=solver.fallback_steps, trace=solver.trace, fallback_steps=0
         )
@@ -111,7 +111,7 @@ def solve(f: Callable[[Any], Any] | EnergyModel, x0: Any, solver: Solver) -> Sol
         invalid = lost & ~flat.isfinite().all(1)
         status = torch.where(invalid, Status.INVALID.value, solution.status)
         solution = replace(solution, status=status)
-    return replace(solution, value=form.restore(solution.value))
+    return replace(solution, value=layout.unflatten(solution.value))
 
 
 @torch.no_grad()
@@ -119,9 +119,9 @@ def _of_chance(f: Callable[[Any], Any] | EnergyModel, solution: Solution) -> str
     """Remedy for a random map, which two evaluations at one state reveal."""
     if isinstance(f, EnergyModel) or bool(solution.converged.all()):
         return None
-    form = Form(solution.value)
-    x = form.flatten(solution.value).nan_to_num()
-    one, other = (form.flatten(f(form.restore(x))) for _ in range(2))
+    layout = StateLayout(solution.value)
+    x = layout.flatten(solution.value).nan_to_num()
+    one, other = (layout.flatten(f(layout.unflatten(x))) for _ in range(2))
     # Not rounding, which may differ where sums are taken in another order.
     return None if torch.allclose(one, other, rtol=1e-3, equal_nan=True) else _RANDOM
 
@@ -145,7 +145,7 @@ def _overflown(reduced: Reduced, solution: Solution) -> Solution:
 # Compiled in one piece with what it differentiates, the products it takes would be lost. (The
 # public torch.compiler.disable imports the compiler, which takes a second.)
 @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
-def attach(
+def attach_gradient(
     f: Callable[[Any], Any] | EnergyModel,
     solution: Solution,
     *,
@@ -174,14 +174,14 @@ def attach(
         if not bool(found.all()):
             rows = found.nonzero()[:, 0]
             some = replace(solution, value={a: x[rows] for a, x in solution.value.items()})
-            some = attach(
+            some = attach_gradient(
                 f.select(rows), some, solver=solver, adjoint=adjoint, failures=failures, rows=rows
             )
             value = {a: x.index_copy(0, rows, some.value[a]) for a, x in solution.value.items()}
             return replace(solution, value=value)
-    form = Form(solution.value)
-    x = adjoint.attach(as_rows(f, form), form.flatten(solution.value), solver, report)
-    return replace(solution, value=form.restore(x))
+    layout = StateLayout(solution.value)
+    x = adjoint.attach(as_rows(f, layout), layout.flatten(solution.value), solver, report)
+    return replace(solution, value=layout.unflatten(x))
 
 
 _RANDOM = (
@@ -207,6 +207,6 @@ _REMEDY = (
 )
 
 
-def as_rows(f: Callable[[Any], Any] | EnergyModel, form: Form) -> Map | Descent:
+def as_rows(f: Callable[[Any], Any] | EnergyModel, layout: StateLayout) -> RowMap | EnergyMap:
     """The map on rows, with its energy if there is one."""
-    return Descent(f, form) if isinstance(f, EnergyModel) else form.rows(f)
+    return EnergyMap(f, layout) if isinstance(f, EnergyModel) else layout.rows(f)

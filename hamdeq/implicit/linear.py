@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from hamdeq._checks import integer
-from hamdeq.implicit.base import Adjoint, Graph, Map, Report
+from hamdeq.implicit.base import Adjoint, Graph, Report, RowMap
 from hamdeq.solvers import Solution, Solver, with_fallback
-from hamdeq.solvers.base import Run, Stopping, norm, relative_residual
-from hamdeq.solvers.energy_map import Descent
+from hamdeq.solvers.base import SampleLog, Stopping, norm, relative_residual
+from hamdeq.solvers.energy_map import EnergyMap
 
 __all__ = ["GMRES", "ConjugateGradient", "Implicit", "solve_linear"]
 
@@ -40,7 +40,7 @@ class ConjugateGradient(Stopping):
     @torch.no_grad()
     def solve(self, graph: Graph, c: Tensor) -> Solution:
         """Solve v = c + D S v for v."""
-        run, v, w, exact = Run(c), c, torch.zeros_like(c), False
+        run, v, w, exact = SampleLog(c), c, torch.zeros_like(c), False
         if self.max_steps == 0:
             return run.solution(self.tol)
         # Each vector a = D b has its companion b at its side, and ⟨a, a′⟩ is aᵀ b′: v = c + D w.
@@ -116,7 +116,7 @@ class GMRES(Stopping):
     ) -> Solution:
         """Solve v = product(v) + c for v, with product(v) = Jᵀv."""
         v = c if start is None else start
-        run = Run(v)
+        run = SampleLog(v)
         while run.count < self.max_steps:
             fv = product(v) + c
             r = fv - v
@@ -166,7 +166,7 @@ class Implicit(Adjoint):
     """The exact gradient at the equilibrium, by the implicit function theorem.
 
     The backward pass solves ``v = (∂f/∂x)ᵀ v + ∂ℓ/∂x*`` and makes one vector-Jacobian product
-    with the parameters. Memory does not grow with steps.
+    with the parameters. SampleState does not grow with steps.
 
     Args:
         solver: for that linear system, a fixed-point solver or, of an energy model,
@@ -193,15 +193,15 @@ class Implicit(Adjoint):
                 f"GMRES(tol=1e-2) or None, got {self.solver!r}"
             )
 
-    def attach(self, f: Map | Descent, x: Tensor, solver: Solver, report: Report) -> Tensor:
+    def attach(self, f: RowMap | EnergyMap, x: Tensor, solver: Solver, report: Report) -> Tensor:
         linear = self.solver
-        if linear is None and isinstance(f, Descent):
+        if linear is None and isinstance(f, EnergyMap):
             linear = ConjugateGradient(
                 tol=solver.tol, max_steps=solver.max_steps, fallback_steps=solver.fallback_steps
             )
         elif linear is None:
             linear = solver
-        if isinstance(linear, ConjugateGradient) and not isinstance(f, Descent):
+        if isinstance(linear, ConjugateGradient) and not isinstance(f, EnergyMap):
             raise TypeError(
                 "ConjugateGradient: expected an energy model, whose gradient has a symmetric "
                 f"system, got {type(f).__name__}; use Implicit(solver=Broyden()) for plain maps"

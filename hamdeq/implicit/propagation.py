@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hamdeq.implicit.base import Adjoint, Graph, Map, Report
+from hamdeq.implicit.base import Adjoint, Graph, Report, RowMap
 from hamdeq.solvers import Solution, Solver
-from hamdeq.solvers.energy_map import Descent
+from hamdeq.solvers.energy_map import EnergyMap
 
 __all__ = ["EquilibriumPropagation"]
 
@@ -51,8 +51,8 @@ class EquilibriumPropagation(Adjoint):
                 f"solver: expected a Solver such as Picard(tol=1e-6) or None, got {self.solver!r}"
             )
 
-    def attach(self, f: Map | Descent, x: Tensor, solver: Solver, report: Report) -> Tensor:
-        if not isinstance(f, Descent):
+    def attach(self, f: RowMap | EnergyMap, x: Tensor, solver: Solver, report: Report) -> Tensor:
+        if not isinstance(f, EnergyMap):
             raise TypeError(
                 "EquilibriumPropagation: expected an energy model, got "
                 f"{type(f).__name__}; use Implicit() for plain maps"

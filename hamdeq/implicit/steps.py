@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hamdeq._checks import integer
-from hamdeq.implicit.base import Adjoint, Map, Report
+from hamdeq.implicit.base import Adjoint, Report, RowMap
 from hamdeq.solvers import Solver
 
 __all__ = ["Phantom", "Unrolled"]
@@ -26,10 +26,10 @@ class _Steps(Adjoint):
         object.__setattr__(self, "steps", steps)
 
     @abstractmethod
-    def step(self, f: Map, z: Tensor) -> Tensor:
+    def step(self, f: RowMap, z: Tensor) -> Tensor:
         """One step."""
 
-    def attach(self, f: Map, x: Tensor, solver: Solver, report: Report) -> Tensor:
+    def attach(self, f: RowMap, x: Tensor, solver: Solver, report: Report) -> Tensor:
         z = x
         for _ in range(self.steps):
             z = self.step(f, z)
@@ -64,7 +64,7 @@ class Unrolled(_Steps):
     def __post_init__(self) -> None:
         self._check()
 
-    def step(self, f: Map, z: Tensor) -> Tensor:
+    def step(self, f: RowMap, z: Tensor) -> Tensor:
         return f(z)
 
 
@@ -87,5 +87,5 @@ class Phantom(_Steps):
         if not 0 < self.damping <= 1:
             raise ValueError(f"damping: expected a number in (0, 1], got {self.damping!r}")
 
-    def step(self, f: Map, z: Tensor) -> Tensor:
+    def step(self, f: RowMap, z: Tensor) -> Tensor:
         return z + self.damping * (f(z) - z)

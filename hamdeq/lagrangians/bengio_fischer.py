@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hamdeq.lagrangians.base import Lagrangian, total
-from hamdeq.lagrangians.warp import Warp, check_elementwise, log_slope
+from hamdeq.lagrangians.warp import InverseTable, check_elementwise, log_slope
 
 __all__ = ["BengioFischer"]
 
@@ -58,7 +58,7 @@ class BengioFischer(Lagrangian):
             raise TypeError(f"rho: expected a Lagrangian whose activation is ρ, got {rho}")
         check_elementwise(rho)
         self.rho = rho
-        self._known = Warp(rho)
+        self._known = InverseTable(rho)
 
     def forward(self, x: Tensor) -> Tensor:
         s = self.from_ham(x)
@@ -103,10 +103,10 @@ class BengioFischer(Lagrangian):
         log, slope = log_slope(self.rho, s)
         return s - (s - u * torch.exp(log)) / (1.0 - s * slope)
 
-    def warp(self) -> Warp:
+    def warp(self) -> InverseTable:
         """What is known of ς for the present parameters."""
         if not self._known.holds_for(self.rho):
-            self._known = Warp(self.rho)
+            self._known = InverseTable(self.rho)
         return self._known
 
     def __repr__(self) -> str:

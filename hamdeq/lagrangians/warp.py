@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hamdeq.lagrangians.base import Lagrangian, gradient, total
 
-__all__ = ["Warp", "check_elementwise", "log_slope"]
+__all__ = ["InverseTable", "check_elementwise", "log_slope"]
 
 # Where ς is looked at: |s| from 1e-9 to 1e9 in steps of 0.2 %. Outside of that range ln|ς| is
 # continued as a straight line, which it is for every ρ with a slope at zero, or with a power law
@@ -46,7 +46,7 @@ def log_slope(rho: Lagrangian, x: Tensor) -> tuple[Tensor, Tensor]:
     return log(x), gradient(lambda x: total(log(x)), x, parameters)
 
 
-class Warp:
+class InverseTable:
     """ς of one ρ, tabulated: a table of ln|ς| against ln|s| on either side of zero.
 
     Args:

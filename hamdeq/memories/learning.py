@@ -12,7 +12,7 @@ __all__ = ["Learning"]
 
 @dataclass(frozen=True)
 class Learning:
-    """Descent of (ξ − C)^2m, a memory's step divided by its gradient's largest entry.
+    """EnergyMap of (ξ − C)^2m, a memory's step divided by its gradient's largest entry.
 
         V <- momentum · V + ∇_ζ ℓ,    ζ_μ <- clamp(ζ_μ − rate · decay^epoch · V_μ / max|V_μ|)
 

@@ -161,7 +161,7 @@ class Asynchronous(Updates):
             else:
                 order = given
             state = log.state
-            walk, new, free = memory._walk(state), state.clone(), ~log.held
+            walk, new, free = memory._walk(state), state.clone(), ~log.clamped
             lost = torch.zeros(len(state), dtype=torch.bool, device=state.device)
             for i in order:
                 field = walk.field(i)
@@ -183,7 +183,7 @@ class Synchronous(Updates):
         log = _Log(memory, x, held)
         while log.running(max_steps):
             fields = memory.fields(log.state)
-            new = torch.where(log.held, log.state, signs(fields, x.dtype))
+            new = torch.where(log.clamped, log.state, signs(fields, x.dtype))
             log.add(new, fields.isnan().any(1), follows=True)
         return log.solution()
 
@@ -204,7 +204,7 @@ class _Log:
         self.steps = torch.zeros(n, dtype=torch.int64, device=self.x.device)
         self.status = torch.full_like(self.steps, Status.MAX_STEPS.value)
         self.rows = torch.arange(n, device=self.x.device)
-        self.state, self.held = self.x, self.all_held
+        self.state, self.clamped = self.x, self.all_held
         # Brent's search for a cycle: a state of the past, renewed at powers of two.
         self.past, self.renewal = self.x, 1
 
@@ -230,7 +230,7 @@ class _Log:
         if self.count == self.renewal:
             self.past, self.renewal = new, 2 * self.renewal
         left = ~(rests | cycles | lost)
-        self.rows, self.state, self.held = self.rows[left], new[left], self.held[left]
+        self.rows, self.state, self.clamped = self.rows[left], new[left], self.clamped[left]
         self.past = self.past[left]
 
     def solution(self) -> Solution:

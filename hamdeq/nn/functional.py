@@ -23,7 +23,7 @@ from hamdeq.nn.retrieval import Retrieval
 from hamdeq.nn.settling import settle as _settle
 from hamdeq.solvers import Failures, OnFailure, Picard, Solution, Solver
 
-__all__ = ["energy", "error_bound", "metastability", "retrieve", "separation", "settle"]
+__all__ = ["energy", "error_bound", "metastability", "pattern_separation", "retrieve", "settle"]
 
 
 def retrieve(
@@ -133,7 +133,7 @@ def energy(
     return found.to(x.dtype).reshape(*lead, x.shape[-2])
 
 
-def separation(stored: Tensor) -> Tensor:
+def pattern_separation(stored: Tensor) -> Tensor:
     """Δᵢ = xᵢᵀxᵢ − max over j ≠ i of xᵢᵀxⱼ: ``(…, S, d) -> (…, S)``; ∞ of a pattern alone.
 
     A pattern is retrieved well where this is large beside 1/β: see :func:`error_bound`.
@@ -184,7 +184,7 @@ def error_bound(
         check_fits("beta", beta, (*stored.shape[:-1], 1))
         beta = beta.squeeze(-1)
     largest = stored.norm(dim=-1).amax(-1, keepdim=True)
-    gap = separation(stored) - 2.0 * distance * largest
+    gap = pattern_separation(stored) - 2.0 * distance * largest
     return 2.0 * (stored.shape[-2] - 1) * torch.exp(-beta * gap) * largest
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hamdeq.energy.model import State
-from hamdeq.implicit import Adjoint, attach, solve
+from hamdeq.implicit import Adjoint, attach_gradient, solve_state
 from hamdeq.nn.masks import Cover
 from hamdeq.nn.retrieval import Retrieval, folded, shared, unfolded
 from hamdeq.solvers import Failures, Solution, Solver, Status
@@ -61,8 +61,8 @@ def settle(
     mask = memory.mask and memory.mask.flat(n, heads)
     rows = Rows(Retrieval(stored, memory.lagrangian, mask=mask), count, gains=gains)
     start = {"state": y.detach().reshape(-1, d)}
-    solution = solve(rows, start, solver)
-    solution = attach(rows, solution, solver=solver, adjoint=adjoint, failures=failures)
+    solution = solve_state(rows, start, solver)
+    solution = attach_gradient(rows, solution, solver=solver, adjoint=adjoint, failures=failures)
     if y.requires_grad:
         # The equilibrium does not depend on where the update began: the gradient is zero, and
         # given as such to those who wait for one (DistributedDataParallel does).

@@ -5,29 +5,29 @@ A solver is a choice, an immutable object; :meth:`Solver.solve` runs it and retu
 """
 
 from hamdeq.solvers.anderson import Anderson
-from hamdeq.solvers.base import Method, Solver
+from hamdeq.solvers.base import Solver, SolverState
 from hamdeq.solvers.broyden import Broyden
 from hamdeq.solvers.failures import ConvergenceError, ConvergenceWarning, Failures, OnFailure
 from hamdeq.solvers.fallback import with_fallback
 from hamdeq.solvers.newton import Newton
 from hamdeq.solvers.picard import Picard
-from hamdeq.solvers.safeguard import Accelerated
+from hamdeq.solvers.safeguard import Safeguarded
 from hamdeq.solvers.solution import Solution, Status
 from hamdeq.solvers.trust_region import TrustRegion
 
 __all__ = [
-    "Accelerated",
     "Anderson",
     "Broyden",
     "ConvergenceError",
     "ConvergenceWarning",
     "Failures",
-    "Method",
     "Newton",
     "OnFailure",
     "Picard",
+    "Safeguarded",
     "Solution",
     "Solver",
+    "SolverState",
     "Status",
     "TrustRegion",
     "with_fallback",

@@ -10,22 +10,22 @@ from torch import Tensor
 
 from hamdeq._checks import integer
 from hamdeq.solvers.base import Step, norm
-from hamdeq.solvers.safeguard import Accelerated, Extrapolation
+from hamdeq.solvers.safeguard import Extrapolation, Safeguarded
 
 __all__ = ["Anderson"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Anderson(Accelerated):
+class Anderson(Safeguarded):
     """Anderson acceleration with a window of past steps.
 
     With residuals r = f(x) − x and the differences Δr₁, …, Δr_m and Δf₁, …, Δf_m of the last
     steps, the next state is ``f(x) − Σ γ_j Δf_j`` where γ minimises
     ``‖r − Σ γ_j Δr_j‖² + ridge Σ γ_j² ‖Δr_j‖²``. The safeguard is that of
-    :class:`~hamdeq.solvers.safeguard.Accelerated`.
+    :class:`~hamdeq.solvers.safeguard.Safeguarded`.
 
     Args:
-        memory: differences kept, m ≥ 1; the memory used is 2m states a sample.
+        history: differences kept, m ≥ 1; the memory used is 2m states a sample.
         ridge: how much the coefficients are held back, ≥ 0, whatever the size of the residuals.
             A large one keeps the extrapolation near the plain step, a small one is faster where
             f is linear.
@@ -39,13 +39,13 @@ class Anderson(Accelerated):
     with differences (their equation 2.2).
     """
 
-    memory: int = 5
+    history: int = 5
     ridge: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        memory = integer("memory", self.memory, expected="an integer ≥ 1")
-        object.__setattr__(self, "memory", memory)
+        history = integer("history", self.history, expected="an integer ≥ 1")
+        object.__setattr__(self, "history", history)
         if not (math.isfinite(self.ridge) and self.ridge >= 0):
             raise ValueError(f"ridge: expected a finite number ≥ 0, got {self.ridge!r}")
 
@@ -61,11 +61,11 @@ class _Window(Extrapolation):
     """
 
     def __init__(self, x0: Tensor, solver: Anderson) -> None:
-        (batch, n), memory = x0.shape, solver.memory
-        self.dr = x0.new_zeros(batch, memory, n)
-        self.df = x0.new_zeros(batch, memory, n)
+        (batch, n), history = x0.shape, solver.history
+        self.dr = x0.new_zeros(batch, history, n)
+        self.df = x0.new_zeros(batch, history, n)
         # The small systems are solved in float64: their condition is that of Δr squared.
-        self.gram = x0.new_zeros(batch, memory, memory, dtype=torch.float64)
+        self.gram = x0.new_zeros(batch, history, history, dtype=torch.float64)
         # Rounding leaves no less than this undetermined.
         self.diagonal = 1 + max(solver.ridge, 10 * torch.finfo(x0.dtype).eps)
         self.count = 0

@@ -13,21 +13,21 @@ import torch
 from torch import Tensor
 
 from hamdeq._checks import integer
-from hamdeq.solvers.energy_map import Descent, Energetic
+from hamdeq.solvers.energy_map import EnergyInfo, EnergyMap
 from hamdeq.solvers.solution import Solution, Status
 
 __all__ = [
-    "Memory",
-    "Method",
-    "Run",
+    "SampleLog",
+    "SampleState",
     "Solver",
+    "SolverState",
     "Step",
     "Stopping",
-    "choose",
+    "all_without_sync",
     "full_precision",
     "norm",
     "relative_residual",
-    "surely_all",
+    "where_sample",
 ]
 
 
@@ -40,7 +40,7 @@ class Step(NamedTuple):
         fx: f(x).
         r: f(x) − x.
         residual: ‖r‖/‖f(x)‖: ``(batch,)``.
-        energetic: of a map with an energy, what is known of it at x.
+        info: of a map with an energy, what is known of it at x.
     """
 
     f: Callable[[Tensor], Tensor]
@@ -48,10 +48,10 @@ class Step(NamedTuple):
     fx: Tensor
     r: Tensor
     residual: Tensor
-    energetic: Energetic | None
+    info: EnergyInfo | None
 
 
-class Memory:
+class SampleState:
     """Tensors with the batch first, of which samples can be dropped."""
 
     def select(self, rows: Tensor) -> None:
@@ -59,11 +59,11 @@ class Memory:
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(self, name, value[rows])
-            elif isinstance(value, Memory):
+            elif isinstance(value, SampleState):
                 value.select(rows)
 
 
-class Method(Memory, ABC):
+class SolverState(SampleState, ABC):
     """The memory of one running solve: proposes the next state from the last evaluation.
 
     Tensors among its attributes must have the batch first: of a memory (an energy model) samples
@@ -75,7 +75,7 @@ class Method(Memory, ABC):
         return None
 
     @abstractmethod
-    def propose(self, step: Step) -> Tensor:
+    def next(self, step: Step) -> Tensor:
         """The next state: ``(batch, n)``."""
 
 
@@ -126,7 +126,7 @@ class Solver(Stopping, ABC):
     trace: bool = True
 
     @abstractmethod
-    def start(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> Method:
+    def start(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> SolverState:
         """A fresh memory for one solve from x0 ``(batch, n)``."""
 
     @torch.no_grad()
@@ -135,28 +135,28 @@ class Solver(Stopping, ABC):
 
         Args:
             f: the map, ``(batch, n) -> (batch, n)``, sample by sample. Of a
-                :class:`~hamdeq.solvers.energy_map.Descent` the solver also knows the energy.
+                :class:`~hamdeq.solvers.energy_map.EnergyMap` the solver also knows the energy.
             x0: the initial states.
         """
         # Of a memory also f: half precision would lift the noise of its energy above its descent.
-        if isinstance(f, Descent) and torch.is_autocast_enabled(x0.device.type):
+        if isinstance(f, EnergyMap) and torch.is_autocast_enabled(x0.device.type):
             with full_precision(x0):
                 return self.solve(f, x0)
-        method, run = self.start(f, x0), Run(x0, traced=self.trace)
+        method, run = self.start(f, x0), SampleLog(x0, traced=self.trace)
         x = x0
         for count in range(1, self.max_steps + 1):
-            fx, energetic = f.step(x) if isinstance(f, Descent) else (f(x), None)
+            fx, info = f.step(x) if isinstance(f, EnergyMap) else (f(x), None)
             r = fx - x
             size = norm(r)
-            step = Step(f, x, fx, r, relative_residual(size, fx), energetic)
+            step = Step(f, x, fx, r, relative_residual(size, fx), info)
             left = run.record(x, step.residual, size, self.tol, accepted=method.accepts(step))
             if count == self.max_steps or not left:
                 break
             with full_precision(x):
-                x = method.propose(step)
+                x = method.next(step)
             if left < len(x):
                 # Half a batch costs less than a whole one from here on, whatever its width.
-                if isinstance(f, Descent) and 2 * left <= len(x):
+                if isinstance(f, EnergyMap) and 2 * left <= len(x):
                     rows = run.running.nonzero()[:, 0]
                     x, f = x[rows], f.select(rows)
                     method.select(rows)
@@ -169,7 +169,7 @@ class Solver(Stopping, ABC):
         return solution
 
 
-class Run(Memory):
+class SampleLog(SampleState):
     """What is known of each sample, and which of them are still running."""
 
     def __init__(self, x0: Tensor, *, traced: bool = True) -> None:
@@ -203,8 +203,8 @@ class Run(Memory):
             better, sound = better & accepted, sound | ~accepted
         # Samples that have stopped are evaluated at their best state, and change nothing.
         all_running = self.left == len(self.lowest)
-        self.best = choose(better if all_running else better | ~self.running, x, self.best)
-        self.lowest = choose(better, residual, self.lowest)
+        self.best = where_sample(better if all_running else better | ~self.running, x, self.best)
+        self.lowest = where_sample(better, residual, self.lowest)
         self.count += 1
         if self.trace is not None:
             kept = residual if all_running else torch.where(self.running, residual, self.lowest)
@@ -253,9 +253,9 @@ class Run(Memory):
         return self.whole["lowest"].index_copy(0, self.rows, residual)
 
 
-def choose(mask: Tensor, one: Tensor, other: Tensor) -> Tensor:
+def where_sample(mask: Tensor, one: Tensor, other: Tensor) -> Tensor:
     """``one`` in the marked samples, ``other`` in the rest."""
-    if surely_all(mask):
+    if all_without_sync(mask):
         return one
     return torch.where(mask.reshape(-1, *[1] * (one.dim() - 1)), one, other)
 
@@ -266,7 +266,7 @@ def full_precision(x: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
-def surely_all(mask: Tensor) -> bool:
+def all_without_sync(mask: Tensor) -> bool:
     """Whether all are marked, as far as one can tell without waiting for a device."""
     return mask.device.type == "cpu" and bool(mask.all())
 

@@ -9,22 +9,22 @@ from torch import Tensor
 
 from hamdeq._checks import integer
 from hamdeq.solvers.base import Step, norm
-from hamdeq.solvers.safeguard import Accelerated, Extrapolation
+from hamdeq.solvers.safeguard import Extrapolation, Safeguarded
 
 __all__ = ["Broyden"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Broyden(Accelerated):
-    """Broyden's ("good") method with a limited memory.
+class Broyden(Safeguarded):
+    """Broyden's ("good") method with a limited history.
 
     Newton's method on r(x) = f(x) − x with an approximate inverse Jacobian ``−B``, first ``B = I``
     (a plain step), then improved after each step s with residual change y by the rank one that
-    makes ``B y = −s``. After ``memory`` improvements it starts again from the identity. The
-    safeguard is that of :class:`~hamdeq.solvers.safeguard.Accelerated`.
+    makes ``B y = −s``. After ``history`` improvements it starts again from the identity. The
+    safeguard is that of :class:`~hamdeq.solvers.safeguard.Safeguarded`.
 
     Args:
-        memory: improvements kept, ≥ 1; the memory used is 2·memory states a sample.
+        history: improvements kept, ≥ 1; the memory used is 2·history states a sample.
         growth: how far a sample's relative residual may rise, as a factor > 1.
         patience: steps without a lower residual, ≥ 1.
         tol: relative residual to reach.
@@ -35,27 +35,27 @@ class Broyden(Accelerated):
     method 1, inverse form by Sherman & Morrison.
     """
 
-    memory: int = 20
+    history: int = 20
     # Its residual rises further than Anderson's on the way, and comes down again by itself.
     growth: float = 100.0
     patience: int = 20
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        memory = integer("memory", self.memory, expected="an integer ≥ 1")
-        object.__setattr__(self, "memory", memory)
+        history = integer("history", self.history, expected="an integer ≥ 1")
+        object.__setattr__(self, "history", history)
 
     def extrapolation(self, x0: Tensor) -> Extrapolation:
-        return _RankOnes(x0, self.memory)
+        return _RankOnes(x0, self.history)
 
 
 class _RankOnes(Extrapolation):
     """B = I + Σ_j u_j v_jᵀ."""
 
-    def __init__(self, x0: Tensor, memory: int) -> None:
-        self.memory = memory
-        # Most solves end long before the memory is full: it grows as it is needed.
-        self.u = x0.new_empty(len(x0), min(5, memory), x0.shape[1])
+    def __init__(self, x0: Tensor, history: int) -> None:
+        self.history = history
+        # Most solves end long before the history is full: it grows as it is needed.
+        self.u = x0.new_empty(len(x0), min(5, history), x0.shape[1])
         self.v = torch.empty_like(self.u)
         self.count = 0
         self.x: Tensor | None = None
@@ -74,10 +74,10 @@ class _RankOnes(Extrapolation):
         return torch.baddbmm(r[:, None], (v * r[:, None]).sum(-1)[:, None], u)[:, 0]
 
     def _improve(self, s: Tensor, minus_y: Tensor) -> None:
-        if self.count == self.memory:
+        if self.count == self.history:
             self.count = 0
         elif self.count == self.u.shape[1]:
-            more = torch.empty_like(self.u[:, : self.memory - self.count])
+            more = torch.empty_like(self.u[:, : self.history - self.count])
             self.u, self.v = torch.cat([self.u, more], 1), torch.cat([self.v, more], 1)
         image = self._apply(self.u, self.v, minus_y)
         v = self._apply(self.v, self.u, s)

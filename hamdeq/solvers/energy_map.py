@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from hamdeq.energy.model import EnergyModel, State
-from hamdeq.solvers.layout import Form
+from hamdeq.solvers.layout import StateLayout
 
-__all__ = ["Derivatives", "Descent", "Energetic", "ready", "transposed_product"]
+__all__ = ["Derivatives", "EnergyInfo", "EnergyMap", "ready", "transposed_product"]
 
 
 def ready(model: Any) -> Any:
@@ -23,7 +23,7 @@ def ready(model: Any) -> Any:
     return model.prepared() if hasattr(model, "prepared") else model
 
 
-class Energetic(NamedTuple):
+class EnergyInfo(NamedTuple):
     """What is known of the energy at a state.
 
     Attributes:
@@ -37,7 +37,7 @@ class Energetic(NamedTuple):
     terms: Callable[[], Tensor]
 
 
-class Descent:
+class EnergyMap:
     """The fixed-point map of an energy model, on rows ``(batch, n)``.
 
     It is f(x) = I(g(x)), or the same layer by layer, where one layer's update knows of another's;
@@ -45,27 +45,27 @@ class Descent:
 
     Args:
         model: the energy model.
-        form: the form of its states.
+        layout: how one row holds its states.
 
     Attributes:
         certain: whether a plain step x <- f(x) never raises the energy. A small enough step
             towards I(g) never does: at a rate of time, dE/dt = −(I(g) − x)ᵀ ∇²L (I(g) − x).
     """
 
-    def __init__(self, model: EnergyModel, form: Form) -> None:
+    def __init__(self, model: EnergyModel, layout: StateLayout) -> None:
         self.model = model
-        self.form = form
+        self.layout = layout
         self.certain: bool = model.descends
 
     def __call__(self, x: Tensor) -> Tensor:
         """f(x)."""
-        return self._flat(self.model.update(self.form.restore(x)))
+        return self._flat(self.model.update(self.layout.unflatten(x)))
 
-    def step(self, x: Tensor) -> tuple[Tensor, Energetic]:
+    def step(self, x: Tensor) -> tuple[Tensor, EnergyInfo]:
         """f(x), and what is known of the energy at x."""
-        g, fields, update, terms = self.model.step(self.form.restore(x))
+        g, fields, update, terms = self.model.step(self.layout.unflatten(x))
         fx = self._flat(update)
-        return fx, Energetic(self._flat(g), fx if fields is update else self._flat(fields), terms)
+        return fx, EnergyInfo(self._flat(g), fx if fields is update else self._flat(fields), terms)
 
     def image(self, x: Tensor) -> Tensor:
         """I(g(x)): what all layers at once would become."""
@@ -73,26 +73,26 @@ class Descent:
 
     def activations(self, x: Tensor) -> Tensor:
         """g(x): ``(batch, n)``."""
-        return self._flat(self.model.activations(self.form.restore(x)))
+        return self._flat(self.model.activations(self.layout.unflatten(x)))
 
     def fields(self, g: Tensor) -> Tensor:
         """I(g): ``(batch, n)``."""
-        return self._flat(self.model.fields(self.form.restore(g)))
+        return self._flat(self.model.fields(self.layout.unflatten(g)))
 
-    def recordable(self) -> Descent:
+    def recordable(self) -> EnergyMap:
         """The same map with nothing in it that was made in inference mode, which no graph holds."""
         if not torch.is_inference_mode_enabled():
             return self
         with torch.inference_mode(False):
-            return self.select(torch.arange(self.form.batch))
+            return self.select(torch.arange(self.layout.batch))
 
-    def select(self, rows: Tensor) -> Descent:
+    def select(self, rows: Tensor) -> EnergyMap:
         """The same map for some samples of the batch, given by index."""
-        return Descent(self.model.select(rows), self.form.of_batch(len(rows)))
+        return EnergyMap(self.model.select(rows), self.layout.of_batch(len(rows)))
 
     def _flat(self, x: State) -> Tensor:
         # Straight from the model: its own names, shapes and batch.
-        return self.form.join(x[name] for name in self.form.keys or ())
+        return self.layout.join(x[name] for name in self.layout.keys or ())
 
 
 class Derivatives:
@@ -107,7 +107,7 @@ class Derivatives:
         fx: I(g), with its graph.
     """
 
-    def __init__(self, f: Descent, x: Tensor) -> None:
+    def __init__(self, f: EnergyMap, x: Tensor) -> None:
         f = f.recordable()
         with torch.inference_mode(False), torch.enable_grad():
             self.x: Tensor = x.detach().clone().requires_grad_()

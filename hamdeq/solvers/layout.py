@@ -1,4 +1,4 @@
-"""The form of a state (tensor, tuple or dict), and its way to one row a sample and back."""
+"""The layout of a state (tensor, tuple or dict), and its way to one row a sample and back."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Form"]
+__all__ = ["StateLayout"]
 
 
-class Form:
-    """The form of a state (tensor, tuple or dict), and its way to ``(batch, n)`` and back."""
+class StateLayout:
+    """The layout of a state (tensor, tuple or dict), and its way to ``(batch, n)`` and back."""
 
     def __init__(self, x0: Any) -> None:
         self.keys: tuple[str, ...] | None = tuple(x0) if isinstance(x0, dict) else None
@@ -36,7 +36,7 @@ class Form:
 
     def rows(self, f: Callable[[Any], Any]) -> Callable[[Tensor], Tensor]:
         """f as a map of rows: ``(batch, n) -> (batch, n)``."""
-        return lambda x: self.flatten(f(self.restore(x)))
+        return lambda x: self.flatten(f(self.unflatten(x)))
 
     def flatten(self, x: Any) -> Tensor:
         """One row a sample: ``(batch, n)``."""
@@ -45,14 +45,14 @@ class Form:
         return self.join(leaves)
 
     def join(self, leaves: Iterable[Tensor]) -> Tensor:
-        """:meth:`flatten` for what is known to have this form."""
+        """:meth:`flatten` for what is known to have this layout."""
         flat = [
             leaf.reshape(self.batch, n).to(self.dtype)
             for leaf, n in zip(leaves, self.sizes, strict=True)
         ]
         return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
 
-    def restore(self, flat: Tensor) -> Any:
+    def unflatten(self, flat: Tensor) -> Any:
         """The rows in the form of x0."""
         parts = flat.split(self.sizes, dim=1) if len(self.sizes) > 1 else (flat,)
         leaves = [
@@ -62,11 +62,11 @@ class Form:
             return dict(zip(self.keys, leaves, strict=True))
         return leaves[0] if issubclass(self.kind, Tensor) else tuple(leaves)
 
-    def of_batch(self, batch: int) -> Form:
+    def of_batch(self, batch: int) -> StateLayout:
         """The same form of another number of samples."""
-        form = copy.copy(self)
-        form.batch = batch
-        return form
+        layout = copy.copy(self)
+        layout.batch = batch
+        return layout
 
     def _leaves(self, x: Any, who: str) -> list[Tensor]:
         if self.keys is not None:

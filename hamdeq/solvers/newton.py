@@ -8,22 +8,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hamdeq.solvers.base import Step, choose
-from hamdeq.solvers.energy_map import Descent
-from hamdeq.solvers.safeguard import Accelerated, Extrapolation
+from hamdeq.solvers.base import Step, where_sample
+from hamdeq.solvers.energy_map import EnergyMap
+from hamdeq.solvers.safeguard import Extrapolation, Safeguarded
 
 __all__ = ["Newton"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Newton(Accelerated):
+class Newton(Safeguarded):
     """Newton's method on f(x) − x with the exact Jacobian, for small states.
 
     The next state is ``x + (I − J)⁻¹ (f(x) − x)`` with J = ∂f/∂x of each sample, which takes n
     products with Jᵀ, batched, for a state of n numbers, and n² numbers a sample. ``steps`` and
     ``n_evals`` count evaluations of f alone. Of an energy model a sample takes the plain step
     where the energy is not convex, since Newton's method is drawn to saddles as well. Otherwise
-    the safeguard is that of :class:`~hamdeq.solvers.safeguard.Accelerated`.
+    the safeguard is that of :class:`~hamdeq.solvers.safeguard.Safeguarded`.
 
     Args:
         growth: how far a sample's relative residual may rise, as a factor > 1.
@@ -46,20 +46,20 @@ class _Tangent(Extrapolation):
     shortens = True
 
     def __call__(self, step: Step) -> Tensor:
-        model = step.f.recordable() if isinstance(step.f, Descent) else None
-        if model is None or step.energetic is None:
+        model = step.f.recordable() if isinstance(step.f, EnergyMap) else None
+        if model is None or step.info is None:
             jacobian, r = _jacobian(step.f, step.x), step.r
         else:
             # All layers at once, whatever order f takes them in: the derivative tells convexity.
-            jacobian, r = _jacobian(model.image, step.x), step.energetic.fields - step.x
+            jacobian, r = _jacobian(model.image, step.x), step.info.fields - step.x
         identity = torch.eye(step.x.shape[1], dtype=jacobian.dtype, device=jacobian.device)
         # A singular system gives infinities, which the safeguard turns down.
         change = torch.linalg.solve_ex(identity - jacobian, r.to(jacobian.dtype))[0]
         x = step.x + change.to(step.x.dtype)
-        return x if model is None else choose(_is_convex(model, step.x, jacobian), x, step.fx)
+        return x if model is None else where_sample(_is_convex(model, step.x, jacobian), x, step.fx)
 
 
-def _is_convex(f: Descent, x: Tensor, jacobian: Tensor) -> Tensor:
+def _is_convex(f: EnergyMap, x: Tensor, jacobian: Tensor) -> Tensor:
     """Whether the energy is convex around x: ``(batch,)``.
 
     In g its Hessian is D⁻¹ − S, with D = ∂g/∂x and ∂f/∂x = S D; this one is D − D S D.

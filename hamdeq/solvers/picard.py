@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hamdeq.solvers.base import Method, Solver, Step
+from hamdeq.solvers.base import Solver, SolverState, Step
 
 __all__ = ["Picard"]
 
@@ -34,13 +34,13 @@ class Picard(Solver):
         if not 0 < self.damping <= 1:
             raise ValueError(f"damping: expected a step in (0, 1], got {self.damping!r}")
 
-    def start(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> Method:
+    def start(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> SolverState:
         return _Damped(self.damping)
 
 
-class _Damped(Method):
+class _Damped(SolverState):
     def __init__(self, damping: float) -> None:
         self.damping = damping
 
-    def propose(self, step: Step) -> Tensor:
+    def next(self, step: Step) -> Tensor:
         return step.fx if self.damping == 1 else step.x + self.damping * step.r

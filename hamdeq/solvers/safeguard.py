@@ -15,14 +15,22 @@ import torch
 from torch import Tensor
 
 from hamdeq._checks import integer
-from hamdeq.solvers.base import Memory, Method, Solver, Step, choose, norm, surely_all
-from hamdeq.solvers.energy_map import Descent, Energetic
+from hamdeq.solvers.base import (
+    SampleState,
+    Solver,
+    SolverState,
+    Step,
+    all_without_sync,
+    norm,
+    where_sample,
+)
+from hamdeq.solvers.energy_map import EnergyInfo, EnergyMap
 
-__all__ = ["Accelerated", "Extrapolation"]
+__all__ = ["Extrapolation", "Safeguarded"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Accelerated(Solver):
+class Safeguarded(Solver):
     """A solver that extrapolates, under a safeguard.
 
     **Of an energy model the energy never rises** (beyond rounding): a sample moves to its
@@ -57,14 +65,14 @@ class Accelerated(Solver):
     def extrapolation(self, x0: Tensor) -> Extrapolation:
         """A fresh memory of past steps."""
 
-    def start(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> Method:
+    def start(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> SolverState:
         ahead = self.extrapolation(x0)
-        if isinstance(f, Descent):
+        if isinstance(f, EnergyMap):
             return _ByEnergy(ahead, x0)
         return _ByResidual(ahead, x0, self.growth, self.patience)
 
 
-class Extrapolation(Memory):
+class Extrapolation(SampleState):
     """What an accelerated solver remembers, and makes of it.
 
     Attributes:
@@ -79,7 +87,7 @@ class Extrapolation(Memory):
         """The next state, if all goes well; without a past, that of a plain step."""
 
 
-class _ByResidual(Method):
+class _ByResidual(SolverState):
     """Plain steps, for a while, where the residual grows or stagnates."""
 
     def __init__(self, ahead: Extrapolation, x0: Tensor, growth: float, patience: int) -> None:
@@ -90,14 +98,14 @@ class _ByResidual(Method):
         self.rest = torch.zeros_like(self.stale)
         self.calm = False
 
-    def propose(self, step: Step) -> Tensor:
+    def next(self, step: Step) -> Tensor:
         x = self.ahead(step)
-        return choose(self._fine(step.residual, norm(x).isfinite()), x, step.fx)
+        return where_sample(self._fine(step.residual, norm(x).isfinite()), x, step.fx)
 
     def _fine(self, residual: Tensor, finite: Tensor) -> Tensor:
         """Which samples need no plain step now: ``(batch,)``."""
         lower = residual < self.reference
-        if self.calm and surely_all(lower & finite):  # mostly so: there are no books to keep
+        if self.calm and all_without_sync(lower & finite):  # mostly so: there are no books to keep
             self.reference = residual
             self.stale = torch.zeros_like(self.stale)
             return finite
@@ -113,7 +121,7 @@ class _ByResidual(Method):
         self.rest = torch.where(strike, 2**self.strikes, self.rest - 1).clamp_min(0)
         plain = strike | resting
         self.stale = torch.where(plain, 0, self.stale)
-        self.calm = surely_all(self.rest == 0)
+        self.calm = all_without_sync(self.rest == 0)
         return ~plain
 
 
@@ -124,7 +132,7 @@ _SHARE = 0.1
 _ROUNDING = 16.0
 
 
-class _ByEnergy(Method):
+class _ByEnergy(SolverState):
     """Downhill from a base, the last state accepted; plain steps where nothing else goes there.
 
     With g = ∇L(x) and the force p = I(g) − x the slope of the energy is dE = −⟨p, dg⟩. A plain step
@@ -157,15 +165,15 @@ class _ByEnergy(Method):
         here = {"x": step.x, "fx": step.fx, "r": step.r, "g": g}
         if force is not step.r:
             here["force"] = force
-        self.whole = self.certain or surely_all(self.accepted)
+        self.whole = self.certain or all_without_sync(self.accepted)
         for name, value in here.items():
             last = getattr(self, name)
-            setattr(self, name, value if self.whole else choose(self.accepted, value, last))
+            setattr(self, name, value if self.whole else where_sample(self.accepted, value, last))
         if force is step.r:
             self.force = self.r
         return self.accepted
 
-    def _compare(self, f: Descent, force: Tensor, g: Tensor, terms: Tensor) -> None:
+    def _compare(self, f: EnergyMap, force: Tensor, g: Tensor, terms: Tensor) -> None:
         """Accept the samples whose energy has fallen as it should."""
         energy, before = terms.sum(0), self._energy()
         change = energy - before
@@ -185,9 +193,9 @@ class _ByEnergy(Method):
             self.length = torch.where(self.plain, _adapted(self.length, fallen), self.length)
         if self.ahead.shortens:
             self.reach = torch.where(self.plain, self.reach, _adapted(self.reach, fallen))
-        self.energy = choose(self.accepted, energy, before)
+        self.energy = where_sample(self.accepted, energy, before)
 
-    def propose(self, step: Step) -> Tensor:
+    def next(self, step: Step) -> Tensor:
         f, _ = _energetic(step)
         x = self.ahead(step)
         self.certain = f.certain and x is step.fx
@@ -197,12 +205,12 @@ class _ByEnergy(Method):
         if self.ahead.shortens:
             x = torch.lerp(step.fx, x, self.reach[:, None])
         finite = norm(x).isfinite()
-        if self.whole and surely_all(finite):
+        if self.whole and all_without_sync(finite):
             self.plain = torch.zeros_like(self.plain)
             return x
         self.plain = ~(self.accepted & finite)
         downhill = self.fx if f.certain else self.x + self.length[:, None] * self.force
-        return choose(~self.plain, x, downhill)
+        return where_sample(~self.plain, x, downhill)
 
     def select(self, rows: Tensor) -> None:
         self.energy, self.terms = self._energy(), None
@@ -221,8 +229,8 @@ def _adapted(length: Tensor, fallen: Tensor) -> Tensor:
     return torch.where(fallen, 2 * length, length / 2).clamp_max(1.0)
 
 
-def _energetic(step: Step) -> tuple[Descent, Energetic]:
+def _energetic(step: Step) -> tuple[EnergyMap, EnergyInfo]:
     """The map with an energy that was evaluated, and what is known of it."""
-    assert isinstance(step.f, Descent)
-    assert step.energetic is not None
-    return step.f, step.energetic
+    assert isinstance(step.f, EnergyMap)
+    assert step.info is not None
+    return step.f, step.info

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hamdeq.solvers.base import Method, Solver, Step, choose
-from hamdeq.solvers.energy_map import Derivatives, Descent
+from hamdeq.solvers.base import Solver, SolverState, Step, where_sample
+from hamdeq.solvers.energy_map import Derivatives, EnergyMap
 
 __all__ = ["TrustRegion"]
 
@@ -58,8 +58,8 @@ class TrustRegion(Solver):
         if not isinstance(self.inner_steps, int) or self.inner_steps < 1:
             raise ValueError(f"inner_steps: expected an integer ≥ 1, got {self.inner_steps!r}")
 
-    def start(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> Method:
-        if not isinstance(f, Descent):
+    def start(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> SolverState:
+        if not isinstance(f, EnergyMap):
             raise TypeError(
                 "TrustRegion: expected an energy model, such as eliminate() returns, got "
                 f"{type(f).__name__}; use Broyden() for plain maps"
@@ -75,7 +75,7 @@ _SHRINK, _GROW = 0.25, 4.0
 _ROUNDING = 16.0
 
 
-class _Region(Method):
+class _Region(SolverState):
     """The last state accepted, the region around it, and the step that is being tried."""
 
     def __init__(self, x0: Tensor, inner_steps: int) -> None:
@@ -91,8 +91,8 @@ class _Region(Method):
         self.started = False
 
     def accepts(self, step: Step) -> Tensor:
-        assert step.energetic is not None
-        g, fields, make_terms = step.energetic
+        assert step.info is not None
+        g, fields, make_terms = step.info
         force, terms = fields - step.x, make_terms()
         energy = terms.sum(0)
         if self.started:
@@ -116,7 +116,7 @@ class _Region(Method):
             accepted = torch.ones_like(energy, dtype=torch.bool)
         here = (("x", step.x), ("g", g), ("force", force))
         for name, value in (*here, ("energy", energy), ("residual", step.residual)):
-            setattr(self, name, choose(accepted, value, getattr(self, name)))
+            setattr(self, name, where_sample(accepted, value, getattr(self, name)))
         return accepted
 
     def _change(
@@ -131,8 +131,8 @@ class _Region(Method):
         slack = eps * (forces * torch.maximum(g.abs(), self.g.abs())).sum(1)
         return torch.where(rounded, along, change), slack
 
-    def propose(self, step: Step) -> Tensor:
-        assert isinstance(step.f, Descent)
+    def next(self, step: Step) -> Tensor:
+        assert isinstance(step.f, EnergyMap)
         derivatives = Derivatives(step.f, self.x)
         plain = _square(self.force, derivatives.gain(self.force)).sqrt()
         self.radius = torch.where(self.radius > 0, self.radius, plain)

@@ -9,7 +9,7 @@ from hamdeq.synapses.attention import Association, SelfAttention
 from hamdeq.synapses.base import Shape, Synapse, layer_shape
 from hamdeq.synapses.convolution import Conv2d
 from hamdeq.synapses.dense import Bias, Dense, Lateral
-from hamdeq.synapses.function import Interaction
+from hamdeq.synapses.function import FunctionSynapse
 from hamdeq.synapses.maps import Composed, Flatten, Map
 from hamdeq.synapses.pooling import AvgPool2d, MaxPool2d
 
@@ -21,7 +21,7 @@ __all__ = [
     "Conv2d",
     "Dense",
     "Flatten",
-    "Interaction",
+    "FunctionSynapse",
     "Lateral",
     "Map",
     "MaxPool2d",

@@ -9,10 +9,10 @@ from torch import Tensor
 from hamdeq._checks import whole
 from hamdeq.synapses.base import Shape, Synapse
 
-__all__ = ["Interaction"]
+__all__ = ["FunctionSynapse"]
 
 
-class Interaction(Synapse):
+class FunctionSynapse(Synapse):
     """A function of the layers' activations as a synapse: E = function(g₁, …, g_k).
 
     The fields are derived by automatic differentiation. A synapse that is used much is worth a
@@ -32,8 +32,8 @@ class Interaction(Synapse):
     Example:
         >>> def energy(a, b):
         ...     return -(a * b).sum(-1)
-        >>> Interaction(energy, linear_in=(0, 1))
-        Interaction(energy, linear_in=(0, 1))
+        >>> FunctionSynapse(energy, linear_in=(0, 1))
+        FunctionSynapse(energy, linear_in=(0, 1))
     """
 
     def __init__(self, function: Callable[..., Tensor], *, linear_in: Collection[int] = ()) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchdeq.solver import register_solver
 from torchdeq.solver.stat import SolverStat
 
-from hamdeq.solvers import Anderson, Broyden, Method, Newton, Picard, Solution, Solver
+from hamdeq.solvers import Anderson, Broyden, Newton, Picard, Solution, Solver, SolverState
 from hamdeq.solvers.base import norm
 from hamdeq.torchdeq_bridge.stock import OURS, STOCK, TorchDEQSolver, refuse_unknown
 
@@ -22,9 +22,10 @@ __all__ = ["Observed", "Registered", "configured", "refuse_absolute", "register"
 def register(name: str, solver: Solver) -> None:
     """Give torchdeq a configured solver under a name, for its ``f_solver`` and ``b_solver``.
 
-    The only way to options for torchdeq's backward solver: ``register("mine", Anderson(memory=8))``
-    and ``get_deq(ift=True, b_solver="mine", b_stop_mode="rel")``. Tolerance and steps are
-    torchdeq's own keys, ``f_tol``, ``f_max_iter``, ``b_tol`` and ``b_max_iter``.
+    The only way to options for torchdeq's backward solver:
+    ``register("mine", Anderson(history=8))`` and
+    ``get_deq(ift=True, b_solver="mine", b_stop_mode="rel")``. Tolerance and steps are torchdeq's
+    own keys, ``f_tol``, ``f_max_iter``, ``b_tol`` and ``b_max_iter``.
 
     Raises:
         TypeError: not a Solver.
@@ -32,7 +33,7 @@ def register(name: str, solver: Solver) -> None:
     """
     if not isinstance(solver, Solver):
         kind = type(solver).__name__
-        raise TypeError(f"solver: expected a Solver such as Anderson(memory=8), got {kind}")
+        raise TypeError(f"solver: expected a Solver such as Anderson(history=8), got {kind}")
     if name in STOCK:
         raise ValueError(f"name: expected another than torchdeq's own {STOCK}, got {name!r}")
     if (solver.tol, solver.max_steps) != (Solver.tol, Solver.max_steps):
@@ -85,7 +86,7 @@ class Observed(Solver):
     solver: Solver
     write: Callable[[SolverStat], Any]
 
-    def start(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> Method:
+    def start(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> SolverState:
         return self.solver.start(f, x0)
 
     def solve(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> Solution:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchdeq.solver import get_solver
 
-from hamdeq.solvers import Method, Solution, Solver, Status
+from hamdeq.solvers import Solution, Solver, SolverState, Status
 from hamdeq.solvers.base import norm, relative_residual
 
 __all__ = ["TorchDEQSolver", "lookup", "refuse_unknown"]
@@ -59,7 +59,7 @@ class TorchDEQSolver(Solver):
                 f"got {self.max_steps}; use max_steps ≥ 3 or hamdeq.Anderson"
             )
 
-    def start(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> Method:
+    def start(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> SolverState:
         raise TypeError("torchdeq's solvers have no single steps; call solve")
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from hamdeq.training.load import load_run
 from hamdeq.training.memory_classifier import MemoryClassifier
 from hamdeq.training.module import OtherArchitectureError
 from hamdeq.training.prediction import Prediction
-from hamdeq.training.reconstruction.questions import Questions
+from hamdeq.training.reconstruction.questions import MaskSampler
 from hamdeq.training.reconstruction.recollection import Recall, RecallPictures, recall
 from hamdeq.training.reconstruction.reconstructor import HAMReconstructor
 from hamdeq.training.reconstruction.stored import StoredExamples
@@ -22,10 +22,10 @@ __all__ = [
     "HAMClassifier",
     "HAMReconstructor",
     "HAMRegressor",
+    "MaskSampler",
     "MemoryClassifier",
     "OtherArchitectureError",
     "Prediction",
-    "Questions",
     "Recall",
     "RecallPictures",
     "ResidualPicture",

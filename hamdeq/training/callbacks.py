@@ -234,4 +234,4 @@ class Contraction(Callback):
                 "Contraction: expected a HAMClassifier or HAMReconstructor, got "
                 f"{type(module).__name__}"
             )
-        contract_(module.deq.ham, clamped=module.held, rate=self.rate)
+        contract_(module.deq.ham, clamped=module.clamped, rate=self.rate)

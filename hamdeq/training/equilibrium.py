@@ -21,7 +21,7 @@ class EquilibriumModule(Classifier):
 
     Args:
         deq: the memory.
-        held: the layers whose states every call gives in full, such as the image to classify.
+        clamped: the layers whose states every call gives in full, such as the image to classify.
         input: name of the layer of images.
         output: name of the layer of labels.
         optimizer: from parameters to an optimiser.
@@ -30,7 +30,7 @@ class EquilibriumModule(Classifier):
             ``lr · width/√(n₁ n₂)``, where that is less than ``lr``. Optimisers of Adam's kind move
             each number by about ``lr``, and so a matrix by up to lr·√(n₁ n₂) in spectral norm: of
             wide layers further in one step than weights may go that are to settle. The weights of
-            layers in `held`, which do not matter for that, can learn as fast as they will.
+            layers in `clamped`, which do not matter for that, can learn as fast as they will.
 
     Attributes:
         solution: the last batch's :class:`~hamdeq.Solution`, without its graph, for callbacks.
@@ -42,7 +42,7 @@ class EquilibriumModule(Classifier):
         self,
         deq: DEQ,
         *,
-        held: tuple[str, ...],
+        clamped: tuple[str, ...],
         input: str,
         output: str,
         optimizer: OptimizerCallable,
@@ -54,7 +54,7 @@ class EquilibriumModule(Classifier):
             raise ValueError(f"width: expected a finite number > 0 or None, got {width!r}")
         deq.ham.check_names([input, output])
         self.deq = deq
-        self.held = held
+        self.clamped = clamped
         self.input = input
         self.output = output
         self.width = width
@@ -118,7 +118,8 @@ class EquilibriumModule(Classifier):
             p: min(1.0, self.width / math.sqrt(p.shape[0] * p.shape[1:].numel()))
             for layers, synapse in self.deq.ham.connections
             # A constant field of one layer, a bias, is no weight, whatever its shape.
-            if not set(self.held) & set(layers) and (len(layers) > 1 or not synapse.is_linear_in(0))
+            if not set(self.clamped) & set(layers)
+            and (len(layers) > 1 or not synapse.is_linear_in(0))
             for p in synapse.parameters()
             if p.dim() > 1
         }
@@ -156,7 +157,7 @@ class HAMPredictor(EquilibriumModule):
             raise ValueError(f"deq: expected one clamped layer, the input, got {deq.clamped}")
         super().__init__(
             deq,
-            held=deq.clamped,
+            clamped=deq.clamped,
             input=deq.clamped[0],
             output=output,
             optimizer=optimizer,

@@ -33,7 +33,7 @@ from hamdeq import (
     clamp,
     eliminate,
 )
-from hamdeq.implicit import solve
+from hamdeq.implicit import solve_state
 
 BATCH, WIDTH, HIDDEN = 64, 522, 512
 Problem = tuple[Callable[[Tensor], Tensor] | EnergyModel, Tensor | dict[str, Tensor]]
@@ -42,7 +42,7 @@ SOLVERS: dict[str, Solver] = {
     "torchdeq's Anderson": TorchDEQSolver(name="anderson"),
     "Picard": Picard(),
     "Anderson": Anderson(),
-    "Anderson(memory=10)": Anderson(memory=10),
+    "Anderson(history=10)": Anderson(history=10),
     "Broyden": Broyden(),
     "Newton": Newton(),
 }
@@ -115,7 +115,7 @@ PROBLEMS: dict[str, tuple[Callable[[float], Problem], float]] = {
 
 def evaluations(solver: Solver, problem: Problem, tol: float) -> str:
     f, x0 = problem
-    solution = solve(f, x0, replace(solver, tol=tol, max_steps=1000, fallback_steps=0))
+    solution = solve_state(f, x0, replace(solver, tol=tol, max_steps=1000, fallback_steps=0))
     return str(int(solution.steps.max())) if solution.converged.all() else "–"
 
 

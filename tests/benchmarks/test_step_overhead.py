@@ -16,12 +16,12 @@ from test_solver_evaluations import bipartite, even_odd, linear
 
 from hamdeq import Anderson, Broyden, Picard
 from hamdeq.implicit.equilibrium import as_rows
-from hamdeq.solvers.layout import Form
+from hamdeq.solvers.layout import StateLayout
 
 SOLVERS = {
     "Picard": Picard,
     "Anderson": Anderson,
-    "Anderson(memory=10)": lambda **options: Anderson(memory=10, **options),
+    "Anderson(history=10)": lambda **options: Anderson(history=10, **options),
     "Broyden": Broyden,
 }
 PROBLEMS = {
@@ -36,7 +36,7 @@ def test_step(benchmark, name):
     build, size = PROBLEMS[name]
     torch.manual_seed(0)
     f, x0 = build(size)
-    form = Form(x0)
+    form = StateLayout(x0)
     f, x0 = as_rows(f, form), form.flatten(x0)
     times: dict[str, list[float]] = {label: [] for label in ("f", *SOLVERS)}
 

@@ -28,19 +28,19 @@ from hamdeq import (
     TorchDEQSolver,
     clamp,
 )
-from hamdeq.solvers.base import Method, Step
+from hamdeq.solvers.base import SolverState, Step
 
 pytest.importorskip("sklearn")
 TensorBatches = pytest.importorskip("hamdeq.data.batches").TensorBatches
 
 
-class Unguarded(Method):
+class Unguarded(SolverState):
     """Anderson's method and nothing else."""
 
     def __init__(self, solver, x0):
         self.ahead = solver.extrapolation(x0)
 
-    def propose(self, step: Step) -> torch.Tensor:
+    def next(self, step: Step) -> torch.Tensor:
         return self.ahead(step)
 
 

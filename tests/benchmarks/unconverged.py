@@ -48,7 +48,7 @@ from hamdeq import (
     Synapse,
     Tanh,
 )
-from hamdeq.solvers.layout import Form
+from hamdeq.solvers.layout import StateLayout
 from hamdeq.solvers.newton import _jacobian
 
 SOLVERS = {"broyden": Broyden, "anderson": Anderson, "newton": Newton, "picard": Picard}
@@ -158,7 +158,7 @@ def saddles(deq: DEQ, states: State, value: State) -> Tensor:
     x = {name: value[name].detach().double() for name in model.visible}
     if not x:
         return torch.zeros(len(states["layer0"]), dtype=torch.bool)
-    form = Form(x)
+    form = StateLayout(x)
     flat = form.flatten(x)
     gains = _jacobian(form.rows(model.activations), flat)
     slopes = _jacobian(form.rows(model.fields), form.flatten(model.activations(x)))

@@ -44,8 +44,8 @@ from hamdeq import (
 )
 from hamdeq.elimination.eliminate import Reduced
 from hamdeq.energy.clamping import clamp
-from hamdeq.solvers.energy_map import Descent
-from hamdeq.solvers.layout import Form
+from hamdeq.solvers.energy_map import EnergyMap
+from hamdeq.solvers.layout import StateLayout
 
 # Dynamo looks for a .grad on all tensors it meets, also on what the held layers exert, which is no
 # leaf. It hides the warning from users, but not from those to whom warnings are errors.
@@ -127,9 +127,9 @@ def ham_update(memory: Memory) -> tuple[Callable[..., Any], Any]:
     return memory.ham.update, memory.state(4, full=True)
 
 
-def descent(memory: Memory) -> tuple[Descent, Tensor]:
-    form = Form(memory.state(4))
-    return Descent(memory.reduced(memory.images(4)), form), form.flatten(memory.state(4))
+def descent(memory: Memory) -> tuple[EnergyMap, Tensor]:
+    form = StateLayout(memory.state(4))
+    return EnergyMap(memory.reduced(memory.images(4)), form), form.flatten(memory.state(4))
 
 
 def descent_call(memory: Memory) -> tuple[Callable[..., Any], Any]:
@@ -259,9 +259,9 @@ class TestBatches:
     @all_memories
     def test_of_what_a_solver_is_left_with(self, memory: Callable[[], Memory]) -> None:
         built, count = memory(), Counting()
-        form = Form(built.state(20))
-        f = Descent(built.reduced(built.images(20)), form)
-        compiled = torch.compile(Descent.step, fullgraph=True, backend=count)
+        form = StateLayout(built.state(20))
+        f = EnergyMap(built.reduced(built.images(20)), form)
+        compiled = torch.compile(EnergyMap.step, fullgraph=True, backend=count)
         sizes = (20, 13, 9, 7, 4, 3, 2)
         for size in sizes:
             f = f.select(torch.arange(size))

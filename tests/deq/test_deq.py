@@ -436,7 +436,7 @@ class TestModule:
         assert not torch.equal(other({"input": images()}).value["output"], before)
 
     def test_pickle(self) -> None:
-        deq = DEQ(chain(), solver=Broyden(memory=4), adjoint=Unrolled(3), splitting=None)
+        deq = DEQ(chain(), solver=Broyden(history=4), adjoint=Unrolled(3), splitting=None)
         other = pickle.loads(pickle.dumps(deq))
         assert (other.solver, other.adjoint) == (deq.solver, deq.adjoint)
         value = deq({"input": images()}).value["output"]
@@ -547,7 +547,7 @@ class TestModule:
         assert torch.equal(value, x)
 
     def test_repr_names_the_choices(self) -> None:
-        text = repr(DEQ(chain(), solver=Anderson(memory=3)))
+        text = repr(DEQ(chain(), solver=Anderson(history=3)))
         assert "memory=3" in text
         assert "splitting='even-odd'" in text
         assert "Implicit" in text

@@ -39,9 +39,9 @@ from hamdeq import (
     ConjugateGradient,
     Dense,
     EquilibriumPropagation,
+    FunctionSynapse,
     Identity,
     Implicit,
-    Interaction,
     Lateral,
     LayerNorm,
     MaxPool2d,
@@ -61,9 +61,9 @@ from hamdeq import (
 )
 from hamdeq.energy.model import Connection
 from hamdeq.solvers.base import Step
-from hamdeq.solvers.energy_map import Descent
-from hamdeq.solvers.layout import Form
-from hamdeq.solvers.safeguard import Accelerated, Extrapolation
+from hamdeq.solvers.energy_map import EnergyMap
+from hamdeq.solvers.layout import StateLayout
+from hamdeq.solvers.safeguard import Extrapolation, Safeguarded
 
 EPS = torch.finfo(torch.float64).eps
 TIGHT = Newton(tol=1e-13, max_steps=300)
@@ -156,7 +156,7 @@ def random_memory(seed: int, **options: Any) -> Case:
     edges = [pair for pair in pairs if rng.random() < 0.8] or pairs[:1]
     edges += [(i, i) for i in range(n) if options.pop(f"lateral{i}", False)]
     triples = [(0, 1, 2)] if rng.random() < 0.3 else []
-    return memory(edges, n, seed=seed, triples=triples, held=seed % 2 == 0, **options)
+    return memory(edges, n, seed=seed, triples=triples, clamped=seed % 2 == 0, **options)
 
 
 def sweep_by_hand(case: Case, hidden: Sequence[str], x: State) -> State:
@@ -334,7 +334,7 @@ class Nowhere(Extrapolation):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lost(Accelerated):
+class Lost(Safeguarded):
     """A solver that is left with plain steps."""
 
     def extrapolation(self, x0: Tensor) -> Extrapolation:
@@ -352,11 +352,11 @@ def test_plain_steps_of_a_solver(lateral: bool) -> None:
     for seed in range(6):
         one = random_memory(seed, kinds=BOUNDED[:2], scale=4.0, batch=1, **within)
         case, hidden = one.swept()
-        f = Descent(case.model(hidden), Form(case.visible(hidden)))
+        f = EnergyMap(case.model(hidden), StateLayout(case.visible(hidden)))
         assert f.certain != lateral
         seen: list[Tensor] = []
 
-        class Seeing(Descent):
+        class Seeing(EnergyMap):
             def step(self, x: Tensor) -> Any:
                 seen.append(x)  # noqa: B023
                 return super().step(x)
@@ -395,10 +395,10 @@ def test_newtons_method_solves_a_quadratic_energy_in_one_step() -> None:
             "batch": 8,
             "seed": seed,
         }
-        case, hidden = memory(edges, 4, held=False, **options).swept()
+        case, hidden = memory(edges, 4, clamped=False, **options).swept()
         reduced, x0 = case.model(hidden), case.visible(hidden)
-        form = Form(x0)
-        f = Descent(reduced, form).select(torch.tensor([0])).fields
+        form = StateLayout(x0)
+        f = EnergyMap(reduced, form).select(torch.tensor([0])).fields
         weights = torch.autograd.functional.jacobian(f, form.flatten(x0)[:1])[0, :, 0]
         if torch.linalg.eigvalsh(weights)[-1] > 0.95:  # of the energy's Hessian, 1 − weights
             continue
@@ -440,14 +440,16 @@ def test_synapses_that_are_not_linear(solver: str, kind: str) -> None:
         others = [
             (
                 ("a", "b"),
-                Interaction(lambda a, b: -((a.flatten(1) @ readout) * b).sum(1), linear_in=(0, 1)),
+                FunctionSynapse(
+                    lambda a, b: -((a.flatten(1) @ readout) * b).sum(1), linear_in=(0, 1)
+                ),
             )
         ]
         if kind == "attention":
             others.append((("a",), SelfAttention(4, 2, 3)))
         else:
-            others.append((("a",), Interaction(lambda a: -a.flatten(1).prod(1))))
-    drive = Interaction(lambda i, a: -((i @ project) * a.flatten(1)).sum(1), linear_in=(0, 1))
+            others.append((("a",), FunctionSynapse(lambda a: -a.flatten(1).prod(1))))
+    drive = FunctionSynapse(lambda i, a: -((i @ project) * a.flatten(1)).sum(1), linear_in=(0, 1))
     ham = HAM(neurons, [(("input", "a"), drive), *others]).double()
     options: Any = {"solver": dataclasses.replace(SOLVERS[solver], tol=1e-9, max_steps=300)}
     deq, whole = (DEQ(ham, splitting=s, **options) for s in ("sweep", None))  # type: ignore[arg-type]
@@ -506,8 +508,8 @@ def test_the_map_knows_its_energy(name: str) -> None:
     """x − I(g) is the energy's gradient in g, and S and D are symmetric, in any order of layers."""
     reduced = DEQ(graph(name), splitting="sweep").reduced({"input": images(1)})
     x = {a: normal(1, SIZES[a], seed=i) for i, a in enumerate(reduced.visible)}
-    form = Form(x)
-    f, flat = Descent(reduced, form), form.flatten(x).requires_grad_()
+    form = StateLayout(x)
+    f, flat = EnergyMap(reduced, form), form.flatten(x).requires_grad_()
     fx, (g, fields, terms) = f.step(flat)
     torch.testing.assert_close(fields, f.fields(g), rtol=0, atol=0)
     torch.testing.assert_close(f.image(flat), fields, rtol=0, atol=0)
@@ -566,9 +568,9 @@ def test_copies_and_settings() -> None:
     deq = DEQ(graph("complete"), splitting="sweep")
     given = {"input": images()}
     mask = torch.tensor([True, False, True, False])
-    expected = deq(given).value, deq(given, known={"input": mask}).value
+    expected = deq(given).value, deq(given, observed={"input": mask}).value
     for other in (copy.deepcopy(deq), pickle.loads(pickle.dumps(deq))):
-        found = other(given).value, other(given, known={"input": mask}).value
+        found = other(given).value, other(given, observed={"input": mask}).value
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert "splitting='sweep'" in repr(deq)
 

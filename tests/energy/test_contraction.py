@@ -19,8 +19,8 @@ from hamdeq import (
     Dense,
     Exp,
     Flatten,
+    FunctionSynapse,
     Identity,
-    Interaction,
     Lateral,
     LayerNorm,
     MaxPool2d,
@@ -500,8 +500,8 @@ def test_what_has_no_bound_is_named(check):
     check(pool, clamped=["input", "a"])  # of what is held it is a constant field
     with pytest.raises(TypeError, match=r"MaxPool2d \('a', 'b'\)"):
         check(pool, clamped=["input", "b"])
-    square = Interaction(lambda g, h: (g * h).sum(-1) ** 2)
-    with pytest.raises(TypeError, match=r"Interaction \('a', 'b'\).*no bound is known"):
+    square = FunctionSynapse(lambda g, h: (g * h).sum(-1) ** 2)
+    with pytest.raises(TypeError, match=r"FunctionSynapse \('a', 'b'\).*no bound is known"):
         check(between(square))
     tokens = HAM(
         {"input": Neurons((5, 4), Identity()), "a": Neurons((5, 4), LayerNorm())},

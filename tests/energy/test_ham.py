@@ -469,14 +469,14 @@ def test_energy_terms_of_a_clamped_memory_come_in_a_fixed_order():
     x = state(ham)
     clamped = clamp(ham, {"input": x["input"]})
     terms = list(clamped.energy_terms({a: x[a] for a in clamped.layers}))
-    assert [t for t in terms if t.startswith("held")] == [f"held–{a}" for a in clamped.layers]
+    assert [t for t in terms if t.startswith("clamped")] == [f"clamped–{a}" for a in clamped.layers]
 
 
 def test_clamp_refuses_what_it_cannot_hold():
     ham = chain()
     x = state(ham)
     with pytest.raises(
-        ValueError, match=r"held: expected states of at least one of .*'input'.* none"
+        ValueError, match=r"clamped: expected states of at least one of .*'input'.* none"
     ):
         clamp(ham, {})
     with pytest.raises(ValueError, match=r"unknown layer 'inputs': this HAM has \['input'"):

@@ -21,9 +21,9 @@ from hamdeq import (
     Dense,
     EquilibriumPropagation,
     Flatten,
+    FunctionSynapse,
     Identity,
     Implicit,
-    Interaction,
     Neurons,
     Picard,
     Sigmoid,
@@ -271,7 +271,7 @@ def test_a_function_that_is_a_module_has_its_weights_computed_once() -> None:
     energy.linear.register_forward_hook(lambda *args: seen.append(energy.linear.weight_u.clone()))
     neurons = {"input": Neurons(N, Identity()), "hidden": Neurons(N, Tanh())}
     ham = HAM(
-        neurons, [(("input", "hidden"), Dense(N, N)), (("hidden",), Interaction(energy))]
+        neurons, [(("input", "hidden"), Dense(N, N)), (("hidden",), FunctionSynapse(energy))]
     ).train()
     before = energy.linear.weight_u.clone()
     deq = DEQ(ham, splitting=None, on_failure="ignore")

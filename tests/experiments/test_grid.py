@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 
+from hamdeq.experiments.hyperparameters import grid
 from hamdeq.experiments.hyperparameters.grid import Kernel, Networks, Training, measure, relax
 from hamdeq.memories import (
     DenseAssociativeMemory,
@@ -15,7 +16,6 @@ from hamdeq.memories import (
     Polynomial,
     RectifiedPolynomial,
     Synchronous,
-    grid,
 )
 from hamdeq.optim import NormalisedSGD
 

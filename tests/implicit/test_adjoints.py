@@ -47,8 +47,8 @@ from hamdeq import (
     fixed_point,
 )
 from hamdeq.implicit.base import Graph
-from hamdeq.solvers.energy_map import Descent
-from hamdeq.solvers.layout import Form
+from hamdeq.solvers.energy_map import EnergyMap
+from hamdeq.solvers.layout import StateLayout
 
 # Far below what gradients are compared to.
 EXACT = Anderson(tol=1e-13, max_steps=500)
@@ -161,25 +161,25 @@ class TestExact:
         assert all(3.5 < a / b < 4.5 for a, b in itertools.pairwise(errors)), errors
 
 
-def system(kind: str, splitting: Any = "even-odd") -> tuple[Descent, Tensor, Tensor]:
+def system(kind: str, splitting: Any = "even-odd") -> tuple[EnergyMap, Tensor, Tensor]:
     """A memory's map of rows, its equilibria, and right-hand sides."""
     deq = memory(kind, splitting=splitting)
     with torch.no_grad():
         reduced = deq.reduced({"input": inputs(6)})
         value = deq({"input": inputs(6)}).value
-    form = Form({name: value[name] for name in reduced.visible})
+    form = StateLayout({name: value[name] for name in reduced.visible})
     x = form.flatten({name: value[name] for name in reduced.visible})
     generator = torch.Generator().manual_seed(3)
-    return Descent(reduced, form), x, torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    return EnergyMap(reduced, form), x, torch.randn(x.shape, generator=generator, dtype=x.dtype)
 
 
-def residual(f: Descent, x: Tensor, c: Tensor, v: Tensor) -> Tensor:
+def residual(f: EnergyMap, x: Tensor, c: Tensor, v: Tensor) -> Tensor:
     """‖c + Jᵀv − v‖/‖c + Jᵀv‖ a sample."""
     image = c + torch.autograd.functional.vjp(f, x, v)[1]  # type: ignore[operator]
     return (image - v).norm(dim=1) / image.norm(dim=1)
 
 
-def dense(f: Descent, x: Tensor, c: Tensor) -> Tensor:
+def dense(f: EnergyMap, x: Tensor, c: Tensor) -> Tensor:
     """(I − Jᵀ)⁻¹ c a sample."""
     jacobian: Any = torch.autograd.functional.jacobian(lambda x: f(x).sum(0), x)
     return torch.linalg.solve(torch.eye(x.shape[1]).to(x) - jacobian.permute(1, 2, 0), c)
@@ -196,10 +196,10 @@ def saddle(w: float) -> HAM:
     return ham.double()
 
 
-def at_saddle(w: float, c: Tensor) -> tuple[Descent, Tensor]:
+def at_saddle(w: float, c: Tensor) -> tuple[EnergyMap, Tensor]:
     held = clamp(saddle(w).to(c.dtype), {"input": c.new_zeros(len(c), 3)})
-    form = Form({name: c.new_zeros(len(c), 1) for name in "ab"})
-    return Descent(held, form), torch.zeros_like(c)
+    form = StateLayout({name: c.new_zeros(len(c), 1) for name in "ab"})
+    return EnergyMap(held, form), torch.zeros_like(c)
 
 
 class TestConjugateGradient:

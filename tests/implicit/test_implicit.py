@@ -110,7 +110,7 @@ class TestExact:
         Picard(tol=1e-12, max_steps=2000),
         Picard(tol=1e-12, max_steps=2000, damping=0.5),
         Broyden(tol=1e-12, max_steps=500),
-        Anderson(tol=1e-12, max_steps=500, memory=2),
+        Anderson(tol=1e-12, max_steps=500, history=2),
     ],
     ids=str,
 )

@@ -20,8 +20,8 @@ from hamdeq import (
     ConvergenceError,
     Dense,
     EquilibriumPropagation,
+    FunctionSynapse,
     Implicit,
-    Interaction,
     Neurons,
     Phantom,
     Picard,
@@ -82,7 +82,7 @@ def shared() -> HAM:
 
 def derived() -> HAM:
     neurons = {name: Neurons(6, Sigmoid()) for name in ("input", "a", "output")}
-    product = Interaction(lambda a, b: -(a * b).sum(-1) / 2, linear_in=(0, 1))
+    product = FunctionSynapse(lambda a, b: -(a * b).sum(-1) / 2, linear_in=(0, 1))
     return HAM(neurons, [(("input", "a"), product), (("a", "output"), product), (("a",), Bias(6))])
 
 
@@ -143,9 +143,11 @@ def test_vmap_over_any_dimension_and_over_a_mask(in_dim: int) -> None:
     deq = chain(splitting="sweep")
     x = samples(5)[:, None].expand(5, 2, 6).contiguous()
     mask = torch.arange(6) % 2 == 0
-    expected = torch.stack([deq({"input": xs}, known={"input": mask}).value["output"] for xs in x])
+    expected = torch.stack(
+        [deq({"input": xs}, observed={"input": mask}).value["output"] for xs in x]
+    )
     found = vmap(
-        lambda xs: deq({"input": xs}, known={"input": mask}).value["output"], in_dims=in_dim
+        lambda xs: deq({"input": xs}, observed={"input": mask}).value["output"], in_dims=in_dim
     )(x.movedim(0, in_dim))
     torch.testing.assert_close(found, expected, **CLOSE)
 

@@ -416,7 +416,7 @@ class TestHalfPrecision:
 
     def test_functions_of_what_is_large(self):
         x = (200 * normal(S, D)).half()
-        assert not functional.separation(x).isnan().any()
+        assert not functional.pattern_separation(x).isnan().any()
         assert not functional.energy(x, x).isnan().any()
         assert not functional.error_bound(x).isnan().any()
 

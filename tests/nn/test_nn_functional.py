@@ -19,8 +19,8 @@ from hamdeq.nn.functional import (
     energy,
     error_bound,
     metastability,
+    pattern_separation,
     retrieve,
-    separation,
     settle,
 )
 
@@ -171,14 +171,14 @@ class TestBruteForce:
 class TestSeparation:
     def test_by_hand(self) -> None:
         stored = normal(2, 5, 3, seed=1)
-        got = separation(stored)
+        got = pattern_separation(stored)
         for n in range(2):
             for i in range(5):
                 own = stored[n, i] @ stored[n, i]
                 others = max(float(stored[n, i] @ stored[n, j]) for j in range(5) if j != i)
                 assert got[n, i].item() == pytest.approx(own.item() - others, abs=1e-13)
-        assert separation(normal(1, 3)).tolist() == [math.inf]
-        assert separation(normal(2, 0, 3)).shape == (2, 0)
+        assert pattern_separation(normal(1, 3)).tolist() == [math.inf]
+        assert pattern_separation(normal(2, 0, 3)).shape == (2, 0)
 
     @pytest.mark.parametrize("size", [2, 8, 64])
     @pytest.mark.parametrize("count", [2, 5, 40])
@@ -213,7 +213,7 @@ class TestSeparation:
         assert whole.shape == (2, 5)
         for i in range(5):
             largest = stored.norm(dim=-1).amax(-1)
-            gap = separation(stored)[:, i] - 2 * distance[:, i] * largest
+            gap = pattern_separation(stored)[:, i] - 2 * distance[:, i] * largest
             torch.testing.assert_close(whole[:, i], 8 * torch.exp(-0.5 * gap) * largest, **CLOSE)
 
     def test_settles_in_one_update_where_well_separated(self) -> None:

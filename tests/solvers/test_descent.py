@@ -44,8 +44,8 @@ from hamdeq import (
     fixed_point,
     two_colouring,
 )
-from hamdeq.solvers.energy_map import Descent, Energetic
-from hamdeq.solvers.layout import Form
+from hamdeq.solvers.energy_map import EnergyInfo, EnergyMap
+from hamdeq.solvers.layout import StateLayout
 
 # ---------------------------------------------------------------- what goes downhill by itself
 
@@ -164,8 +164,8 @@ def pair(request: pytest.FixtureRequest) -> tuple[EnergyModel, State]:
 
 def test_the_map_is_the_update(pair: tuple[EnergyModel, State]) -> None:
     model, x = pair
-    form = Form(x)
-    f, rows = Descent(model, form), form.flatten(x)
+    form = StateLayout(x)
+    f, rows = EnergyMap(model, form), form.flatten(x)
     with torch.no_grad():
         expected = form.flatten(model.update(x))
         torch.testing.assert_close(f(rows), expected, rtol=0, atol=0)
@@ -185,9 +185,9 @@ def test_the_map_is_the_update(pair: tuple[EnergyModel, State]) -> None:
 
 def test_what_the_terms_lack_belongs_to_the_held_layers() -> None:
     for name, (model, x) in models().items():
-        form = Form(x)
+        form = StateLayout(x)
         with torch.no_grad():
-            terms = Descent(model, form).step(form.flatten(x))[1].terms()
+            terms = EnergyMap(model, form).step(form.flatten(x))[1].terms()
             assert terms.shape[1:] == (ROWS,)
             rest = model.energy(x) - terms.sum(0)
             held = name in ("clamped", "reduced", "other colour", "partial")
@@ -204,8 +204,8 @@ def test_what_the_terms_lack_belongs_to_the_held_layers() -> None:
 def test_both_halves_have_symmetric_derivatives(pair: tuple[EnergyModel, State]) -> None:
     model, x = pair
     row = torch.tensor([4])
-    form = Form(x)
-    f, rows = Descent(model, form).select(row), form.flatten(x)[row]
+    form = StateLayout(x)
+    f, rows = EnergyMap(model, form).select(row), form.flatten(x)[row]
     g = f.activations(rows).detach()
 
     def jacobian(h: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
@@ -232,10 +232,10 @@ def test_a_selection_is_the_rows_of_the_whole(
     pair: tuple[EnergyModel, State], rows: list[int]
 ) -> None:
     model, x = pair
-    form = Form(x)
-    whole, flat = Descent(model, form), form.flatten(x)
+    form = StateLayout(x)
+    whole, flat = EnergyMap(model, form), form.flatten(x)
 
-    def check(part: Descent, rows: list[int]) -> None:
+    def check(part: EnergyMap, rows: list[int]) -> None:
         # A product of matrices may round otherwise in another batch.
         close = {"rtol": 1e-12, "atol": 1e-13}
         here = flat[rows]
@@ -300,14 +300,14 @@ def test_no_sample_depends_on_its_batch(
         solver = Picard(tol=1e-6, max_steps=100, damping=0.5)
     deq = DEQ(ham, splitting=splitting, solver=solver, on_failure="ignore")  # type: ignore[arg-type]
     sizes: list[int] = []
-    step = Descent.step
+    step = EnergyMap.step
 
-    def counting(self: Descent, x: Tensor) -> tuple[Tensor, Energetic]:
+    def counting(self: EnergyMap, x: Tensor) -> tuple[Tensor, EnergyInfo]:
         sizes.append(len(x))
         return step(self, x)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Descent, "step", counting)
+        patch.setattr(EnergyMap, "step", counting)
         whole = settle(deq, range(32))
     # Samples really dropped out, more than once.
     assert len(sizes) == whole.n_evals
@@ -355,7 +355,7 @@ def test_a_bad_input_harms_no_other_sample(name: str, splitting: str | None, bad
         hidden = case.hidden(splitting)
         x0 = case.visible(hidden)
         good = watch(case, hidden, solver).solution
-        broken = {a: x.clone() for a, x in case.held.items()}
+        broken = {a: x.clone() for a, x in case.clamped.items()}
         for x in broken.values():
             x[lost] = bad
         model = clamp(case.ham, broken)
@@ -366,7 +366,7 @@ def test_a_bad_input_harms_no_other_sample(name: str, splitting: str | None, bad
                 solver=solver,
                 on_failure="ignore",
             )
-        value = Form(x0).flatten(solution.value)
+        value = StateLayout(x0).flatten(solution.value)
         assert good.converged[others].sum() >= 3
         torch.testing.assert_close(value[others], good.value[others], rtol=1e-12, atol=1e-12)
         assert solution.steps[others].tolist() == good.steps[others].tolist()
@@ -376,7 +376,7 @@ def test_a_bad_input_harms_no_other_sample(name: str, splitting: str | None, bad
             assert solution.status[lost].tolist() == [Status.DIVERGED] * 2
             assert solution.steps[lost].tolist() == [1, 1]
             # The best finite state is the first, as there is no other.
-            assert torch.equal(value[lost], Form(x0).flatten(x0)[lost])
+            assert torch.equal(value[lost], StateLayout(x0).flatten(x0)[lost])
         assert value.isfinite().all()
 
 

@@ -65,7 +65,7 @@ def test_newton_works_in_inference_mode(known: bool) -> None:
     deq = DEQ(HAM(neurons, connections), ("a", "d"), splitting=None, solver=Newton(tol=1e-6))
     given = {name: torch.rand(9, 4) for name in "ad"}
     mask = {"d": torch.tensor([True, False, True, False])} if known else None
-    expected = deq(given, known=mask).value
+    expected = deq(given, observed=mask).value
     with torch.inference_mode():
-        found = deq(given, known=mask).value
+        found = deq(given, observed=mask).value
     torch.testing.assert_close(found, {name: x.detach() for name, x in expected.items()})

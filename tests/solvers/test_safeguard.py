@@ -41,7 +41,7 @@ from hamdeq import (
     eliminate,
     fixed_point,
 )
-from hamdeq.solvers.layout import Form
+from hamdeq.solvers.layout import StateLayout
 
 # ------------------------------------------------------------------------- the promise
 
@@ -182,7 +182,7 @@ def test_weak_bounded_memories_converge() -> None:
 
 def linear(case: Case) -> tuple[float, State]:
     """Of a memory of identities: the largest eigenvalue of its weights, and where it can rest."""
-    form, layered = Form(case.start), case.layered()
+    form, layered = StateLayout(case.start), case.layered()
     zero = torch.zeros_like(form.flatten(case.start))
     n = zero.shape[1]
     unit, rows = torch.eye(n, dtype=torch.float64), torch.zeros(n, dtype=torch.long)
@@ -193,10 +193,10 @@ def linear(case: Case) -> tuple[float, State]:
 
     with torch.no_grad():
         weights = field(unit) - field(torch.zeros_like(unit))
-        drive = form.flatten(layered.fields(form.restore(zero)))
+        drive = form.flatten(layered.fields(form.unflatten(zero)))
         rest = torch.linalg.solve(unit - weights.T, drive.T).T
     torch.testing.assert_close(weights, weights.T, rtol=0, atol=1e-13)
-    return torch.linalg.eigvalsh(weights)[-1].item(), form.restore(rest)
+    return torch.linalg.eigvalsh(weights)[-1].item(), form.unflatten(rest)
 
 
 @pytest.mark.parametrize("splitting", SPLITTINGS)
@@ -340,8 +340,8 @@ def test_the_energy_changes_neither_equilibrium_nor_gradient(
         hidden = case.hidden(splitting)
         x0 = case.visible(hidden)
         weights = {a: normal(*x.shape, seed=40) for a, x in x0.items()}
-        case.held = {a: x.requires_grad_() for a, x in case.held.items()}
-        inputs = [*case.held.values(), *case.ham.parameters()]
+        case.clamped = {a: x.requires_grad_() for a, x in case.clamped.items()}
+        inputs = [*case.clamped.values(), *case.ham.parameters()]
 
         def gradient(value: State) -> tuple[Tensor, ...]:
             loss = torch.stack([(value[a] * weights[a]).sum() for a in value]).sum()  # noqa: B023

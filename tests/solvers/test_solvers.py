@@ -19,10 +19,10 @@ SOLVERS = {
     "picard": Picard(),
     "damped": Picard(damping=0.5),
     "anderson": Anderson(),
-    "anderson1": Anderson(memory=1),
+    "anderson1": Anderson(history=1),
     "anderson_sharp": Anderson(ridge=0.0),
     "broyden": Broyden(),
-    "broyden3": Broyden(memory=3),
+    "broyden3": Broyden(history=3),
     "newton": Newton(),
 }
 BATCH = 6

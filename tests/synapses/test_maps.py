@@ -19,9 +19,9 @@ from hamdeq import (
     Conv2d,
     Dense,
     Flatten,
+    FunctionSynapse,
     Identity,
     Implicit,
-    Interaction,
     Map,
     MaxPool2d,
     Neurons,
@@ -304,7 +304,7 @@ def pooled(lagrangian, seed=0):
         },
         [
             (("image", "pool"), MaxPool2d(2)),
-            (("input", "image"), Interaction(product, linear_in=(0, 1))),
+            (("input", "image"), FunctionSynapse(product, linear_in=(0, 1))),
             (("pool",), Bias((2, 2, 2))),
         ],
     ).double()

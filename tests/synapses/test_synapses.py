@@ -13,8 +13,8 @@ from hamdeq import (
     Association,
     Bias,
     Dense,
+    FunctionSynapse,
     Identity,
-    Interaction,
     Lateral,
     LayerNorm,
     Neurons,
@@ -95,11 +95,11 @@ KINDS = {
     "Images": lambda: Images(),
     "Association": lambda: Association(heads=2, states=3, stored=4, size=2),
     "Lateral": lambda: Lateral(4),
-    "Interaction of a module": lambda: with_shapes(
-        Interaction(Bilinear(), linear_in=(0, 1)), (3,), (2,)
+    "FunctionSynapse of a module": lambda: with_shapes(
+        FunctionSynapse(Bilinear(), linear_in=(0, 1)), (3,), (2,)
     ),
-    "Interaction of three": lambda: with_shapes(
-        Interaction(cubic, linear_in=[2]), (3,), (3,), (3,)
+    "FunctionSynapse of three": lambda: with_shapes(
+        FunctionSynapse(cubic, linear_in=[2]), (3,), (3,), (3,)
     ),
     "SelfAttention": lambda: with_shapes(SelfAttention(3, 2, 4), (5, 3)),
     "SelfAttention, two tokens": lambda: with_shapes(SelfAttention(2, 1, 1, beta=3.0), (2, 2)),
@@ -321,7 +321,7 @@ def attention(tokens, dim=4, **kwargs):
         {"input": Neurons(shape, Identity()), "tokens": Neurons(shape, LayerNorm())},
         [
             (("tokens",), SelfAttention(dim, 2, 3, **kwargs)),
-            (("input", "tokens"), Interaction(inner_product, linear_in=(0, 1))),
+            (("input", "tokens"), FunctionSynapse(inner_product, linear_in=(0, 1))),
         ],
     ).double()
 
@@ -404,7 +404,7 @@ def test_energy_of_attention_falls_by_small_steps_to_rest():
     torch.testing.assert_close(field, solution.value["tokens"], rtol=1e-8, atol=1e-8)
     # As a layer, from its own start; its weights learn.
     deq = DEQ(ham, splitting=None, solver=Picard(damping=0.3, tol=1e-8, max_steps=5000))
-    loss = deq({"input": held.held["input"]}).value["tokens"].square().sum()
+    loss = deq({"input": held.clamped["input"]}).value["tokens"].square().sum()
     assert all(g.any() for g in torch.autograd.grad(loss, [*deq.parameters()]))
 
 
@@ -429,7 +429,7 @@ def test_an_interaction_settles_as_the_synapse_it_equals():
     with torch.no_grad():
         dense.weight.copy_(module.weight)
     values = []
-    for synapse in (dense, Interaction(module, linear_in=(0, 1))):
+    for synapse in (dense, FunctionSynapse(module, linear_in=(0, 1))):
         neurons = {"input": Neurons(3, Sigmoid()), "output": Neurons(2, Sigmoid())}
         deq = DEQ(HAM(neurons, [(("input", "output"), synapse)])).double()
         value = deq({"input": normal(4, 3)}).value["output"]
@@ -446,24 +446,24 @@ def test_a_function_with_the_wrong_shape_is_named():
     with pytest.raises(
         ValueError, match=r"summed: expected one scalar a sample, of shape \(3,\)"
     ) as e:
-        Interaction(summed).energy(a, b)
+        FunctionSynapse(summed).energy(a, b)
     assert "got (); it is summed over the batch" in str(e.value)
     with pytest.raises(ValueError, match=r"got \(3, 4\); sum over the axes of each sample"):
-        Interaction(torch.mul).field(0, a, b)
+        FunctionSynapse(torch.mul).field(0, a, b)
     with pytest.raises(TypeError, match=r"expected a tensor of shape \(batch,\), got float"):
-        Interaction(lambda a: 1.0).energy(a)
+        FunctionSynapse(lambda a: 1.0).energy(a)
 
 
 @pytest.mark.parametrize("wrong", [None, 3, "energy", Bilinear])
 def test_an_interaction_is_of_a_function(wrong):
     with pytest.raises(TypeError, match="function: expected a function of activations"):
-        Interaction(wrong)
+        FunctionSynapse(wrong)
 
 
 @pytest.mark.parametrize("wrong", [0, (-1,), (0.0,), (True,), "01", None])
 def test_places_that_are_none(wrong):
     with pytest.raises(ValueError, match="linear_in: expected places"):
-        Interaction(cubic, linear_in=wrong)
+        FunctionSynapse(cubic, linear_in=wrong)
 
 
 def test_places_beyond_the_layers():
@@ -471,22 +471,22 @@ def test_places_beyond_the_layers():
     with pytest.raises(
         ValueError, match=r"\('a',\): linear_in: expected places 0 to 0 of 1 layers, got \(0, 1\)"
     ):
-        HAM(neurons, [(("a",), Interaction(inner_product, linear_in=(0, 1)))])
+        HAM(neurons, [(("a",), FunctionSynapse(inner_product, linear_in=(0, 1)))])
 
 
 def test_a_false_declaration_of_linearity_is_found():
     g = normal(4, 3), normal(4, 3, seed=1), normal(4, 3, seed=2)
     for place in (0, 1):
         with pytest.raises(ValueError, match=f"declared to be linear in place {place}"):
-            Interaction(cubic, linear_in=(place, 2)).check_linear(*g)
+            FunctionSynapse(cubic, linear_in=(place, 2)).check_linear(*g)
 
     def with_a_rest(a, b):
         return inner_product(a, b) + b.sum(-1) + 1.0
 
-    Interaction(with_a_rest).check_linear(*g[:2])
+    FunctionSynapse(with_a_rest).check_linear(*g[:2])
     for place in (0, 1):
         with pytest.raises(ValueError, match="a synapse of its own"):
-            Interaction(with_a_rest, linear_in=(place,)).check_linear(*g[:2])
+            FunctionSynapse(with_a_rest, linear_in=(place,)).check_linear(*g[:2])
 
 
 # ---------------------------------------------------------------------------- errors
@@ -540,5 +540,5 @@ def test_printed_forms():
     assert repr(Bias((2, 3), by_channel=True)) == "Bias((2, 3), by_channel=True)"
     assert repr(Lateral(3)) == "Lateral(3)"
     assert repr(SelfAttention(8, 2, 4)) == "SelfAttention(8, heads=2, head_dim=4, beta=0.5)"
-    assert repr(Interaction(cubic, linear_in=[2])) == "Interaction(cubic, linear_in=(2,))"
-    assert "Bilinear" in repr(Interaction(Bilinear()))
+    assert repr(FunctionSynapse(cubic, linear_in=[2])) == "FunctionSynapse(cubic, linear_in=(2,))"
+    assert "Bilinear" in repr(FunctionSynapse(Bilinear()))

@@ -167,7 +167,7 @@ class TestRegisteredSolvers:
         _, z0, f = problem()
         for memory in (1, 4):
             z, _, _ = get_solver("hamdeq_anderson")(f, z0, 50, 1e-6, memory=memory)
-            expected = Anderson(memory=memory, tol=1e-6, max_steps=50).solve(f, z0)
+            expected = Anderson(history=memory, tol=1e-6, max_steps=50).solve(f, z0)
             assert torch.equal(z, expected.value)
 
 
@@ -327,7 +327,7 @@ class TestStockSolversHere:
             f, x0
         )
         assert result.value.isfinite().all()
-        assert Broyden(memory=1, tol=1e-6).solve(f, x0).converged.all()
+        assert Broyden(history=1, tol=1e-6).solve(f, x0).converged.all()
 
     def test_empty_batch(self) -> None:
         for name in STOCK:
@@ -609,7 +609,7 @@ import {module}
 
 
 class TestCore:
-    @pytest.mark.parametrize("f_solver", [*OURS, *STOCK[:3], Anderson(memory=3)], ids=str)
+    @pytest.mark.parametrize("f_solver", [*OURS, *STOCK[:3], Anderson(history=3)], ids=str)
     def test_gradient(self, f_solver: Any) -> None:
         a, z0, f = problem()
         engine = torchdeq.get_deq(core="hamdeq", f_solver=f_solver, **TIGHT)
@@ -710,8 +710,8 @@ class TestCore:
             assert engine.eval()(f, z0)[1]["nstep"].item() == steps
 
     def test_backward_solver(self) -> None:
-        engine = HamdeqCore(f_solver=Broyden(memory=4), f_tol=1e-5)
-        assert engine.b_solver == engine.f_solver == Broyden(memory=4, tol=1e-5)
+        engine = HamdeqCore(f_solver=Broyden(history=4), f_tol=1e-5)
+        assert engine.b_solver == engine.f_solver == Broyden(history=4, tol=1e-5)
         engine = HamdeqCore(b_solver="anderson", b_tol=1e-7, b_max_iter=50)
         assert engine.b_solver == TorchDEQSolver(name="anderson", tol=1e-7, max_steps=50)
         assert engine.f_solver == Anderson()

@@ -274,7 +274,7 @@ class TestCommandLine:
 
         path = trained.folder / "checkpoints/best.ckpt"
         weights = torch.load(path, weights_only=True)["state_dict"]
-        solver = Anderson(memory=5, tol=1e-4, max_steps=40)  # of configs/digits.yaml
+        solver = Anderson(history=5, tol=1e-4, max_steps=40)  # of configs/digits.yaml
         deq = DEQ(HAM.chain([64, 256, 10]), solver=solver)
         of_deq = {name: x for name, x in weights.items() if name.startswith("deq.")}
         deq.load_state_dict({name.removeprefix("deq."): x for name, x in of_deq.items()})

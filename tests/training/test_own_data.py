@@ -571,13 +571,13 @@ def test_masks_of_another_shape_are_refused():
     module = reconstructor(sizes=(16,))
     x = torch.rand(6, 16)
     upper = torch.arange(16) < 8
-    wanted = module(x, known=upper).value["output"]
+    wanted = module(x, observed=upper).value["output"]
     for known in (upper.reshape(4, 4), upper.expand(6, 16), upper.reshape(1, 1, 4, 4)):
-        assert torch.equal(module(x, known=known).value["output"], wanted)
+        assert torch.equal(module(x, observed=known).value["output"], wanted)
     with pytest.raises(ValueError, match=r"known: .* another arrangement"):
-        module(x, known=upper.reshape(2, 8))
+        module(x, observed=upper.reshape(2, 8))
     with pytest.raises(ValueError, match="known: expected"):
-        module(x, known=upper.expand(6, 16).T)
+        module(x, observed=upper.expand(6, 16).T)
 
 
 def test_integers_are_never_standardised_by_rounding():
@@ -604,7 +604,7 @@ def test_colour_images_are_reconstructed_and_drawn():
     assert figures["label"].axes[0].get_title() == "ash"
     assert figures["half"].axes[0].images[0].get_array().shape == (4, 5, 4)
     flat = reconstructor((3, 4, 5), (60,), image_shape=(3, 4, 5))
-    assert flat(x[:2], known=x[:2] > 0.5).value["input"].shape == (2, 60)
+    assert flat(x[:2], observed=x[:2] > 0.5).value["input"].shape == (2, 60)
 
 
 def test_pictures_of_other_than_images_are_refused():

@@ -20,7 +20,7 @@ from hamdeq.training import (
     ConvergenceMonitor,
     HAMClassifier,
     HAMReconstructor,
-    Questions,
+    MaskSampler,
     RecallPictures,
     StoredExamples,
     recall,
@@ -115,7 +115,7 @@ def test_energy_never_rises_on_the_way(trained):
     deq.load_state_dict(trained.deq.state_dict())
     double = HAMReconstructor(deq, seed=0).double()
     images, labels = DigitsDataModule().split("test")
-    what = Questions().draw(len(labels), (8, 8), generator(1))
+    what = MaskSampler().draw(len(labels), (8, 8), generator(1))
     asked = double.ask(images.double(), labels.where(what.label, -1), what.pixels)
     path = recall(deq, *asked, steps=100)
     assert path.energy.shape == (101, len(labels))
@@ -134,7 +134,7 @@ def test_energy_never_rises_with_sigmoids():
     with torch.no_grad():
         made.deq.ham.synapses[0].weight.mul_(4.0)
     images = torch.rand(20, 64, dtype=torch.float64)
-    what = Questions().draw(20, (8, 8), generator(1))
+    what = MaskSampler().draw(20, (8, 8), generator(1))
     path = recall(made.deq, *made.ask(images, torch.full((20,), -1), what.pixels))
     assert path.energy.diff(dim=0).max() <= 1e-12
     with pytest.raises(ValueError, match="steps: expected at least 1, got 0"):
@@ -153,7 +153,7 @@ def test_solver_and_plain_steps_end_alike(trained):
 
 
 def test_questions_are_what_they_are_called():
-    questions = Questions()
+    questions = MaskSampler()
     what = questions.draw(2000, (9, 7), generator(0))
     share = what.pixels.double().mean(1)
     of = {kind: what.kind == index for index, kind in enumerate(questions.kinds)}
@@ -321,12 +321,12 @@ def test_wrong_memories_are_refused():
         ({"shares": {"third": 1.0}}, "expected kinds among .*'half'.*got 'third'"),
         ({"shares": {"half": -1.0}}, "expected numbers ≥ 0, got -1.0 for 'half'"),
         ({"shares": {"half": 0.0}}, "at least one above 0.*such as"),
-        ({"label_known": 1.5}, r"expected a number in \[0, 1\], got 1.5"),
+        ({"label_observed": 1.5}, r"expected a number in \[0, 1\], got 1.5"),
     ],
 )
 def test_wrong_questions_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        Questions(**options)
+        MaskSampler(**options)
 
 
 @pytest.mark.parametrize(
@@ -334,8 +334,8 @@ def test_wrong_questions_are_refused(options, message):
     [
         ({}, "images, labels or both, got neither"),
         ({"images": torch.rand(3, 63)}, r"64 numbers a sample.*got \(3, 63\)"),
-        ({"images": torch.rand(3, 64), "known": torch.ones(64)}, "known: expected booleans"),
-        ({"images": torch.rand(3, 64), "known": torch.ones(2, 64) > 0}, r"got \(2, 64\)"),
+        ({"images": torch.rand(3, 64), "observed": torch.ones(64)}, "known: expected booleans"),
+        ({"images": torch.rand(3, 64), "observed": torch.ones(2, 64) > 0}, r"got \(2, 64\)"),
         ({"labels": torch.tensor([10])}, "−1 .unknown. to 9.*10 neurons, got 10 to 10"),
         ({"labels": torch.rand(3)}, r"\(3,\) integers, −1 where unknown"),
         ({"images": torch.rand(3, 64), "labels": torch.tensor([1])}, r"labels: expected \(3,\)"),

@@ -30,9 +30,9 @@ from hamdeq import (
     Conv2d,
     Dense,
     Flatten,
+    FunctionSynapse,
     Identity,
     Implicit,
-    Interaction,
     Lateral,
     LayerNorm,
     Madam,
@@ -54,8 +54,8 @@ from hamdeq.training import (
     CheckpointError,
     HAMClassifier,
     HAMReconstructor,
+    MaskSampler,
     MemoryClassifier,
-    Questions,
     UntrustedError,
     load_run,
     load_weights,
@@ -165,7 +165,7 @@ def test_what_plain_data_cannot_say_is_refused():
     with pytest.raises(CannotDescribeError, match="a Dense is shared"):
         describe(HAM(layers, [(("a", "b"), same), (("b", "c"), same)]))
     with pytest.raises(CannotDescribeError, match="lambda"):
-        describe(Interaction(lambda a: a.sum(1)))
+        describe(FunctionSynapse(lambda a: a.sum(1)))
     with pytest.raises(CannotDescribeError, match="Linear does not tell"):
         describe(nn.Linear(1, 1))
 
@@ -175,13 +175,13 @@ def test_what_plain_data_cannot_say_is_refused():
 
 def test_a_module_comes_back_whole(tmp_path):
     module = classifier(optimizer=partial(Madam, lr=0.02), loss="cross-entropy").double()
-    module.deq.solver = Anderson(memory=3)
+    module.deq.solver = Anderson(history=3)
     x = torch.rand(5, 64, dtype=torch.float64)
     save_weights(module, tmp_path / "its.safetensors")
     for path in (saved(module, tmp_path / "its.ckpt"), tmp_path / "its.safetensors"):
         again = HAMClassifier.load_from_checkpoint(path)
         assert torch.equal(again(x).value["output"], module(x).value["output"])
-        assert (again.loss, again.deq.solver) == ("cross-entropy", Anderson(memory=3))
+        assert (again.loss, again.deq.solver) == ("cross-entropy", Anderson(history=3))
         (group,) = again.configure_optimizers().param_groups
         assert group["lr"] == 0.02
         # It can be saved and loaded once more.
@@ -199,7 +199,7 @@ def test_all_modules_come_back(tmp_path):
     clamped = DEQ(chain, clamped=("input", "output"))
     modules = {
         "memory": learner,
-        "reconstructor": HAMReconstructor(clamped, Questions({"half": 1.0}), seed=3),
+        "reconstructor": HAMReconstructor(clamped, MaskSampler({"half": 1.0}), seed=3),
         "binary": BinaryClassifier(hamdeq.nn.HopfieldPooling(1, hidden_size=2)),
     }
     for name, module in modules.items():
@@ -221,7 +221,7 @@ def test_arguments_that_no_data_describes_are_asked_for(tmp_path):
         return -a.sum(1) * b.sum(1)
 
     layers = {"input": Neurons(64, Identity()), "output": Neurons(10, Tanh())}
-    deq = DEQ(HAM(layers, [(("input", "output"), Interaction(energy, linear_in=[0, 1]))]))
+    deq = DEQ(HAM(layers, [(("input", "output"), FunctionSynapse(energy, linear_in=[0, 1]))]))
     path = saved(Mine(deq, optimizer=lambda p: Madam(p)), tmp_path / "mine.ckpt")
     with pytest.raises(ValueError, match=r"'deq', got none .*energy has no import path.*deq=…"):
         Mine.load_from_checkpoint(path)
@@ -411,7 +411,7 @@ def test_functions_are_not_called_either(run, tmp_path):
     with pytest.raises(UntrustedError, match=r"torch\.nn\.functional\.softmax, which"):
         rebuilt(
             {
-                "class_path": "hamdeq.Interaction",
+                "class_path": "hamdeq.FunctionSynapse",
                 "init_args": {"function": "torch.nn.functional.softmax"},
             }
         )

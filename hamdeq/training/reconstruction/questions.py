@@ -1,4 +1,4 @@
-"""Questions to a memory: which part of an image is known, and whether the label is."""
+"""MaskSampler to a memory: which part of an image is observed, and whether the label is."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 
 from hamdeq._recorded import Recorded
 
-__all__ = ["Questions", "What", "all_channels", "generator"]
+__all__ = ["MaskSampler", "Observed", "all_channels", "generator"]
 
 _SHARES = {"half": 0.3, "block": 0.2, "pixels": 0.2, "label": 0.15, "image": 0.15}
 
 
-class What(NamedTuple):
-    """What is known of each sample.
+class Observed(NamedTuple):
+    """What is observed of each sample.
 
     Attributes:
-        pixels: which pixels are known: ``(n, channels · height · width)``, boolean.
-        label: whether the label is known: ``(n,)``, boolean.
-        kind: the kind of question, as an index into :attr:`Questions.kinds`: ``(n,)``.
+        pixels: which pixels are observed: ``(n, channels · height · width)``, boolean.
+        label: whether the label is observed: ``(n,)``, boolean.
+        kind: the kind of question, as an index into :attr:`MaskSampler.kinds`: ``(n,)``.
     """
 
     pixels: Tensor
@@ -31,29 +31,29 @@ class What(NamedTuple):
     kind: Tensor
 
 
-class Questions(Recorded):
+class MaskSampler(Recorded):
     """Draws what a memory is told of each sample; the rest is asked.
 
     ========== ============================================ =========
-    kind       known of the image                           label
+    kind       observed of the image                           label
     ========== ============================================ =========
     ``half``   the left, right, upper or lower half         sometimes
     ``block``  all but a rectangle, ¼ to ¾ of either side   sometimes
     ``pixels`` 10 to 90 % of the pixels, scattered          sometimes
-    ``label``  nothing                                      known
+    ``label``  nothing                                      observed
     ``image``  everything                                   asked
     ========== ============================================ =========
 
     Args:
         shares: kind -> how often it is asked, relative to the others; kinds left out never are.
-        label_known: how often the label is known besides part of an image.
+        label_observed: how often the label is observed besides part of an image.
 
     Raises:
         ValueError: an unknown kind, a share below zero, none above; a probability outside [0, 1].
     """
 
     def __init__(
-        self, shares: Mapping[str, float] | None = None, label_known: float = 0.25
+        self, shares: Mapping[str, float] | None = None, label_observed: float = 0.25
     ) -> None:
         shares = dict(_SHARES if shares is None else shares)
         for kind, share in shares.items():
@@ -66,35 +66,35 @@ class Questions(Recorded):
                 f"shares: expected at least one above 0, got {shares}; "
                 "give a kind of question, such as {'half': 1.0}"
             )
-        if not 0 <= label_known <= 1:
-            raise ValueError(f"label_known: expected a number in [0, 1], got {label_known!r}")
+        if not 0 <= label_observed <= 1:
+            raise ValueError(f"label_observed: expected a number in [0, 1], got {label_observed!r}")
         self.shares: dict[str, float] = {kind: share for kind, share in shares.items() if share > 0}
-        self.label_known = label_known
+        self.label_observed = label_observed
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds that are asked, in the order of their indices."""
         return tuple(self.shares)
 
-    def draw(self, n: int, shape: tuple[int, ...], generator: torch.Generator) -> What:
-        """What is known of n samples, images ``(height, width)`` or ``(channels, height, width)``.
+    def draw(self, n: int, shape: tuple[int, ...], generator: torch.Generator) -> Observed:
+        """Masks of n samples, images ``(height, width)`` or ``(channels, height, width)``.
 
-        All channels of a pixel are known, or none.
+        All channels of a pixel are observed, or none.
         """
         height, width = shape[-2:]
         weights = torch.tensor([*self.shares.values()])
         kind = torch.multinomial(weights, n, replacement=True, generator=generator)
-        label = torch.rand(n, generator=generator) < self.label_known
+        label = torch.rand(n, generator=generator) < self.label_observed
         pixels = torch.zeros(n, height, width, dtype=torch.bool)
         for index, name in enumerate(self.kinds):
             rows = (kind == index).nonzero().flatten()
             pixels[rows] = _PIXELS[name](len(rows), (height, width), generator)
             if name in ("label", "image"):
                 label[rows] = name == "label"
-        return What(all_channels(pixels, shape), label, kind)
+        return Observed(all_channels(pixels, shape), label, kind)
 
     def __repr__(self) -> str:
-        return f"Questions({self.shares}, label_known={self.label_known})"
+        return f"MaskSampler({self.shares}, label_observed={self.label_observed})"
 
 
 def all_channels(pixels: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -38,7 +38,7 @@ class Recall:
 
 
 @torch.no_grad()
-def recall(deq: DEQ, given: State, known: State | None = None, *, steps: int = 30) -> Recall:
+def recall(deq: DEQ, given: State, observed: State | None = None, *, steps: int = 30) -> Recall:
     """Let a memory settle by plain steps, which never raise the energy where it is even-odd split.
 
     The solver of a DEQ arrives at an equilibrium in fewer steps; these show the way.
@@ -46,12 +46,12 @@ def recall(deq: DEQ, given: State, known: State | None = None, *, steps: int = 3
     Args:
         deq: the memory.
         given: states of the clamped layers, as a call takes them.
-        known: which of their neurons are known, likewise.
+        observed: which of their neurons are observed, likewise.
         steps: number of steps, ≥ 1.
     """
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps!r}")
-    reduced = deq.reduced(given, known)
+    reduced = deq.reduced(given, observed)
     model = reduced.model
     assert isinstance(model, Clamped)
     start = forward_sweep(model)
@@ -67,9 +67,9 @@ class RecallPictures(Callback):
     """Draws, after a test, what a :class:`HAMReconstructor` recalls: three pictures.
 
     ``recall_label.png``: an image for each label. ``recall_half.png``: images of which one half is
-    known. ``recall_holes.png``: images with a hole, or of which scattered pixels are known. In the
-    latter two the label is unknown; each has one test image of each class. Beside the images the
-    energy falls along plain steps of the memory. Written to the folder, and to wandb where that
+    observed. ``recall_holes.png``: images with a hole, or of which scattered pixels are observed.
+    In the latter two the label is unknown; each has one test image of each class. Beside the images
+    the energy falls along plain steps of the memory. Written to the folder, and to wandb where that
     logs.
 
     Args:
@@ -128,8 +128,11 @@ def pictures(
     halves, holes = _masks(len(images), module.image_shape, images.device)
     asked = {
         "label": ("An image for each label", {"labels": classes}),
-        "half": ("Halves completed, the label unknown", {"images": images, "known": halves}),
-        "holes": ("Damaged images restored, the label unknown", {"images": images, "known": holes}),
+        "half": ("Halves completed, the label unknown", {"images": images, "observed": halves}),
+        "holes": (
+            "Damaged images restored, the label unknown",
+            {"images": images, "observed": holes},
+        ),
     }
     # The last steps change an energy by less than float32 rounds it.
     dtype = torch.float32 if images.device.type == "mps" else torch.float64
@@ -140,12 +143,12 @@ def pictures(
         found = recall(deq, {a: x.to(dtype) for a, x in given.items()}, parts, steps=steps)
         states = [state[module.input].flatten(1) for state in found.states]
         rows: dict[str, Tensor] = {}
-        if (known := question.get("known")) is not None:
-            rows["given"] = images.where(known, torch.nan)
+        if (observed := question.get("observed")) is not None:
+            rows["given"] = images.where(observed, torch.nan)
         shown = sorted({k for k in (1, 3, 8, steps) if k <= steps})
         rows |= {("recalled" if k == steps else f"step {k}"): states[k] for k in shown}
         columns = names
-        if known is not None:
+        if observed is not None:
             rows["original"] = images
             answers = found.states[-1][module.output].flatten(1).argmax(1).tolist()
             columns = [f"“{named[answer]}”" for answer in answers]

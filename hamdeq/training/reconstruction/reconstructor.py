@@ -17,7 +17,7 @@ from hamdeq.solvers import Solution
 from hamdeq.training.equilibrium import EquilibriumModule
 from hamdeq.training.module import OptimizerCallable, SchedulerCallable, as_pair
 from hamdeq.training.prediction import Prediction, nearest_distribution
-from hamdeq.training.reconstruction.questions import Questions, What, generator
+from hamdeq.training.reconstruction.questions import MaskSampler, Observed, generator
 
 __all__ = ["HAMReconstructor"]
 
@@ -25,16 +25,16 @@ _STAGES = ("train", "val", "test")
 
 
 class HAMReconstructor(EquilibriumModule):
-    """Recall what is missing by settling: hold what is known of image and label, read the rest.
+    """Recall what is missing by settling: hold what is observed of image and label, read the rest.
 
     The loss is the mean squared error of the unknown pixels, between the input layer's settled
     state and the image, and ``label_weight`` times that of the unknown labels, between the output
-    layer's state and the one-hot label. It is measured in the states because the known parts are
+    layer's state and the one-hot label. It is measured in the states because the observed parts are
     given as states.
 
-    What is known is drawn anew for every training batch, and is a function of the seed, the epoch
-    and the batch alone: a resumed run asks as the uninterrupted one. Validation and test ask the
-    same in every epoch.
+    What is observed is drawn anew for every training batch, and is a function of the seed, the
+    epoch and the batch alone: a resumed run asks as the uninterrupted one. Validation and test ask
+    the same in every epoch.
 
     Logs for train, val and test ``loss``, ``accuracy`` of the unknown labels, ``pixel_error``, the
     mean squared error of the unknown pixels, and as a measure of that ``mean_image_error``, the
@@ -44,13 +44,13 @@ class HAMReconstructor(EquilibriumModule):
     Args:
         deq: the memory; its two clamped layers are those of the images and the labels, in this
             order, such as ``clamped=("input", "output")``. Neither may couple its neurons.
-        questions: what is known; default :class:`Questions` with its defaults.
+        questions: what is observed; default :class:`MaskSampler` with its defaults.
         label_weight: weight of the labels' error, ≥ 0.
-        label_scale: state of the neuron of a known label, > 0; the loss divides by it. An energy
+        label_scale: state of the neuron of a observed label, > 0; the loss divides by it. An energy
             weighs states by their squares, and a label of one neuron at 1 counts as little as one
             white pixel: too little where an image is to follow from it alone.
         image_shape: ``(height, width)`` of an image, or ``(channels, height, width)`` with three
-            channels, of which a pixel is known or unknown as a whole; default that of the input
+            channels, of which a pixel is observed or unknown as a whole; default that of the input
             layer, or a square where the layer is flat.
         seed: of the questions; default the seed of torch's random numbers, which the command line
             sets by ``seed_everything``.
@@ -70,7 +70,7 @@ class HAMReconstructor(EquilibriumModule):
     def __init__(
         self,
         deq: DEQ,
-        questions: Questions | None = None,
+        questions: MaskSampler | None = None,
         label_weight: float = 1.0,
         label_scale: float = 1.0,
         image_shape: tuple[int, ...] | None = None,
@@ -88,8 +88,9 @@ class HAMReconstructor(EquilibriumModule):
             lagrangian = deq.ham.layer(name).lagrangian
             if not lagrangian.additive:
                 raise ValueError(
-                    f"deq: expected independent neurons in {name!r}, of which a part can be known, "
-                    f"got {type(lagrangian).__name__}; use Identity(), Sigmoid() or Tanh()"
+                    f"deq: expected independent neurons in {name!r}, of which a part can be "
+                    f"observed, got {type(lagrangian).__name__}; use Identity(), Sigmoid() or "
+                    "Tanh()"
                 )
         if not (math.isfinite(label_weight) and label_weight >= 0):
             raise ValueError(f"label_weight: expected a finite number ≥ 0, got {label_weight!r}")
@@ -98,14 +99,14 @@ class HAMReconstructor(EquilibriumModule):
         image, label = deq.clamped
         super().__init__(
             deq,
-            held=(),
+            clamped=(),
             input=image,
             output=label,
             optimizer=optimizer,
             scheduler=scheduler,
             width=width,
         )
-        self.questions: Questions = Questions() if questions is None else questions
+        self.questions: MaskSampler = MaskSampler() if questions is None else questions
         self.label_weight = label_weight
         self.label_scale = label_scale
         shape = deq.ham.layer(image).shape
@@ -122,31 +123,31 @@ class HAMReconstructor(EquilibriumModule):
         self,
         images: Tensor | None = None,
         labels: Tensor | None = None,
-        known: Tensor | None = None,
+        observed: Tensor | None = None,
     ) -> Solution:
-        """Let the memory settle on what is known; its answer is the Solution's full state.
+        """Let the memory settle on what is observed; its answer is the Solution's full state.
 
         Args:
-            images: ``(batch, …)``; by default nothing is known of them.
+            images: ``(batch, …)``; by default nothing is observed of them.
             labels: ``(batch,)`` of int64, −1 where unknown; by default all are.
-            known: which pixels are, boolean, ``(batch, …)`` or of one image, for each of its
+            observed: which pixels are, boolean, ``(batch, …)`` or of one image, for each of its
                 channels; by default all. The others' values do not matter.
 
         Raises:
             ValueError: neither images nor labels, wrong sizes, or a label that there is not.
         """
-        state, parts = self.ask(images, labels, known)
-        return self.deq(state, known=parts)
+        state, parts = self.ask(images, labels, observed)
+        return self.deq(state, observed=parts)
 
     def ask(
         self,
         images: Tensor | None = None,
         labels: Tensor | None = None,
-        known: Tensor | None = None,
+        observed: Tensor | None = None,
     ) -> tuple[State, State]:
-        """The states to hold and which of their neurons are known, as `DEQ` takes them."""
+        """The states to hold and which of their neurons are observed, as `DEQ` takes them."""
         if images is None and labels is None:
-            raise ValueError("expected images, labels or both, got neither; give what is known")
+            raise ValueError("expected images, labels or both, got neither; give what is observed")
         like = self.mean_image
         shape = self.deq.ham.layer(self.input).shape
         batch = len(labels if images is None else images)  # pyright: ignore[reportArgumentType]
@@ -156,8 +157,8 @@ class HAMReconstructor(EquilibriumModule):
         else:
             x = self.as_input(images)
             mask = torch.ones_like(x, dtype=torch.bool)
-            if known is not None:
-                mask = self._mask(known, len(x)).reshape(-1, *shape).expand_as(x)
+            if observed is not None:
+                mask = self._mask(observed, len(x)).reshape(-1, *shape).expand_as(x)
         classes = math.prod(self.deq.ham.layer(self.output).shape)
         if labels is None:
             labels = torch.full((batch,), -1, device=x.device)
@@ -184,17 +185,17 @@ class HAMReconstructor(EquilibriumModule):
         images = as_samples(images, self.image_shape, "images", "the module's image_shape")
         return super().as_input(images)
 
-    def _mask(self, known: Tensor, batch: int) -> Tensor:
-        """Which pixels are known: ``(batch or 1, *image_shape)``."""
+    def _mask(self, observed: Tensor, batch: int) -> Tensor:
+        """Which pixels are observed: ``(batch or 1, *image_shape)``."""
         one = math.prod(self.image_shape)
-        if known.dtype != torch.bool or known.numel() not in (one, batch * one):
+        if observed.dtype != torch.bool or observed.numel() not in (one, batch * one):
             raise ValueError(
-                f"known: expected booleans, one for each of {one} pixels or for those of "
-                f"{batch} images, got {tuple(known.shape)} of {known.dtype}; numbers become "
-                "booleans by known > 0"
+                f"observed: expected booleans, one for each of {one} pixels or for those of "
+                f"{batch} images, got {tuple(observed.shape)} of {observed.dtype}; numbers become "
+                "booleans by observed > 0"
             )
-        samples = known if known.numel() != one else known[None]
-        return as_samples(samples, self.image_shape, "known", "the module's image_shape")
+        samples = observed if observed.numel() != one else observed[None]
+        return as_samples(samples, self.image_shape, "observed", "the module's image_shape")
 
     def _predict(self, inputs: Tensor) -> Prediction:
         """The classes of whole images."""
@@ -217,8 +218,8 @@ class HAMReconstructor(EquilibriumModule):
     def test_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self._answer(batch, "test", batch_idx)
 
-    def what(self, n: int, stage: str, *where: int) -> What:
-        """What is known of the n samples of a batch of a stage, whose place these numbers say."""
+    def what(self, n: int, stage: str, *where: int) -> Observed:
+        """Masks of the n samples of a batch of a stage, whose place these numbers say."""
         numbers = (self.seed, _STAGES.index(stage), self.global_rank, *where)
         return self.questions.draw(n, self.image_shape, generator(*numbers))
 
@@ -226,7 +227,7 @@ class HAMReconstructor(EquilibriumModule):
         images, labels = as_pair(batch)
         check_labels(labels, len(images), self.n_outputs)
         drawn = self.what(len(labels), stage, *where)
-        what = What(*(part.to(images.device) for part in drawn))
+        what = Observed(*(part.to(images.device) for part in drawn))
         solution = self(images, labels.where(what.label, -1), what.pixels)
         state, scores = (solution.value[a].flatten(1) for a in (self.input, self.output))
         images, scores = images.flatten(1), scores / self.label_scale

@@ -23,8 +23,8 @@ class StoredExamples(Callback):
 
     Each neuron of a softmax layer gets one of them: the image x and the label y, as they are
     given, as its weights, and the bias −½‖x‖² − ½‖y‖². Its field is then highest for the example
-    nearest to what is known, and the answer a mean of examples, weighted by softmax: attention over
-    them. Training moves on from there. A run that is resumed keeps what it has learned.
+    nearest to what is observed, and the answer a mean of examples, weighted by softmax: attention
+    over them. Training moves on from there. A run that is resumed keeps what it has learned.
 
     Args:
         layer: the layer's name. It is connected by `Dense` to layers of images and labels with

@@ -137,7 +137,7 @@ def test_equals_two_layers(edges: Sequence[str], splitting: Any, solver: str) ->
     given = images().requires_grad_()
     parts = given.detach()[:, MASK].requires_grad_()
     deq, reference = DEQ(whole, **options), DEQ(split.ham, ("held",), **options)
-    found = deq({"input": given}, known={"input": MASK})
+    found = deq({"input": given}, observed={"input": MASK})
     expected = reference({"held": parts})
     assert found.converged.all()
     assert expected.converged.all()
@@ -248,18 +248,18 @@ def test_all_known_is_wholly_held_and_none_known_is_free(splitting: Any) -> None
     deq = DEQ(ham, ("input", "c"), **options)
     held, free = deq(both).value, DEQ(ham, ("c",), **options)({"c": c}).value
     everything, nothing = torch.ones(6).bool(), torch.zeros(6).bool()
-    found = deq(both, known={"input": everything}).value
+    found = deq(both, observed={"input": everything}).value
     torch.testing.assert_close(found, held, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(found["input"], x, rtol=0, atol=0)
-    found = deq(both, known={"input": nothing}).value
+    found = deq(both, observed={"input": nothing}).value
     torch.testing.assert_close(found, free, rtol=1e-11, atol=1e-11)
     # One sample so, one the other way, and one with no layer wholly held.
     some = torch.stack([everything, nothing, nothing, everything])
-    found = deq(both, known={"input": some}).value
+    found = deq(both, observed={"input": some}).value
     for a in ham.layers:
         expected = torch.where(some[:, :1], held[a], free[a])
         torch.testing.assert_close(found[a], expected, rtol=1e-11, atol=1e-11)
-    found = DEQ(ham, **options)({"input": x}, known={"input": nothing}).value
+    found = DEQ(ham, **options)({"input": x}, observed={"input": nothing}).value
     clamped = DEQ(ham, ("c",), **options)({"c": found["c"]}).value
     torch.testing.assert_close(found, clamped, rtol=1e-10, atol=1e-10)
 
@@ -269,7 +269,7 @@ def test_known_in_every_layer_of_the_memory() -> None:
     ham = memory()
     given = {a: normal(3, n, seed=i) for i, (a, n) in enumerate(SIZES.items())}
     known = {a: torch.arange(n) < n // 2 for a, n in SIZES.items()}
-    solution = DEQ(ham, ham.layers, solver=TIGHT)(given, known=known)
+    solution = DEQ(ham, ham.layers, solver=TIGHT)(given, observed=known)
     value = solution.value
     assert solution.converged.all()
     after = ham.update(dict(value))
@@ -286,7 +286,7 @@ def test_what_is_unknown_does_not_matter(bad: float, splitting: Any, adjoint: An
     for x in (images(), torch.where(MASK, images(), bad)):
         deq = DEQ(memory(), splitting=splitting, adjoint=adjoint, on_failure="raise")
         x.requires_grad_()
-        value = deq({"input": x}, known={"input": MASK}).value
+        value = deq({"input": x}, observed={"input": MASK}).value
         loss(value).backward()
         found.append((dict(value), x.grad, [p.grad for p in deq.parameters()]))
     assert found[0][1][:, MASK].abs().min() > 1e-4
@@ -302,7 +302,7 @@ def test_a_bad_value_that_is_known_is_told_and_harms_no_other(bad: float) -> Non
     found = []
     for x, m, rows in ((images()[others], masks[others], [0, 1, 2]), (broken, masks, others)):
         deq = DEQ(memory(), on_failure="ignore")
-        solution = deq({"input": x.requires_grad_()}, known={"input": m})
+        solution = deq({"input": x.requires_grad_()}, observed={"input": m})
         upstream = take(dict(solution.value), rows)
         loss(upstream).backward()
         found.append((upstream, x.grad[rows], [p.grad for p in deq.parameters()]))
@@ -329,7 +329,7 @@ def test_a_field_on_held_neurons_that_overflows_harms_nothing() -> None:
     mask = torch.tensor([True, False, False, True])
     given = {"input": torch.ones(2, 3).double(), "hidden": hidden}
     assert "hidden" in deq.reduced(given, {"hidden": mask}).hidden
-    value = deq(given, known={"hidden": mask}).value
+    value = deq(given, observed={"hidden": mask}).value
     assert torch.equal(value["hidden"][:, mask], hidden[:, mask])
     loss(dict(value)).backward()
     assert hidden.grad[:, mask].abs().min() > 0
@@ -352,15 +352,15 @@ def test_samples_and_their_masks_do_not_depend_on_the_batch(solver: str, splitti
     masks = normal(16, 6, seed=9) > torch.linspace(-2, 2, 16)[:, None]
     assert len({tuple(m.tolist()) for m in masks}) > 10
     x = images(16)
-    whole = deq({"input": x}, known={"input": masks})
+    whole = deq({"input": x}, observed={"input": masks})
     # Samples really dropped out, each at its own time.
     assert len(whole.steps.unique()) >= 3
     for rows in [[0], [15, 2], list(range(15, -1, -1)), [5, 5, 11, 5]]:
-        part = deq({"input": x[rows]}, known={"input": masks[rows]})
+        part = deq({"input": x[rows]}, observed={"input": masks[rows]})
         assert part.steps.tolist() == whole.steps[rows].tolist()
         for a in deq.ham.layers:
             torch.testing.assert_close(part.value[a], whole.value[a][rows], rtol=1e-9, atol=1e-11)
-    alone = deq({"input": x[7:8]}, known={"input": masks[7]})  # a mask for all samples
+    alone = deq({"input": x[7:8]}, observed={"input": masks[7]})  # a mask for all samples
     torch.testing.assert_close(alone.value["c"][0], whole.value["c"][7], rtol=1e-9, atol=1e-11)
 
 
@@ -383,7 +383,7 @@ def test_the_residual_ignores_held_neurons() -> None:
     x = torch.where(MASK, 1e6, images())
     solver = Picard(tol=1e-14, max_steps=7, fallback_steps=0)
     deq = DEQ(ham, splitting=None, solver=solver, on_failure="ignore", start="zeros")
-    solution = deq({"input": x}, known={"input": MASK})
+    solution = deq({"input": x}, observed={"input": MASK})
     after = ham.update(dict(solution.value))
     free = {a: slice(None) for a in "abc"} | {"input": ~MASK}
     here, there = (
@@ -453,7 +453,7 @@ def test_gradients_equal_finite_differences(splitting: Any, adjoint: Any) -> Non
     x = images(3).requires_grad_()
 
     def value() -> Tensor:
-        return loss(dict(deq({"input": x}, known={"input": masks}).value))
+        return loss(dict(deq({"input": x}, observed={"input": masks}).value))
 
     value().backward()
     inputs = [x, *deq.parameters()]
@@ -487,13 +487,13 @@ def test_image_from_label_and_from_its_other_half() -> None:
     torch.testing.assert_close(
         ham.update(dict(backwards), clamped=["output"])["input"], backwards["input"]
     )
-    half = deq({"input": x}, known={"input": left}).value
+    half = deq({"input": x}, observed={"input": left}).value
     # What the completed image leads to is what its half did.
     again = deq({"input": half["input"]}).value
     torch.testing.assert_close(again["output"], half["output"], rtol=1e-10, atol=1e-10)
     # Half an image and the label.
     both = DEQ(ham, ("input", "output"), solver=TIGHT)
-    found = both({"input": x, "output": half["output"]}, known={"input": left}).value
+    found = both({"input": x, "output": half["output"]}, observed={"input": left}).value
     torch.testing.assert_close(found["input"], half["input"], rtol=1e-10, atol=1e-10)
 
 
@@ -540,7 +540,7 @@ def test_images_with_a_constant_field_and_a_convolution(splitting: Any) -> None:
     label = normal(4, 3, seed=8)
     mask = (torch.arange(5) < 3).expand(1, 5, 5)
     given = {"label": label, "input": x}
-    solution = deq(given, known={"input": mask})
+    solution = deq(given, observed={"input": mask})
     value = dict(solution.value)
     assert solution.converged.all()
     assert "input" in clamp(ham, given, {"input": mask}).drive
@@ -552,7 +552,7 @@ def test_images_with_a_constant_field_and_a_convolution(splitting: Any) -> None:
     )
     assert (value["input"] - x)[..., 3:].abs().min() > 1e-4
     # The label has a say in the unknown half.
-    other = deq(given | {"label": label + 1}, known={"input": mask}).value
+    other = deq(given | {"label": label + 1}, observed={"input": mask}).value
     assert (other["input"] - value["input"])[..., 3:].abs().max() > 1e-2
     (gradient,) = torch.autograd.grad(loss(value), x)
     assert gradient[..., :3].abs().min() > 0
@@ -562,9 +562,9 @@ def test_images_with_a_constant_field_and_a_convolution(splitting: Any) -> None:
 def test_copies_after_a_call_with_masks() -> None:
     for splitting in SPLITTINGS:
         deq = DEQ(memory(), splitting=splitting)  # type: ignore[arg-type]
-        expected = deq({"input": images()}, known={"input": MASK}).value
+        expected = deq({"input": images()}, observed={"input": MASK}).value
         for other in (copy.deepcopy(deq), pickle.loads(pickle.dumps(deq))):
-            found = other({"input": images()}, known={"input": MASK}).value
+            found = other({"input": images()}, observed={"input": MASK}).value
             torch.testing.assert_close(found, expected, rtol=0, atol=0)
             torch.testing.assert_close(
                 other({"input": images()}).value, deq({"input": images()}).value, rtol=0, atol=0
@@ -575,7 +575,7 @@ def test_copies_after_a_call_with_masks() -> None:
 def test_nothing_is_mutated() -> None:
     x, mask = torch.where(MASK, images(), torch.nan), MASK.expand(4, 6).clone()
     before, masks = x.clone(), mask.clone()
-    DEQ(memory())({"input": x}, known={"input": mask})
+    DEQ(memory())({"input": x}, observed={"input": mask})
     torch.testing.assert_close(x, before, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(mask, masks)
 
@@ -583,10 +583,10 @@ def test_nothing_is_mutated() -> None:
 def test_float32_and_autocast() -> None:
     deq = DEQ(memory().float())
     given: Any = ({"input": images().float()}, {"input": MASK})
-    value = deq(given[0], known=given[1]).value
+    value = deq(given[0], observed=given[1]).value
     assert all(x.dtype == torch.float32 for x in value.values())
     with torch.autocast("cpu", torch.bfloat16):
-        half = deq(given[0], known=given[1])
+        half = deq(given[0], observed=given[1])
     assert half.converged.all()
     torch.testing.assert_close(half.value["c"].float(), value["c"], rtol=0.05, atol=0.05)
 
@@ -610,7 +610,7 @@ def test_float32_and_autocast() -> None:
 def test_masks_that_are_refused(known: Any, error: type[Exception], match: str) -> None:
     for f in (DEQ(memory()), DEQ(memory()).reduced):
         with pytest.raises(error, match=match):
-            f({"input": images()}, known=known)
+            f({"input": images()}, observed=known)
     with pytest.raises(error, match=match):
         clamp(memory(), {"input": images()}, known)
 
@@ -621,7 +621,7 @@ def test_coupled_neurons_are_refused(lagrangian: Lagrangian) -> None:
     ham = HAM(neurons, [(("input", "a"), Dense(6, 3))]).double()
     match = rf"known\['input'\]: .*{type(lagrangian).__name__} couples them. Hold all of it"
     with pytest.raises(ValueError, match=match):
-        DEQ(ham)({"input": images()}, known={"input": MASK})
+        DEQ(ham)({"input": images()}, observed={"input": MASK})
 
 
 def test_a_lagrangian_of_ones_own_is_coupled_unless_it_says_otherwise() -> None:
@@ -640,7 +640,7 @@ def test_a_lagrangian_of_ones_own_is_coupled_unless_it_says_otherwise() -> None:
         results.append(ham.double())
     with pytest.raises(ValueError, match="additive = True"):
         clamp(results[0], {"input": images()}, {"input": MASK})
-    solution = DEQ(results[1], solver=TIGHT)({"input": images()}, known={"input": MASK})
+    solution = DEQ(results[1], solver=TIGHT)({"input": images()}, observed={"input": MASK})
     after = results[1].update(dict(solution.value))
     assert solution.converged.all()
     torch.testing.assert_close(after["a"], solution.value["a"], rtol=1e-10, atol=1e-10)
@@ -651,7 +651,7 @@ def test_an_odd_cycle_that_a_mask_closes() -> None:
     deq = DEQ(memory(CYCLE))
     deq({"input": images()})
     with pytest.raises(ValueError, match=r"form a cycle of odd length.*splitting='sweep'"):
-        deq({"input": images()}, known={"input": MASK})
+        deq({"input": images()}, observed={"input": MASK})
 
 
 def test_all_masks_of_a_small_layer() -> None:
@@ -659,7 +659,7 @@ def test_all_masks_of_a_small_layer() -> None:
     ham = memory(("input a", "a b"))
     masks = torch.tensor(list(itertools.product([False, True], repeat=6)))[1:-1]
     x = images(len(masks))
-    value = DEQ(ham, solver=TIGHT)({"input": x}, known={"input": masks}).value
+    value = DEQ(ham, solver=TIGHT)({"input": x}, observed={"input": masks}).value
     for i in range(0, len(masks), 5):
         split = Split(ham, masks[i])
         part = DEQ(split.ham, ("held",), solver=TIGHT)({"held": x[i : i + 1, masks[i]]}).value
