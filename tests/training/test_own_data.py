@@ -572,11 +572,11 @@ def test_masks_of_another_shape_are_refused():
     x = torch.rand(6, 16)
     upper = torch.arange(16) < 8
     wanted = module(x, observed=upper).value["output"]
-    for known in (upper.reshape(4, 4), upper.expand(6, 16), upper.reshape(1, 1, 4, 4)):
-        assert torch.equal(module(x, observed=known).value["output"], wanted)
-    with pytest.raises(ValueError, match=r"known: .* another arrangement"):
+    for part in (upper.reshape(4, 4), upper.expand(6, 16), upper.reshape(1, 1, 4, 4)):
+        assert torch.equal(module(x, observed=part).value["output"], wanted)
+    with pytest.raises(ValueError, match=r"observed: .* another arrangement"):
         module(x, observed=upper.reshape(2, 8))
-    with pytest.raises(ValueError, match="known: expected"):
+    with pytest.raises(ValueError, match="observed: expected"):
         module(x, observed=upper.expand(6, 16).T)
 
 
@@ -596,9 +596,9 @@ def test_colour_images_are_reconstructed_and_drawn():
     assert module.image_shape == (3, 4, 5)
     x, y = torch.rand(30, 3, 4, 5), torch.arange(30) % 3
     trainer(fast_dev_run=True).fit(module, ArrayDataModule(x, y, standardise=False))
-    known = module.what(40, "train", 0).pixels.unflatten(1, (3, 4, 5))
-    assert torch.equal(known, known[:, :1].expand_as(known))
-    assert not torch.equal(known[0], known[1])
+    observed = module.what(40, "train", 0).pixels.unflatten(1, (3, 4, 5))
+    assert torch.equal(observed, observed[:, :1].expand_as(observed))
+    assert not torch.equal(observed[0], observed[1])
     module.encoding = Encoding(classes=("ash", "birch", "cedar"))
     figures = pictures(module, x[:3].flatten(1), [0, 1, 2], steps=2)
     assert figures["label"].axes[0].get_title() == "ash"

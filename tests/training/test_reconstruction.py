@@ -334,7 +334,7 @@ def test_wrong_questions_are_refused(options, message):
     [
         ({}, "images, labels or both, got neither"),
         ({"images": torch.rand(3, 63)}, r"64 numbers a sample.*got \(3, 63\)"),
-        ({"images": torch.rand(3, 64), "observed": torch.ones(64)}, "known: expected booleans"),
+        ({"images": torch.rand(3, 64), "observed": torch.ones(64)}, "observed: expected booleans"),
         ({"images": torch.rand(3, 64), "observed": torch.ones(2, 64) > 0}, r"got \(2, 64\)"),
         ({"labels": torch.tensor([10])}, "−1 .unknown. to 9.*10 neurons, got 10 to 10"),
         ({"labels": torch.rand(3)}, r"\(3,\) integers, −1 where unknown"),
