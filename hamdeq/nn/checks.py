@@ -8,7 +8,9 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-__all__ = ["check_beta", "check_fits", "check_patterns", "readable", "transformed"]
+from hamdeq.elimination.attention import transformed
+
+__all__ = ["check_beta", "check_fits", "check_patterns", "readable"]
 
 
 def check_beta(beta: float | Tensor) -> None:
@@ -26,12 +28,6 @@ def check_beta(beta: float | Tensor) -> None:
 def readable(x: Tensor) -> bool:
     """Whether values can be looked at, without waiting for a device."""
     return x.device.type == "cpu" and not (torch.compiler.is_compiling() or transformed())
-
-
-def transformed() -> bool:
-    """True under a transform of torch.func."""
-    stack = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
-    return stack is not None
 
 
 def check_fits(name: str, x: Tensor, shape: tuple[int, ...]) -> None:

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hamdeq._checks import integer
+from hamdeq.elimination.attention import Retrieval
 from hamdeq.implicit import Adjoint, Implicit
 from hamdeq.lagrangians import Separation, Softmax
 from hamdeq.nn.checks import check_beta, check_fits, check_patterns, readable
 from hamdeq.nn.masks import INTEGERS
-from hamdeq.nn.retrieval import Retrieval
 from hamdeq.nn.settling import settle as _settle
 from hamdeq.solvers import Failures, OnFailure, Picard, Solution, Solver
 

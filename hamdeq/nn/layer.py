@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from hamdeq._checks import integer
 from hamdeq._recorded import Recorded
+from hamdeq.elimination.attention import Retrieval, times
+from hamdeq.elimination.cover import Cover
 from hamdeq.energy.ham import HAM
 from hamdeq.energy.model import Neurons
 from hamdeq.implicit import Adjoint
 from hamdeq.lagrangians import Identity
 from hamdeq.nn.core import HopfieldCore, Patterns
 from hamdeq.nn.inputs import Input, batched, check_dtype, check_patterns, is_batched
-from hamdeq.nn.masks import Cover, combined_mask, without_padding
-from hamdeq.nn.retrieval import Retrieval, times
+from hamdeq.nn.masks import combined_mask, without_padding
 from hamdeq.nn.settling import settle
 from hamdeq.nn.steps import Group
 from hamdeq.solvers import Failures, Solution, Solver

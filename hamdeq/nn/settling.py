@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from hamdeq.elimination.attention import Retrieval, folded, shared, unfolded
+from hamdeq.elimination.cover import Cover
 from hamdeq.energy.model import State
 from hamdeq.implicit import Adjoint, attach_gradient, solve_state
-from hamdeq.nn.masks import Cover
-from hamdeq.nn.retrieval import Retrieval, folded, shared, unfolded
 from hamdeq.solvers import Failures, Solution, Solver, Status
 
 __all__ = ["Rows", "settle"]

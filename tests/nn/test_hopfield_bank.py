@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from hamdeq import Anderson, Entmax, Picard, Sparsemax
-from hamdeq.nn import Hopfield, HopfieldLayer, functional, retrieval
+from hamdeq.elimination import attention
+from hamdeq.nn import Hopfield, HopfieldLayer, functional
 
 D, H, L, S = 4, 2, 5, 12
 BETAS: dict[str, dict[str, Any]] = {
@@ -42,9 +43,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes a bank of few patterns and blocks of few state patterns, on request."""
 
     def blocks() -> None:
-        monkeypatch.setattr(retrieval, "_BANK", 2)
-        monkeypatch.setattr(retrieval, "_LIMIT", 3 * H * S)
-        monkeypatch.setattr(retrieval, "_BLOCK", 3 * H * S)
+        monkeypatch.setattr(attention, "_BANK", 2)
+        monkeypatch.setattr(attention, "_LIMIT", 3 * H * S)
+        monkeypatch.setattr(attention, "_BLOCK", 3 * H * S)
 
     return blocks
 
@@ -121,9 +122,9 @@ def test_blocks_change_nothing_for(small, options):
     for mask in ("none", "both"):
         expected = results(layer, x, masks(3)[mask])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(retrieval, "_BANK", 2)
-            patch.setattr(retrieval, "_LIMIT", 3 * H * S)
-            patch.setattr(retrieval, "_BLOCK", 3 * H * S)
+            patch.setattr(attention, "_BANK", 2)
+            patch.setattr(attention, "_LIMIT", 3 * H * S)
+            patch.setattr(attention, "_BLOCK", 3 * H * S)
             for one, other in zip(results(layer, x, masks(3)[mask]), expected, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
@@ -191,8 +192,8 @@ LOOKUPS: dict[str, tuple[dict[str, Any], bool]] = {
 @pytest.mark.parametrize("name", LOOKUPS)
 def test_memory_does_not_grow_with_the_queries(monkeypatch, name):
     options, padded = LOOKUPS[name]
-    monkeypatch.setattr(retrieval, "_LIMIT", 16 * BANK)
-    monkeypatch.setattr(retrieval, "_BLOCK", 16 * BANK)
+    monkeypatch.setattr(attention, "_LIMIT", 16 * BANK)
+    monkeypatch.setattr(attention, "_BLOCK", 16 * BANK)
     layer = HopfieldLayer(D, quantity=BANK, num_heads=H, on_failure="ignore", **options)
     padding = torch.rand(1, BANK) > 0.9
     if "gradient" in name:
@@ -210,8 +211,8 @@ def test_memory_does_not_grow_with_the_queries(monkeypatch, name):
 
 
 def test_memory_does_not_grow_with_the_samples(monkeypatch):
-    monkeypatch.setattr(retrieval, "_LIMIT", 16 * BANK)
-    monkeypatch.setattr(retrieval, "_BLOCK", 16 * BANK)
+    monkeypatch.setattr(attention, "_LIMIT", 16 * BANK)
+    monkeypatch.setattr(attention, "_BLOCK", 16 * BANK)
     layer = HopfieldLayer(D, quantity=BANK, num_heads=H)
 
     def step(samples: int) -> Any:

@@ -33,8 +33,8 @@ from hamdeq import (
     clamp,
     eliminate,
 )
+from hamdeq.elimination.attention import Retrieval
 from hamdeq.nn import Hopfield, HopfieldLayer, HopfieldPooling
-from hamdeq.nn.retrieval import Retrieval
 from hamdeq.nn.settling import Rows
 
 EXACT = Picard(tol=1e-13, max_steps=5000)

@@ -19,11 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from hamdeq.elimination.cover import Cover
 from hamdeq.lagrangians import Separation, Softmax
-from hamdeq.nn.checks import transformed
-from hamdeq.nn.masks import Cover
 
-__all__ = ["Retrieval", "folded", "shared", "times", "unfolded"]
+__all__ = ["Retrieval", "folded", "shared", "times", "transformed", "unfolded"]
 
 # Twice the numbers that the widest registers of a CPU hold.
 _LANES = 32
@@ -327,3 +326,9 @@ def folded(x: Tensor) -> Tensor:
 def unfolded(x: Tensor, samples: int) -> Tensor:
     """The inverse of :func:`folded`, for any last axes: ``(1, H, N · L, …) -> (N, H, L, …)``."""
     return x[0].unflatten(1, (samples, -1)).transpose(0, 1)
+
+
+def transformed() -> bool:
+    """True under a transform of torch.func."""
+    stack = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
+    return stack is not None
