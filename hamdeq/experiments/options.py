@@ -63,9 +63,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def describe_data(name: str, what: str) -> None:
-    """Help of a data module that is called as a program."""
+    """Print the help of a data module of the examples that is called as a program."""
     parser = Parser(
-        name,
+        f"examples.{name}",
         what,
         epilog=f"There is nothing to run here. Train on these data with: python train.py fit "
         f"--config configs/{name}/NAME.yaml. Compare configurations over several seeds with: "

@@ -19,9 +19,9 @@ pytest.importorskip("sklearn")
 import lightning as L
 from sklearn.metrics import roc_auc_score
 
-from hamdeq import experiments, training
+from hamdeq import training
 from hamdeq.data import MNIST_FILES, TensorBatches
-from hamdeq.experiments import compare, series
+from hamdeq.experiments import compare, examples, series
 from hamdeq.experiments.__main__ import main as experiments_main
 from hamdeq.experiments.capacity import attention, binary
 from hamdeq.experiments.convergence.cli import main as convergence_main
@@ -473,7 +473,7 @@ def test_one_run_that_fails_does_not_keep_the_others_from_being_compared(here, c
 
 
 def test_everything_public_is_exported():
-    for module in (experiments, training):
+    for module in (examples, training):
         for name in module.__all__:
             assert getattr(module, name).__doc__
 
@@ -499,18 +499,19 @@ def test_an_option_s_value_may_follow_after_a_space_or_an_equals_sign():
 @pytest.mark.parametrize("name", ["latch", "bags", "bit_patterns"])
 def test_modules_of_data_say_what_to_run(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
-    module = f"hamdeq.experiments.{name}"
+    module = f"hamdeq.experiments.examples.{name}"
     monkeypatch.delitem(sys.modules, module, raising=False)
     with pytest.raises(SystemExit, match="0"):
         runpy.run_module(module, run_name="__main__")
     said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith(f"usage: python -m {module} [options]")
     assert f"python train.py fit --config configs/{name}/NAME.yaml" in said
 
 
 def test_a_module_of_data_is_imported_only_when_it_is_asked_for():
     # Or else Python warns of one that runs as a program.
-    assert not {*experiments.__all__} & {*vars(experiments)}
-    assert experiments.LatchDataModule is LatchDataModule
+    assert not {*examples.__all__} & {*vars(examples)}
+    assert examples.LatchDataModule is LatchDataModule
 
 
 @pytest.mark.parametrize(
@@ -542,11 +543,11 @@ def test_the_list_of_experiments_is_whole(capsys):
     experiments_main()
     listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]}
     programs = {
-        path.parent.name if path.stem == "__main__" else path.stem
+        ".".join(path.relative_to(ROOT / "hamdeq/experiments").with_suffix("").parts)
         for path in (ROOT / "hamdeq/experiments").rglob("*.py")
         if '\nif __name__ == "__main__":\n    main()' in path.read_text()
     }
-    assert listed == programs - {"experiments"}
+    assert listed == {name.removesuffix(".__main__") for name in programs} - {"__main__"}
 
 
 def test_comparisons_count_epochs_and_say_so_in_plain_lines(here, capfd, monkeypatch):

@@ -99,7 +99,3 @@ def main(args: Sequence[str] | None = None) -> None:
     }
     save_figure(capacity_curves(means), options.out / "capacity.png")
     print(f"{options.out}: errors.csv, capacity.png")
-
-
-if __name__ == "__main__":
-    main()

@@ -228,7 +228,3 @@ def main(args: Sequence[str] | None = None) -> None:
         powers = {**times[axis], "memory": memory[axis]["training step"]}
         print(f"{axis}: " + ", ".join(f"{name} {growth(c):.2f}" for name, c in powers.items()))
     print(f"{options.out}: cost.csv, cost.png")
-
-
-if __name__ == "__main__":
-    main()
