@@ -399,7 +399,7 @@ def test_the_residual_ignores_held_neurons() -> None:
 def test_initial_states_of_held_neurons_do_not_matter(init: float) -> None:
     deq = DEQ(memory(), splitting=None)
     start = normal(4, 6, seed=2)
-    given: Any = {"known": {"input": MASK}}
+    given: Any = {"observed": {"input": MASK}}
     expected = deq({"input": images()}, init={"input": start}, **given)
     found = deq({"input": images()}, init={"input": torch.where(MASK, init, start)}, **given)
     torch.testing.assert_close(found.value, expected.value, rtol=0, atol=0)
@@ -595,31 +595,31 @@ def test_float32_and_autocast() -> None:
 
 
 @pytest.mark.parametrize(
-    ("known", "error", "match"),
+    ("observed", "error", "match"),
     [
-        ({"a": MASK}, ValueError, r"known: expected names among the given \['input'\], got 'a'"),
+        ({"a": MASK}, ValueError, r"observed: expected names among the given \['input'\], got 'a'"),
         ({"inputs": MASK}, ValueError, r"expected names among the given .*got 'inputs'"),
         ({"input": MASK[:5]}, ValueError, r"expected shape \(6,\) or \(4, 6\), got \(5,\)"),
         ({"input": MASK.expand(3, 6)}, ValueError, r"expected shape \(6,\) or \(4, 6\), got \(3,"),
         ({"input": MASK.expand(1, 6)}, ValueError, r"or \(4, 6\), got \(1, 6\)"),
         ({"input": MASK.double()}, TypeError, r"expected a boolean tensor.*float64; .*mask > 0"),
-        ({"input": MASK.tolist()}, TypeError, r"known\['input'\]: .* got list"),
-        (MASK, TypeError, r"known: expected a dict \{layer name: mask\}.*got Tensor"),
+        ({"input": MASK.tolist()}, TypeError, r"observed\['input'\]: .* got list"),
+        (MASK, TypeError, r"observed: expected a dict \{layer name: mask\}.*got Tensor"),
     ],
 )
-def test_masks_that_are_refused(known: Any, error: type[Exception], match: str) -> None:
+def test_masks_that_are_refused(observed: Any, error: type[Exception], match: str) -> None:
     for f in (DEQ(memory()), DEQ(memory()).reduced):
         with pytest.raises(error, match=match):
-            f({"input": images()}, observed=known)
+            f({"input": images()}, observed=observed)
     with pytest.raises(error, match=match):
-        clamp(memory(), {"input": images()}, known)
+        clamp(memory(), {"input": images()}, observed)
 
 
 @pytest.mark.parametrize("lagrangian", [Softmax(2.0), LayerNorm()])
 def test_coupled_neurons_are_refused(lagrangian: Lagrangian) -> None:
     neurons = {"input": Neurons(6, lagrangian), "a": Neurons(3, Tanh())}
     ham = HAM(neurons, [(("input", "a"), Dense(6, 3))]).double()
-    match = rf"known\['input'\]: .*{type(lagrangian).__name__} couples them. Hold all of it"
+    match = rf"observed\['input'\]: .*{type(lagrangian).__name__} couples them. Hold all of it"
     with pytest.raises(ValueError, match=match):
         DEQ(ham)({"input": images()}, observed={"input": MASK})
 

@@ -221,7 +221,7 @@ def test_both_halves_have_symmetric_derivatives(pair: tuple[EnergyModel, State])
     torch.testing.assert_close(whole, fields @ gain, rtol=0, atol=1e-12)
     # The slope of the energy is D (x − f(x)).
     slope = torch.autograd.functional.jacobian(
-        lambda v: model.select(row).energy(form.of_batch(1).restore(v))[0], rows
+        lambda v: model.select(row).energy(form.of_batch(1).unflatten(v))[0], rows
     )
     expected = (rows - f(rows).detach()) @ gain
     torch.testing.assert_close(slope, expected, rtol=0, atol=1e-12)

@@ -61,7 +61,7 @@ def assert_honest(case: Case, hidden: Sequence[str], history: History, solver: S
     assert (solution.steps[max_steps] == solver.max_steps).all()
     assert not (case.bounded and diverged.any())
     with torch.no_grad():
-        x = form_of(case.visible(hidden), case.batch).restore(solution.value)
+        x = form_of(case.visible(hidden), case.batch).unflatten(solution.value)
         fx = case.model(hidden).update(x)
         here, there = torch.cat([*x.values()], 1), torch.cat([*fx.values()], 1)
         # Scaled, so that no square is too large: a residual of 0 must not come from ‖f(x)‖ = ∞.
@@ -135,7 +135,7 @@ def test_without_the_energy_it_does_rise(name: str, splitting: str | None) -> No
     solver = dataclasses.replace(SOLVERS[name], tol=1e-8, max_steps=30)
     rose = 0
     for case in family(kinds=[BOUNDED], scales=(3.0, 10.0), small=name == "newton", batch=32):
-        history = watch(case, case.hidden(splitting), solver, energetic=False)
+        history = watch(case, case.hidden(splitting), solver, info=False)
         rose += int((history.rises() > 1e6 * ROUNDING * EPS).sum())
     assert rose > 10
 
@@ -189,7 +189,7 @@ def linear(case: Case) -> tuple[float, State]:
     first, each = case.layered(rows), form_of(case.start, n)
 
     def field(g: Tensor) -> Tensor:
-        return each.flatten(first.fields(each.restore(g)))
+        return each.flatten(first.fields(each.unflatten(g)))
 
     with torch.no_grad():
         weights = field(unit) - field(torch.zeros_like(unit))
@@ -215,7 +215,7 @@ def test_a_linear_memory_diverges_only_where_its_energy_falls_forever(
         assert_downhill(case, history)
         assert_honest(case, hidden, history, solver)
         solution = history.solution
-        x = form_of(case.visible(hidden), case.batch).restore(solution.value)
+        x = form_of(case.visible(hidden), case.batch).unflatten(solution.value)
         for a, x_a in x.items():
             there = (x_a - rest[a]).abs() <= 1e-5 * (1 + rest[a].abs())
             assert there[solution.converged].all()

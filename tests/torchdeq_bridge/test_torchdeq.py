@@ -154,7 +154,7 @@ class TestRegisteredSolvers:
         z0 = torch.zeros(2, 1)
         with pytest.raises(ValueError, match="f_stop_mode='rel', b_stop_mode='rel'"):
             solver(torch.cos, z0, 10, 1e-3, "abs")
-        known = {"hamdeq_picard": "damping", "hamdeq_newton": "growth"}.get(name, "memory")
+        known = {"hamdeq_picard": "damping", "hamdeq_newton": "growth"}.get(name, "history")
         with pytest.raises(ValueError, match=f"unknown option '{known}s'.*mean '{known}'"):
             solver(torch.cos, z0, **{f"{known}s": 3})
         with pytest.raises(ValueError, match="unknown option 'tau'"):
@@ -165,9 +165,9 @@ class TestRegisteredSolvers:
 
     def test_options_for_a_call(self) -> None:
         _, z0, f = problem()
-        for memory in (1, 4):
-            z, _, _ = get_solver("hamdeq_anderson")(f, z0, 50, 1e-6, memory=memory)
-            expected = Anderson(history=memory, tol=1e-6, max_steps=50).solve(f, z0)
+        for history in (1, 4):
+            z, _, _ = get_solver("hamdeq_anderson")(f, z0, 50, 1e-6, history=history)
+            expected = Anderson(history=history, tol=1e-6, max_steps=50).solve(f, z0)
             assert torch.equal(z, expected.value)
 
 
@@ -580,8 +580,8 @@ class TestTraps:
             stock(f, z0, solver_kwargs={"tol": 1e-8})
         stock(f, z0, solver_kwargs={"lamb": 3})  # swallowed
         ours = torchdeq.get_deq(core="hamdeq")
-        _, info = ours(f, z0, solver_kwargs={"tol": 1e-9, "memory": 2, "f_max_iter": 77})
-        expected = Anderson(tol=1e-9, memory=2, max_steps=77).solve(f, z0)
+        _, info = ours(f, z0, solver_kwargs={"tol": 1e-9, "history": 2, "f_max_iter": 77})
+        expected = Anderson(tol=1e-9, history=2, max_steps=77).solve(f, z0)
         assert info["nstep"].int().tolist() == expected.steps.tolist()
         with pytest.raises(ValueError, match="unknown option 'lamb'"):
             ours(f, z0, solver_kwargs={"lamb": 3})
