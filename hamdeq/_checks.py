@@ -14,7 +14,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["boolean", "floating", "instance", "integer", "number", "one_of", "whole", "wrong"]
+__all__ = [
+    "boolean",
+    "class_labels",
+    "floating",
+    "instance",
+    "integer",
+    "number",
+    "one_of",
+    "whole",
+    "wrong",
+]
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
@@ -168,3 +178,32 @@ def boolean(name: str, value: object, remedy: str | None = None) -> Tensor:
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise wrong(name, "a boolean tensor", got, remedy, kind=TypeError)
     return value
+
+
+def class_labels(labels: object, batch: int, classes: int) -> Tensor:
+    """The labels, if they are ``(batch,)`` of int64, each the number of a class.
+
+    All that is wrong is named at once.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: another shape, another dtype, or no number of a class.
+    """
+    labels = instance("labels", labels, Tensor, f"a tensor ({batch},)")
+    problems = []
+    if tuple(labels.shape) != (batch,):
+        remedy = ""
+        if tuple(labels.shape) == (batch, 1):
+            remedy = "; give labels.squeeze(1)"
+        elif labels.dim() == 2 and len(labels) == batch:
+            remedy = "; one-hot labels become indices by labels.argmax(1)"
+        problems.append(f"expected shape ({batch},), got {tuple(labels.shape)}{remedy}")
+    if labels.dtype != torch.int64:
+        problems.append(f"expected torch.int64, got {labels.dtype}; use .long()")
+    elif not labels.is_meta:
+        other = labels[(labels < 0) | (labels >= classes)]
+        if other.numel():
+            problems.append(f"expected classes 0 to {classes - 1}, got {int(other[0])} among them")
+    if problems:
+        raise ValueError("labels: " + "; ".join(problems))
+    return labels

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hamdeq._checks import integer
+from hamdeq._checks import class_labels, integer
 from hamdeq.memories import flips
 from hamdeq.memories.continuous import Interacting, two_layers
 from hamdeq.memories.fields import Single, fields
@@ -15,7 +15,7 @@ from hamdeq.memories.interactions import Interaction, Polynomial
 from hamdeq.memories.learning import Learning
 from hamdeq.memories.recall import BinaryMemory, Walk
 from hamdeq.memories.scaling import Factors, Normalised, Scaling
-from hamdeq.memories.states import check_labels, check_states
+from hamdeq.memories.states import check_states
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -194,7 +194,7 @@ class DenseAssociativeMemory(BinaryMemory):
             OverflowError: F overflows.
         """
         states = self._with_classes(inputs)
-        check_labels(labels, len(states), self.classes)
+        class_labels(labels, len(states), self.classes)
         targets = 2 * nn.functional.one_hot(labels, self.classes).to(states.dtype) - 1
         return self._error(states, targets, slice(self.inputs, None), exponent)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hamdeq._checks import integer
+from hamdeq._checks import class_labels, integer
 from hamdeq._recorded import Recorded
 from hamdeq.memories.dense import DenseAssociativeMemory
 from hamdeq.memories.scaling import Scaling
-from hamdeq.memories.states import check_labels, check_states
+from hamdeq.memories.states import check_states
 
 __all__ = ["FeedForward"]
 
@@ -112,7 +112,7 @@ class FeedForward(Recorded, nn.Module):
         """
         exponent = integer("exponent", exponent, expected="a positive integer m")
         predicted = self.classify(inputs)
-        check_labels(labels, len(inputs), self.classes)
+        class_labels(labels, len(inputs), self.classes)
         targets = 2 * nn.functional.one_hot(labels, self.classes).to(inputs.dtype) - 1
         return ((targets - predicted) ** (2 * exponent)).mean(), predicted.detach()
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["check_labels", "check_states", "signs"]
+__all__ = ["check_states", "signs"]
 
 
 class _Placed(Protocol):
@@ -62,25 +62,3 @@ def check_states(name: str, x: Any, size: int, like: _Placed, *, binary: bool = 
             wrong.append(f"expected {kind}, got {some:g} among them{remedy}")
     if wrong:
         raise ValueError(f"{name}: " + "; ".join(wrong))
-
-
-def check_labels(labels: Any, batch: int, classes: int) -> None:
-    """Refuse what is not ``(batch,)`` of int64, each the number of a class."""
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"labels: expected a tensor ({batch},), got {type(labels).__name__}")
-    wrong = []
-    if tuple(labels.shape) != (batch,):
-        remedy = ""
-        if tuple(labels.shape) == (batch, 1):
-            remedy = "; give labels.squeeze(1)"
-        elif labels.dim() == 2 and len(labels) == batch:
-            remedy = "; one-hot labels become indices by labels.argmax(1)"
-        wrong.append(f"expected shape ({batch},), got {tuple(labels.shape)}{remedy}")
-    if labels.dtype != torch.int64:
-        wrong.append(f"expected torch.int64, got {labels.dtype}; use .long()")
-    elif not labels.is_meta:
-        other = labels[(labels < 0) | (labels >= classes)]
-        if other.numel():
-            wrong.append(f"expected classes 0 to {classes - 1}, got {int(other[0])} among them")
-    if wrong:
-        raise ValueError("labels: " + "; ".join(wrong))

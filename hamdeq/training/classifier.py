@@ -7,8 +7,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from hamdeq._checks import class_labels
 from hamdeq.deq import DEQ
-from hamdeq.memories.states import check_labels
 from hamdeq.optim import Madam
 from hamdeq.training.equilibrium import HAMPredictor
 from hamdeq.training.module import OptimizerCallable, SchedulerCallable, as_pair
@@ -80,7 +80,7 @@ class HAMClassifier(HAMPredictor):
                 f"labels: expected classes of torch.int64, got {labels.dtype}; give strings or "
                 "integers to the data module, or train a HAMRegressor on real values"
             )
-        check_labels(labels, len(images), self.n_outputs)
+        class_labels(labels, len(images), self.n_outputs)
         solution = self.forward(images)
         scores = solution.value[self.output]
         loss = self._loss(scores, labels)

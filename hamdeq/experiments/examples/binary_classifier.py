@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import BinaryAUROC
 
-from hamdeq.memories.states import check_labels
+from hamdeq._checks import class_labels
 from hamdeq.training.module import (
     Classifier,
     OptimizerCallable,
@@ -79,7 +79,7 @@ class BinaryClassifier(Classifier):
     def _step(self, batch: tuple[Any, Tensor], stage: str) -> Tensor:
         inputs, labels = as_pair(batch)
         logits = self(inputs)
-        check_labels(labels, len(logits), 2)
+        class_labels(labels, len(logits), 2)
         loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
         logits = logits.detach()
         accuracy = ((logits > 0) == labels.bool()).float().mean()

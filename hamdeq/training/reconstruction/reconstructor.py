@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hamdeq._checks import class_labels
 from hamdeq.data.encoding import as_samples
 from hamdeq.deq import DEQ
 from hamdeq.energy.model import State
-from hamdeq.memories.states import check_labels
 from hamdeq.solvers import Solution
 from hamdeq.training.equilibrium import EquilibriumModule
 from hamdeq.training.module import OptimizerCallable, SchedulerCallable, as_pair
@@ -225,7 +225,7 @@ class HAMReconstructor(EquilibriumModule):
 
     def _answer(self, batch: tuple[Tensor, Tensor], stage: str, *where: int) -> Tensor:
         images, labels = as_pair(batch)
-        check_labels(labels, len(images), self.n_outputs)
+        class_labels(labels, len(images), self.n_outputs)
         drawn = self.what(len(labels), stage, *where)
         what = Observed(*(part.to(images.device) for part in drawn))
         solution = self(images, labels.where(what.label, -1), what.pixels)
