@@ -6,8 +6,9 @@ the code goes on with, or raises.
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
@@ -20,8 +21,10 @@ __all__ = [
     "floating",
     "instance",
     "integer",
+    "nearest",
     "number",
     "one_of",
+    "require",
     "whole",
     "wrong",
 ]
@@ -48,6 +51,37 @@ def wrong(
         kind: of the exception.
     """
     return kind(f"{name}: expected {expected}, got {got}" + (f"; {remedy}" if remedy else ""))
+
+
+def require(
+    holds: object,
+    name: str,
+    expected: str,
+    got: object,
+    remedy: str | None = None,
+    *,
+    kind: type[Exception] = ValueError,
+) -> None:
+    """Raise the error of :func:`wrong` unless something holds."""
+    if not holds:
+        raise wrong(name, expected, got, remedy, kind=kind)
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The one of some names that was most likely meant; None where none is near.
+
+    A name is near where few letters differ, or where one begins with the other (`tolerance`,
+    `tol`).
+    """
+    names = sorted(names)
+    begun = [
+        other
+        for other in names
+        if min(len(other), len(name)) >= 3 and (other.startswith(name) or name.startswith(other))
+    ]
+    slips = difflib.get_close_matches(name, names, n=1, cutoff=0.85)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return next(iter([*slips, *sorted(begun, key=len)[-1:], *close]), None)
 
 
 def whole(value: object) -> int | None:

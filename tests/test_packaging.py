@@ -87,7 +87,7 @@ def test_the_wheel_holds_the_configurations_and_the_command(tmp_path):
 @pytest.fixture
 def configurations():
     pytest.importorskip("lightning")
-    from hamdeq.training import configurations
+    from hamdeq.training.cli import configurations
 
     return configurations
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hamdeq.data.batches import expect
+from hamdeq._checks import require, whole, wrong
 from hamdeq.data.encoding import Encoding, Label, mean_and_std
 from hamdeq.data.modules import InMemoryDataModule, Split
 
@@ -31,9 +31,8 @@ class ArrayDataModule(InMemoryDataModule):
 
     Samples are split at random, the classes in the same proportions in each part. Mean and standard
     deviation are those of the training part alone. Batches hold the inputs **as they were given**:
-    it is the module that standardises them, with an :class:`Encoding` which it takes over from
-    here and keeps in its checkpoints. A trained module so takes raw numbers, wherever they come
-    from.
+    the module standardises them, with the :class:`Encoding` that it takes over from here and keeps
+    in its checkpoints, so that a trained module takes raw numbers.
 
     Args:
         inputs: one sample for each target: ``(n, features)`` for a table, ``(n, height, width)`` or
@@ -85,7 +84,7 @@ class ArrayDataModule(InMemoryDataModule):
             else:
                 sizes[name] = _count(part, name, len(x))
         n, drawn = len(x), sum(sizes.values())
-        expect(drawn < n, f"val + test < {n}, the number of samples", drawn, "lower them")
+        require(drawn < n, "val + test", f"fewer than the {n} samples", drawn, "lower them")
         n_val = len(parts["val"][0]) if "val" in parts else sizes["val"]
         super().__init__(batch_size, eval_batch_size, n_val, seed)
         self.input_shape: tuple[int, ...] = x.shape[1:]
@@ -99,7 +98,7 @@ class ArrayDataModule(InMemoryDataModule):
             parts = {name: (x, self._indices(y, name)) for name, (x, y) in parts.items()}
             empty = sorted({*range(self.n_classes)} - {*parts["train"][1].tolist()})
             got = f"none of {[self.classes[i] for i in empty]}"
-            expect(not empty, "training samples of each class", got, "lower val or test")
+            require(not empty, "training samples", "some of each class", got, "lower val or test")
         self.encoding: Encoding = self._fit(*parts["train"], standardise)
         self._splits = {
             name: (_tensor(parts[name][0]), _tensor(parts[name][1]))
@@ -110,8 +109,9 @@ class ArrayDataModule(InMemoryDataModule):
         """The classes' indices of labels."""
         index = {name: i for i, name in enumerate(self.classes or ())}
         new = [label for label in labels.tolist() if label not in index][:1]
-        wanted = f"{part} targets among the classes {[*index][:10]}"
-        expect(not new, wanted, new, "there are no samples to learn this class from")
+        wanted = f"some of the classes {[*index][:10]}"
+        remedy = "there are no samples to learn this class from"
+        require(not new, f"{part} targets", wanted, new, remedy)
         return np.array([index[label] for label in labels.tolist()], dtype=np.int64)
 
     def _fit(self, x: np.ndarray, y: np.ndarray, standardise: bool) -> Encoding:
@@ -140,10 +140,8 @@ class ArrayDataModule(InMemoryDataModule):
             ValueError: the targets are real values.
         """
         if self.classes is None:
-            raise ValueError(
-                "n_classes: expected classes, got real-valued targets; for regression use "
-                "n_targets, for classes give strings or integers, such as y.astype(int)"
-            )
+            remedy = "use n_targets for regression, or give classes, such as y.astype(int)"
+            raise wrong("n_classes", "classes", "real-valued targets", remedy)
         return len(self.classes)
 
     @property
@@ -154,10 +152,9 @@ class ArrayDataModule(InMemoryDataModule):
             ValueError: the targets are classes.
         """
         if self.classes is not None:
-            raise ValueError(
-                f"n_targets: expected real-valued targets, got {len(self.classes)} classes; for "
-                "classes use n_classes, for regression give floating point, such as y.astype(float)"
-            )
+            remedy = "use n_classes, or give floating point, such as y.astype(float)"
+            got = f"{len(self.classes)} classes"
+            raise wrong("n_targets", "real-valued targets", got, remedy)
         return math.prod(self._splits["train"][1].shape[1:])
 
     def __repr__(self) -> str:
@@ -183,10 +180,9 @@ def _array(values: Any, what: str) -> np.ndarray:
         try:
             return np.asarray(values)
         except ValueError as error:  # rows of different lengths
-            raise ValueError(
-                f"{what}: expected rows of one length, got a {type(values).__name__} that is no "
-                f"array ({error}); pad the rows, or leave some out"
-            ) from None
+            got = f"a {type(values).__name__} that is no array ({error})"
+            remedy = "pad the rows, or leave some out"
+            raise wrong(what, "rows of one length", got, remedy) from None
     values = values.detach().cpu()
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
@@ -203,11 +199,12 @@ def _numbers(values: Any, what: str) -> np.ndarray:
         array = array.astype(np.float64)  # columns of several kinds of numbers
     if array.dtype.kind not in "fiub":
         odd = next((v for v in array.flat if not isinstance(v, Real)), None)
-        raise TypeError(
-            f"{what}: expected real numbers, got {array.dtype}, such as {odd!r}; fill in missing "
-            "values, and turn columns of text or dates into numbers first, as "
+        remedy = (
+            "fill in missing values, and turn columns of text or dates into numbers first, as "
             "pandas.get_dummies(x) does with text"
         )
+        got = f"{array.dtype}, such as {odd!r}"
+        raise wrong(what, "real numbers", got, remedy, kind=TypeError)
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float64)
     with np.errstate(over="ignore"):
@@ -215,10 +212,8 @@ def _numbers(values: Any, what: str) -> np.ndarray:
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])
         rows = int(bad.reshape(len(array), -1).any(1).sum())
-        raise ValueError(
-            f"{what}: expected finite numbers, got {array[first]} at {first}, and such values in "
-            f"{rows} of {len(array)} samples; fill them in, or leave these samples out"
-        )
+        got = f"{array[first]} at {first}, and such values in {rows} of {len(array)} samples"
+        raise wrong(what, "finite numbers", got, "fill them in, or leave these samples out")
     return array
 
 
@@ -234,8 +229,8 @@ def _targets(values: Any, what: str) -> np.ndarray:
         array = np.asarray(values, dtype=object)  # NumPy makes strings of what lies beside strings
     if array.dtype.kind == "f":
         array = _numbers(array, what)
-        expect(array.ndim in (1, 2), f"{what} (n,) or (n, n_targets)", array.shape, "flatten them")
-        expect(array.size > 0, f"{what} with samples", array.shape, "give some")
+        fits = array.ndim in (1, 2) and array.size > 0
+        require(fits, what, "(n,) or (n, n_targets) with n ≥ 1", array.shape)
         return array.reshape(len(array), -1)
     if array.ndim != 1:
         remedy = "give one class for each sample"
@@ -243,7 +238,7 @@ def _targets(values: Any, what: str) -> np.ndarray:
             remedy = "give the column itself, such as y[:, 0], or y['name'] of a table"
         elif array.ndim == 2:
             remedy = "one-hot classes become indices by y.argmax(1), real values by y.astype(float)"
-        expect(False, f"{what} (n,)", array.shape, remedy)
+        raise wrong(what, "(n,)", array.shape, remedy)
     labels = np.empty(len(array), dtype=object)
     labels[:] = array.tolist()
     kinds = {type(label) for label in labels}
@@ -251,26 +246,25 @@ def _targets(values: Any, what: str) -> np.ndarray:
         if all(issubclass(each, kind) for each in kinds):
             labels[:] = [name(label) for label in labels]
             return labels
-    names = ", ".join(sorted(kind.__name__ for kind in kinds))
-    raise TypeError(
-        f"{what}: expected all strings, all integers or all booleans as classes, or floating point "
-        f"for real values, got {names}; leave out samples whose target is missing, or turn the "
-        "others into strings"
-    )
+    expected = "all strings, all integers or all booleans, or floating point for real values"
+    got = ", ".join(sorted(kind.__name__ for kind in kinds))
+    remedy = "leave out samples whose target is missing, or turn the others into strings"
+    raise wrong(what, expected, got, remedy, kind=TypeError)
 
 
 def _samples(
     pair: Any, part: str = "", like: tuple[np.ndarray, np.ndarray] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets that fit one another, and those to learn from."""
-    expect(len(pair) == 2, f"{part}(inputs, targets)", f"{len(pair)} parts", "give a pair")
+    require(len(pair) == 2, part.strip(), "(inputs, targets)", f"{len(pair)} parts")
     x, y = _numbers(pair[0], f"{part}inputs"), _targets(pair[1], f"{part}targets")
-    expect(x.ndim >= 2, f"{part}inputs (n, features)", x.shape, "give one feature as x[:, None]")
-    expect(x.size > 0, f"{part}inputs with samples and features", x.shape, "give some")
-    expect(len(x) == len(y), f"{len(x)} {part}targets", len(y), "give one for each sample")
+    name, remedy = f"{part}inputs", "give one feature as x[:, None]"
+    require(x.ndim >= 2, name, "(n, features)", x.shape, remedy)
+    require(x.size > 0, name, "samples and features", x.shape)
+    require(len(x) == len(y), f"{part}targets", f"{len(x)}, one for each sample", len(y))
     if like is not None:
         wanted, got = _kind(*like), _kind(x, y)
-        expect(wanted == got, f"{part}samples of {wanted}", got, "give them like the others")
+        require(wanted == got, f"{part}samples", wanted, got, "give them like the others")
     return x, y
 
 
@@ -283,20 +277,23 @@ def _kind(x: np.ndarray, y: np.ndarray) -> str:
 def _classes(labels: np.ndarray) -> tuple[Label, ...]:
     """The classes, sorted."""
     classes, n = tuple(sorted(set(labels.tolist()))), len(labels)
-    expect(len(classes) > 1, "at least two classes", [*classes], "check the targets")
+    require(len(classes) > 1, "targets", "at least two classes", [*classes])
+    expected, got = f"at most {n // 2} classes in {n} samples", len(classes)
     remedy = "real-valued targets are given in floating point, such as y.astype(float)"
-    expect(2 * len(classes) <= n, f"at most {n // 2} classes in {n} samples", len(classes), remedy)
+    require(2 * got <= n, "targets", expected, got, remedy)
     return classes
 
 
 def _count(part: Any, name: str, n: int) -> int:
     """Samples of a part that is to be drawn."""
-    number = isinstance(part, int | float) and not isinstance(part, bool)
-    remedy = "give a share below 1, a number of samples, or (inputs, targets)"
-    share = isinstance(part, float)
-    good = number and (0 <= part < 1 if share else part >= 0)
-    expect(good, f"{name} as a share, a number or a pair", repr(part), remedy)
-    return round(part * n) if share else int(part)
+    expected = "a share below 1, a number of samples, or (inputs, targets)"
+    if isinstance(part, Real) and not isinstance(part, Integral):
+        require(0 <= float(part) < 1, name, expected, repr(part))
+        return round(float(part) * n)
+    count = whole(part)
+    if count is None or count < 0:
+        raise wrong(name, expected, repr(part))
+    return count
 
 
 def _order(y: np.ndarray, seed: int) -> np.ndarray:

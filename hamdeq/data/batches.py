@@ -12,9 +12,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DistributedSampler, TensorDataset
 
+from hamdeq._checks import integer, require
 from hamdeq.data.encoding import Encoding
 
-__all__ = ["Inputs", "TensorBatches", "expect"]
+__all__ = ["Inputs", "TensorBatches"]
 
 Inputs = Tensor | tuple[Tensor, ...]
 
@@ -22,24 +23,23 @@ Inputs = Tensor | tuple[Tensor, ...]
 class TensorBatches:
     """Batches `(images[index], labels[index])` of tensors that are in memory as a whole.
 
-    One indexing operation per batch replaces the per-sample fetching and collating of a
-    `DataLoader`. The order is a function of `(seed, epoch)` alone and `state_dict` records the
-    position in the epoch, so a resumed run sees the batches that it would have seen. Without
-    shuffling, in one process, batches are views. The last batch may be smaller. Under
-    torch.distributed each process serves its share; `DistributedSampler` repeats samples where
-    the shares would differ in length.
+    One indexing operation a batch replaces the fetching and collating of a `DataLoader`. The order
+    is a function of `(seed, epoch)` alone, and `state_dict` records the position in the epoch: a
+    resumed run sees the batches that it would have seen. Without shuffling, in one process, batches
+    are views. Under torch.distributed each process serves its share; `DistributedSampler` repeats
+    samples where the shares would differ in length.
 
     Args:
-        images: The samples, or a tuple of tensors of as many samples, such as bags of instances
+        images: the samples, or a tuple of tensors of as many samples, such as bags of instances
             and the mask of their padding; each batch then has a tuple, too.
-        labels: As many labels.
-        batch_size: Samples per batch and process, at least 1.
-        shuffle: Draw a new order each epoch.
-        seed: Seed of the order.
+        labels: as many labels.
+        batch_size: samples per batch and process, at least 1; the last batch may be smaller.
+        shuffle: draw a new order each epoch.
+        seed: seed of the order.
 
     Attributes:
-        sampler: Holds the epoch; Lightning calls its `set_epoch` before each epoch.
-        encoding: That of the data module whose batches these are; `None` for others.
+        sampler: holds the epoch; Lightning calls its `set_epoch` before each epoch.
+        encoding: that of the data module whose batches these are; `None` for others.
 
     Shape:
         images and labels `(n, ...)`; each batch `(batch, ...)` of both.
@@ -63,12 +63,12 @@ class TensorBatches:
         shuffle: bool = False,
         seed: int = 0,
     ) -> None:
-        expect(batch_size >= 1, "batch_size >= 1", batch_size, "give a number of samples")
+        self.batch_size: int = integer("batch_size", batch_size)
         for part in images if isinstance(images, tuple) else (images,):
-            expect(len(labels) == len(part), f"{len(part)} labels", len(labels), "one per image")
+            wanted = f"{len(part)}, one for each sample"
+            require(len(labels) == len(part), "labels", wanted, len(labels))
         self.images = images
         self.labels = labels
-        self.batch_size = batch_size
         n_processes, rank = 1, 0
         if dist.is_available() and dist.is_initialized():
             n_processes, rank = dist.get_world_size(), dist.get_rank()
@@ -111,11 +111,3 @@ class TensorBatches:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next iteration, if it is of the recorded epoch, continue where it stopped."""
         self._position, self._resumed = dict(state), True
-
-
-def expect(
-    holds: bool, expected: str, got: object, remedy: str, error: type[Exception] = ValueError
-) -> None:
-    """Raise `error` with what was expected, what was got, and the remedy, unless it holds."""
-    if not holds:
-        raise error(f"expected {expected}, got {got}: {remedy}")

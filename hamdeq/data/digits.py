@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hamdeq.data.batches import expect
+from hamdeq._checks import require
 from hamdeq.data.modules import TensorDataModule
 
 __all__ = ["DigitsDataModule"]
@@ -15,12 +15,9 @@ class DigitsDataModule(TensorDataModule):
     """scikit-learn's 1797 handwritten digits of 8 x 8 pixels, which need no download.
 
     Args:
-        batch_size: Samples per training batch.
-        eval_batch_size: Samples per batch of validation, test and prediction.
-        val_size: Training images to hold out; 0 trains on all of them, without validation.
-        test_size: Images of the test set, which does not depend on `seed`, so that runs with
+        batch_size, eval_batch_size, val_size, seed: as of :class:`TensorDataModule`.
+        test_size: images of the test set, which does not depend on `seed`, so that runs with
             different seeds are measured on the same images.
-        seed: Seed of the validation split and of the order of the training batches.
     """
 
     image_shape: tuple[int, int] = (8, 8)
@@ -35,7 +32,7 @@ class DigitsDataModule(TensorDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, val_size, seed)
-        expect(1 <= test_size < 1797, "test_size in 1..1796", test_size, "take some of the 1797")
+        require(1 <= test_size < 1797, "test_size", "1 to 1796 of the 1797 images", test_size)
         self.test_size = test_size
 
     def load(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hamdeq._checks import floating, wrong
+
 __all__ = ["Encoding", "Label", "as_samples", "mean_and_std"]
 
 Label = str | int | bool
@@ -110,10 +112,7 @@ class Encoding(nn.Module):
         shape = self.shape
         if shape is None and self.input_mean is None:
             return inputs
-        if not inputs.is_floating_point():
-            raise TypeError(
-                f"inputs: expected floating point, got {inputs.dtype}; give inputs.float()"
-            )
+        floating("inputs", inputs, "give inputs.float()")
         if shape is None:
             return _standardised(inputs, self.input_mean, self.input_std)
         samples = as_samples(inputs, shape, "inputs", "as the data that the model was trained on")
@@ -179,15 +178,12 @@ def as_samples(x: Tensor, shape: Sequence[int], what: str, of: str) -> Tensor:
     """
     shape, got, size = tuple(shape), tuple(x.shape), math.prod(shape)
     if not got or math.prod(got[1:]) != size:
-        raise ValueError(
-            f"{what}: expected (batch, …) with {size} numbers a sample, {of}, got {got}"
-        )
+        raise wrong(what, f"(batch, …) with {size} numbers a sample, {of}", got)
     ours, theirs = (tuple(n for n in each if n != 1) for each in (shape, got[1:]))
     if ours != theirs and len(ours) > 1 and len(theirs) > 1:
-        raise ValueError(
-            f"{what}: expected {('batch', *shape)}, {of}, got {got}, as many numbers in another "
-            "arrangement; bring the samples into this shape"
-        )
+        found = f"{got}, as many numbers in another arrangement"
+        remedy = "bring the samples into this shape"
+        raise wrong(what, f"{('batch', *shape)}, {of}", found, remedy)
     return x.reshape(got[0], *shape)
 
 
@@ -208,9 +204,7 @@ def mean_and_std(x: Tensor, what: str) -> tuple[Tensor, Tensor]:
     bad = ((rounding > 0.01 * std) & ~constant).flatten().nonzero().flatten().tolist()[:1]
     for column in bad:
         deviation, centre = std.flatten()[column].item(), mean.flatten()[column].item()
-        raise ValueError(
-            f"{what}: expected numbers that float32 can tell apart, got a standard deviation of "
-            f"{deviation:.3g} around {centre:.9g} in column {column}; subtract an offset first, "
-            "such as the smallest value"
-        )
+        got = f"a standard deviation of {deviation:.3g} around {centre:.9g} in column {column}"
+        remedy = "subtract an offset first, such as the smallest value"
+        raise wrong(what, "numbers that float32 can tell apart", got, remedy)
     return mean.float(), std.float()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from hamdeq._checks import require, wrong
 from hamdeq._torchvision import mnist_dataset
-from hamdeq.data.batches import expect
 from hamdeq.data.modules import TensorDataModule
 
 __all__ = ["MNIST_FILES", "MNISTDataModule"]
@@ -28,13 +28,10 @@ class MNISTDataModule(TensorDataModule):
     """MNIST: 60,000 training and 10,000 test images of 28 x 28 pixels, read by torchvision.
 
     Args:
-        root: Folder that contains `MNIST/raw`; `None` takes the environment variable
+        root: folder that contains `MNIST/raw`; `None` takes the environment variable
             `HAMDEQ_DATA`, or `data` where it is not set.
-        download: Download missing files.
-        batch_size: Samples per training batch.
-        eval_batch_size: Samples per batch of validation, test and prediction.
-        val_size: Training images to hold out; 0 trains on all 60,000, as the papers do.
-        seed: Seed of the validation split and of the order of the training batches.
+        download: download missing files.
+        batch_size, eval_batch_size, val_size, seed: as of :class:`TensorDataModule`.
     """
 
     image_shape: tuple[int, int] = (28, 28)
@@ -88,11 +85,14 @@ class MNISTDataModule(TensorDataModule):
 
     def _check_files(self, reason: str) -> None:
         if missing := self._missing():
-            raise FileNotFoundError(
-                f"expected MNIST in {self.raw.absolute()}, got no {', '.join(missing)} ({reason}): "
+            raise wrong(
+                "MNIST",
+                f"its files in {self.raw.absolute()}",
+                f"no {', '.join(missing)} ({reason})",
                 f"put {', '.join(MNIST_FILES)} there (with download=True also as .gz), or set "
                 "HAMDEQ_DATA to the folder that contains MNIST/raw, or run on the embedded digits "
-                "instead: python train.py fit --config configs/digits.yaml"
+                "instead: python train.py fit --config configs/digits.yaml",
+                kind=FileNotFoundError,
             )
         for name in MNIST_FILES:
             _check_idx(self.raw / name)
@@ -109,15 +109,18 @@ def _remove_empty(folders: list[Path]) -> None:
 
 def _check_idx(path: Path) -> None:
     """Compare header and size of an IDX file, where torchvision would fail on an assertion."""
+
+    def check(holds: bool, expected: str, got: object) -> None:
+        remedy = "replace it by an intact copy, or delete it to have it downloaded again"
+        require(holds, str(path), expected, got, remedy)
+
     magic, n_dims = (2051, 3) if "idx3" in path.name else (2049, 1)
     header_size, size = 4 * (1 + n_dims), path.stat().st_size
-    remedy = "replace it by an intact copy, or delete it to have it downloaded again"
     with path.open("rb") as file:
         header = file.read(header_size)
-    wanted = f"an IDX header of {header_size} bytes in {path}"
-    expect(len(header) == header_size, wanted, f"a file of {size} bytes", remedy)
+    check(len(header) == header_size, f"an IDX header of {header_size} bytes", f"{size} bytes")
     found, *shape = struct.unpack(f">{1 + n_dims}I", header)
-    expect(found == magic, f"the IDX magic number {magic} in {path}", found, remedy)
+    check(found == magic, f"the IDX magic number {magic}", found)
     wanted = header_size + math.prod(shape)
-    expect(size == wanted, f"{wanted} bytes in {path}, for {shape} values", size, remedy)
-    expect(0 not in shape, f"at least one sample in {path}", shape, remedy)
+    check(size == wanted, f"{wanted} bytes, for {shape} values", size)
+    check(0 not in shape, "at least one sample", shape)

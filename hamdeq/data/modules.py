@@ -11,7 +11,8 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
-from hamdeq.data.batches import TensorBatches, expect
+from hamdeq._checks import integer, one_of, require
+from hamdeq.data.batches import TensorBatches
 from hamdeq.data.encoding import Encoding
 
 __all__ = ["InMemoryDataModule", "Split", "TensorDataModule"]
@@ -26,13 +27,13 @@ class InMemoryDataModule(LightningDataModule, ABC):
     A subclass implements `make_splits`.
 
     Args:
-        batch_size: Samples per training batch.
-        eval_batch_size: Samples per batch of validation, test and prediction.
-        val_size: Samples of the validation split; 0 for no validation.
-        seed: Seed of the splits and of the order of the training batches.
+        batch_size: samples per training batch.
+        eval_batch_size: samples per batch of validation, test and prediction.
+        val_size: samples of the validation split; 0 for no validation.
+        seed: seed of the splits and of the order of the training batches.
 
     Attributes:
-        encoding: What a module that is trained on these data remembers of them; blank unless the
+        encoding: what a module that is trained on these data remembers of them; blank unless the
             subclass says otherwise when it makes the splits.
 
     Raises:
@@ -43,12 +44,9 @@ class InMemoryDataModule(LightningDataModule, ABC):
         self, batch_size: int = 64, eval_batch_size: int = 1000, val_size: int = 0, seed: int = 0
     ) -> None:
         super().__init__()
-        for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            expect(size >= 1, f"{name} >= 1", size, "give a number of samples")
-        expect(val_size >= 0, "val_size >= 0", val_size, "give a number of samples, or 0 for none")
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.val_size = val_size
+        self.batch_size: int = integer("batch_size", batch_size)
+        self.eval_batch_size: int = integer("eval_batch_size", eval_batch_size)
+        self.val_size: int = integer("val_size", val_size, least=0)
         self.seed = seed
         self.encoding: Encoding = Encoding()
         self._splits: dict[str, Split] = {}
@@ -74,8 +72,7 @@ class InMemoryDataModule(LightningDataModule, ABC):
             ValueError: there is no split of this name.
         """
         self.setup()
-        expect(name in self._splits, f"one of {', '.join(self._splits)}", name, "name a split")
-        return self._splits[name]
+        return self._splits[one_of("name", name, self._splits.keys())]
 
     def train_dataloader(self) -> TensorBatches:
         # Under `overfit_batches` Lightning turns shuffling off, but only in a DataLoader.
@@ -106,10 +103,10 @@ class TensorDataModule(InMemoryDataModule):
     are in memory already there is :class:`ArrayDataModule`.
 
     Args:
-        batch_size: Samples per training batch.
-        eval_batch_size: Samples per batch of validation, test and prediction.
-        val_size: Training images to hold out; 0 trains on all of them, without validation.
-        seed: Seed of the validation split and of the order of the training batches.
+        batch_size: samples per training batch.
+        eval_batch_size: samples per batch of validation, test and prediction.
+        val_size: training images to hold out; 0 trains on all of them, without validation.
+        seed: seed of the validation split and of the order of the training batches.
 
     Raises:
         ValueError: a batch size is below 1, or `val_size` is negative.
@@ -142,7 +139,7 @@ class TensorDataModule(InMemoryDataModule):
         self._check("test", *test)
         self.encoding: Encoding = Encoding(input_shape=self.image_shape)
         n, n_val = len(images), self.val_size
-        expect(n_val < n, f"val_size < {n}, the number of train images", n_val, "lower val_size")
+        require(n_val < n, "val_size", f"fewer than the {n} training images", n_val)
         val, train = (images[:0], labels[:0]), (images, labels)
         if n_val:
             order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))
@@ -150,23 +147,22 @@ class TensorDataModule(InMemoryDataModule):
         return {"train": train, "val": val, "test": (test[0], test[1])}
 
     def _check(self, split: str, images: Tensor, labels: Tensor) -> None:
-        n, pixels, remedy = len(images), math.prod(self.image_shape), "e.g. images.float() / 255"
+        n, pixels = len(images), math.prod(self.image_shape)
+        name, remedy = f"{split} images", "give images.float() / 255"
         floating = images.is_floating_point()
-        expect(floating, f"floating {split} images", images.dtype, remedy, TypeError)
-        integer, remedy = labels.dtype == torch.int64, "e.g. labels.long()"
-        expect(integer, f"int64 {split} labels", labels.dtype, remedy, TypeError)
-        shape, remedy = tuple(images.shape), "flatten each, e.g. images.flatten(1)"
-        expect(shape == (n, pixels), f"{split} images of shape {(n, pixels)}", shape, remedy)
-        shape, remedy = tuple(labels.shape), "give one class index per image"
-        expect(shape == (n,), f"{split} labels of shape {(n,)}", shape, remedy)
+        require(floating, name, "a floating-point tensor", images.dtype, remedy, kind=TypeError)
+        shape, remedy = tuple(images.shape), "flatten each, as by images.flatten(1)"
+        require(shape == (n, pixels), name, f"shape {(n, pixels)}", shape, remedy)
         # A finite sum proves every pixel finite at a hundredth of the time of testing each.
         if not images.sum().isfinite():
             bad = (~images.isfinite().all(dim=1)).nonzero().flatten().tolist()
-            got = f"NaN or infinite pixels in {len(bad)} of {n}, first in sample {bad[:1]}"
-            expect(not bad, f"finite {split} images", got, "repair or remove them")
+            got = f"NaN or infinity in {len(bad)} of {n}, first in sample {bad[:1]}"
+            require(not bad, name, "finite pixels", got, "repair or remove them")
+        name, remedy = f"{split} labels", "give labels.long()"
+        integers = labels.dtype == torch.int64
+        require(integers, name, "int64", labels.dtype, remedy, kind=TypeError)
+        shape, remedy = tuple(labels.shape), "give one class index per image"
+        require(shape == (n,), name, f"shape {(n,)}", shape, remedy)
         bad = ((labels < 0) | (labels >= self.n_classes)).nonzero().flatten().tolist()[:1]
-        wanted, got = (
-            f"labels in 0..{self.n_classes - 1}",
-            f"{labels[bad].tolist()} in sample {bad}",
-        )
-        expect(not bad, f"{split} {wanted}", got, "number the classes from 0")
+        wanted, got = f"0 to {self.n_classes - 1}", f"{labels[bad].tolist()} in sample {bad}"
+        require(not bad, name, wanted, got, "number the classes from 0")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from hamdeq.training.cli.hints import nearest
+from hamdeq._checks import nearest
 
 __all__ = ["Parser", "describe_data"]
 

@@ -197,23 +197,23 @@ def test_batches_of_several_tensors_stay_together(shuffle):
         assert torch.equal(inputs[0], labels / 1.0)
         assert torch.equal(inputs[1], labels[:, None] > 4)
     assert sorted(torch.cat([labels for _, labels in batches]).tolist()) == list(range(10))
-    with pytest.raises(ValueError, match="expected 9 labels, got 10"):
+    with pytest.raises(ValueError, match="labels: expected 9, one for each sample, got 10"):
         TensorBatches((index, index[1:]), index, 4)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LatchDataModule(train_size=0), "train_size >= 1, got 0"),
-        (lambda: LatchDataModule(n_symbols=2), "n_symbols >= 3, got 2"),
-        (lambda: LatchDataModule(length=0), "length >= 1, got 0"),
-        (lambda: BitPatternDataModule(n_bits=17), r"n_bits in 2..16, got 17"),
-        (lambda: BitPatternDataModule(n_bits=2, n_signals=3), r"n_signals in 1..2, got 3"),
-        (lambda: BitPatternDataModule(n_instances=0), "n_instances >= 1, got 0"),
-        (lambda: MNISTBagsDataModule(target=10), r"target in 0..9, got 10: name a digit"),
-        (lambda: MNISTBagsDataModule(mean_length=0.5), "mean_length >= 1, got 0.5"),
-        (lambda: MNISTBagsDataModule(std_length=-1), "std_length >= 0, got -1"),
-        (lambda: given_bags(100).setup(), "of images of their own, got bags that take more"),
+        (lambda: LatchDataModule(train_size=0), "train_size: expected a positive integer, got 0"),
+        (lambda: LatchDataModule(n_symbols=2), "n_symbols: expected an integer ≥ 3, got 2"),
+        (lambda: LatchDataModule(length=0), "length: expected a positive integer, got 0"),
+        (lambda: BitPatternDataModule(n_bits=17), "n_bits: expected 2 to 16, got 17"),
+        (lambda: BitPatternDataModule(n_bits=2, n_signals=3), "n_signals: expected 1 to 2, got 3"),
+        (lambda: BitPatternDataModule(n_instances=0), "n_instances: expected a positive integer"),
+        (lambda: MNISTBagsDataModule(target=10), "target: expected a digit 0 to 9, got 10"),
+        (lambda: MNISTBagsDataModule(mean_length=0.5), "mean_length: expected a finite number ≥ 1"),
+        (lambda: MNISTBagsDataModule(std_length=-1), "std_length: expected a finite number ≥ 0"),
+        (lambda: given_bags(100).setup(), "with images of their own, got some that take more"),
     ],
 )
 def test_wrong_sizes_are_refused(make, message):

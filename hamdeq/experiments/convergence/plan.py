@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hamdeq._checks import nearest
 from hamdeq.deq import DEQ
 from hamdeq.experiments.convergence.configuration import memory_of, read
 from hamdeq.experiments.series import Series
 from hamdeq.solvers import Solver
-from hamdeq.training.cli.hints import nearest
 
 __all__ = ["SOLVERS", "SPLITTINGS", "Plan", "Setting", "Source", "adopted", "key", "solver_class"]
 

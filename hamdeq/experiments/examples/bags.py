@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hamdeq._checks import integer, number, require
 from hamdeq.data import InMemoryDataModule, MNISTDataModule
-from hamdeq.data.batches import expect
 from hamdeq.data.modules import Split
 
 __all__ = ["MNISTBagsDataModule"]
@@ -58,10 +58,10 @@ class MNISTBagsDataModule(InMemoryDataModule):
     ) -> None:
         super().__init__(batch_size, eval_batch_size, val_size, seed)
         for name, size in (("train_size", train_size), ("test_size", test_size)):
-            expect(size >= 1, f"{name} >= 1", size, "give a number of bags")
-        expect(0 <= target <= 9, "target in 0..9", target, "name a digit")
-        expect(mean_length >= 1, "mean_length >= 1", mean_length, "give a number of digits")
-        expect(std_length >= 0, "std_length >= 0", std_length, "0 makes all bags equally long")
+            integer(name, size, remedy="give a number of bags")
+        require(0 <= target <= 9, "target", "a digit 0 to 9", target)
+        number("mean_length", mean_length, least=1, remedy="give a number of digits")
+        number("std_length", std_length, least=0, remedy="0 makes all bags equally long")
         self.mnist: MNISTDataModule = MNISTDataModule(root, download)
         self.train_size = train_size
         self.test_size = test_size
@@ -100,8 +100,8 @@ class MNISTBagsDataModule(InMemoryDataModule):
                 length = max(1, round(draw.item()))
                 bag = list(islice(order, length))
                 remedy = "lower train_size, val_size or test_size, or the length"
-                got = f"bags that take more than the {len(images)} images there are"
-                expect(len(bag) == length, f"{size} bags of images of their own", got, remedy)
+                got = f"some that take more than the {len(images)} images there are"
+                require(len(bag) == length, "bags", f"{size} with images of their own", got, remedy)
                 positive = bool(is_target[bag].any())
                 if room[positive]:
                     room[positive] -= 1

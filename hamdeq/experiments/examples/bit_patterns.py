@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hamdeq._checks import integer, require
 from hamdeq.data import InMemoryDataModule
-from hamdeq.data.batches import expect
 from hamdeq.data.modules import Split
 
 __all__ = ["BitPatternDataModule"]
@@ -53,12 +53,12 @@ class BitPatternDataModule(InMemoryDataModule):
     ) -> None:
         super().__init__(batch_size, eval_batch_size, val_size, seed)
         for name, size in (("train_size", train_size), ("test_size", test_size)):
-            expect(size >= 1, f"{name} >= 1", size, "give a number of bags")
-        expect(n_instances >= 1, "n_instances >= 1", n_instances, "give a number of patterns")
-        expect(2 <= n_bits <= 16, "n_bits in 2..16", n_bits, "all patterns are listed")
+            integer(name, size, remedy="give a number of bags")
+        integer("n_instances", n_instances, remedy="give a number of patterns")
+        require(2 <= n_bits <= 16, "n_bits", "2 to 16", n_bits, "all patterns are listed")
         most = 2**n_bits - 2
         remedy = "leave a pattern for the background, or raise n_bits"
-        expect(1 <= n_signals <= most, f"n_signals in 1..{most}", n_signals, remedy)
+        require(1 <= n_signals <= most, "n_signals", f"1 to {most}", n_signals, remedy)
         self.train_size = train_size
         self.test_size = test_size
         self.n_instances = n_instances

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from hamdeq._checks import integer
 from hamdeq.data import InMemoryDataModule
-from hamdeq.data.batches import expect
 from hamdeq.data.modules import Split
 
 __all__ = ["LatchDataModule"]
@@ -45,9 +45,9 @@ class LatchDataModule(InMemoryDataModule):
     ) -> None:
         super().__init__(batch_size, eval_batch_size, val_size, seed)
         for name, size in (("train_size", train_size), ("test_size", test_size)):
-            expect(size >= 1, f"{name} >= 1", size, "give a number of sequences")
-        expect(length >= 1, "length >= 1", length, "give a number of symbols")
-        expect(n_symbols >= 3, "n_symbols >= 3", n_symbols, "two name a class, others fill")
+            integer(name, size, remedy="give a number of sequences")
+        integer("length", length, remedy="give a number of symbols")
+        integer("n_symbols", n_symbols, least=3, remedy="two name a class, others fill")
         self.train_size = train_size
         self.test_size = test_size
         self.length = length

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from argparse import Action
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,11 +15,12 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from hamdeq._checks import nearest
 from hamdeq.data import InMemoryDataModule
 from hamdeq.implicit import Adjoint
 from hamdeq.solvers import Solver
 
-__all__ = ["Parser", "innermost", "nearest", "program", "refuse"]
+__all__ = ["Parser", "innermost", "program", "refuse"]
 
 _MOST_LISTED = 12  # arguments that an error lists
 
@@ -166,23 +165,6 @@ def innermost(error: BaseException) -> str:
         if under is None:
             return str(error)
         error = under
-
-
-def nearest(wrong: str, known: Iterable[str]) -> str | None:
-    """The known name that was most likely meant; None where none is near.
-
-    A name is near where few letters differ, or where one begins with the other (`tolerance`,
-    `tol`).
-    """
-    names = sorted(known)
-    begun = [
-        name
-        for name in names
-        if min(len(name), len(wrong)) >= 3 and (name.startswith(wrong) or wrong.startswith(name))
-    ]
-    slips = difflib.get_close_matches(wrong, names, n=1, cutoff=0.85)
-    close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
-    return next(iter([*slips, *sorted(begun, key=len)[-1:], *close]), None)
 
 
 def _did_you_mean(wrong: str, known: list[str]) -> str:
