@@ -33,6 +33,7 @@ Modules with names of their own:
 - ``hamdeq.nn``: the layers ``Hopfield``, ``HopfieldPooling``, ``HopfieldLayer`` for deep models;
 - ``hamdeq.memories``: ``HopfieldNetwork``, ``DenseAssociativeMemory``, of binary neurons;
 - ``hamdeq.optim``: ``Madam``, ``NormalisedSGD``;
+- ``hamdeq.testing``: contracts that test your own Lagrangian, synapse, solver or gradient method;
 - ``hamdeq.data``, ``hamdeq.plots``, ``hamdeq.training``, ``hamdeq.experiments``: data, pictures and
   runs; they need the extra "train".
 """

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 # The shared checks are plain modules: without this their failures would show no values.
-pytest.register_assert_rewrite("contracts")
+pytest.register_assert_rewrite("contracts", "hamdeq.testing")
 
 # What torch compiles is cached, whatever processor it was compiled for: one taken for another gives
 # wrong numbers (PyTorch 2.14).

@@ -103,7 +103,10 @@ class LagrangianContract(Contract):
         """The slopes are equal where L is smooth; at the kink of a rectifier they differ."""
         h, lagrangian = 1e-6, self._lagrangian()
         zero = torch.zeros_like(self._rows(1))
-        hessian = torch.func.jacrev(lambda x: lagrangian.activation(x[None])[0])(zero[0])
+        hessian = torch.autograd.functional.jacobian(
+            lambda x: lagrangian.activation(x[None])[0], zero[0]
+        )
+        assert isinstance(hessian, Tensor)
         hessian = hessian.reshape(zero.numel(), zero.numel())
         g = lagrangian.activation(zero)
         # One-sided differences err by h/2 times the next derivative, 1e-6·β² here.

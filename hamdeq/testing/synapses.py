@@ -136,8 +136,12 @@ class SynapseContract(Contract):
         )
         for name, f in self._functions(synapse).items():
             if name == "energy" or not derived:
-                mapped = vmap(lambda *x, f=f: f(*(a[None] for a in x))[0])(*g)
-                self.close(mapped, f(*g), f"{name} is the same under torch.func.vmap")
+
+                def of_one(*x: Tensor, f: Callable[..., Tensor] = f) -> Tensor:
+                    return f(*(a[None] for a in x))[0]
+
+                text = f"{name} is the same under torch.func.vmap"
+                self.close(vmap(of_one)(*g), f(*g), text)
 
     def test_a_gradient_for_each_sample(self) -> None:
         """Gradients of the parameters for each sample, by vmap of grad."""
@@ -147,8 +151,8 @@ class SynapseContract(Contract):
             return
 
         def energy(weights: dict[str, Tensor], *x: Tensor) -> Tensor:
-            model: Any = functional_call(_Energy(synapse), weights, tuple(a[None] for a in x))
-            return model[0]
+            energies: Any = functional_call(_Energy(synapse), weights, tuple(a[None] for a in x))
+            return energies[0]
 
         weights = {f"synapse.{name}": p.detach() for name, p in weights.items()}
         each = vmap(grad(energy), (None, *[0] * len(g)))(weights, *g)

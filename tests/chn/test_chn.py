@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import LagrangianContract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -46,6 +45,7 @@ from hamdeq import (
     Unrolled,
 )
 from hamdeq.lagrangians.base import total
+from hamdeq.testing import LagrangianContract
 
 EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64)}
 
@@ -84,9 +84,9 @@ NEURONS = {
 
 
 class TestNeurons(LagrangianContract):
-    @pytest.fixture(params=NEURONS.values(), ids=NEURONS.keys())
-    def lagrangian(self, request):
-        return BengioFischer(request.param()).double()
+    @pytest.fixture(autouse=True, params=NEURONS.values(), ids=NEURONS.keys())
+    def kind(self, request):
+        self.make = lambda: BengioFischer(request.param())
 
 
 class TestChangeOfVariables:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from contracts import LagrangianContract, OnlyForward, derivative, inner, normal
+from contracts import OnlyForward
 
 from hamdeq import (
     HAM,
@@ -21,6 +21,7 @@ from hamdeq import (
     Spherical,
     Tanh,
 )
+from hamdeq.testing import LagrangianContract, derivative, inner, normal
 
 mpmath = pytest.importorskip("mpmath")  # comes with torch, through sympy
 
@@ -53,30 +54,80 @@ LEARNABLE = {
 
 
 class TestFixed(LagrangianContract):
-    @pytest.fixture(params=FIXED.values(), ids=FIXED.keys())
-    def lagrangian(self, request):
-        return request.param().double()
+    @pytest.fixture(autouse=True, params=FIXED.values(), ids=FIXED.keys())
+    def kind(self, request):
+        self.make = request.param
+        if isinstance(self.make(), Exp):
+            self.largest = 40.0
 
 
 class TestLearnable(LagrangianContract):
-    @pytest.fixture(params=LEARNABLE.values(), ids=LEARNABLE.keys())
-    def lagrangian(self, request):
-        return request.param().double()
+    largest = 40.0
 
-    def test_has_one_parameter_and_starts_where_told(self, lagrangian):
+    @pytest.fixture(autouse=True, params=LEARNABLE.values(), ids=LEARNABLE.keys())
+    def kind(self, request):
+        self.make = request.param
+
+    def test_has_one_parameter_and_starts_where_told(self):
+        lagrangian = self.make()
         (name,) = dict(lagrangian.named_parameters())
         given = {"Sigmoid": 2.0, "Tanh": 0.7, "Exp": 0.7, "Softmax": 3.0, "LayerNorm": 0.7}
         value = getattr(lagrangian, name.removeprefix("log_"))
         # The parameter was created in float32.
         assert float(value.detach()) == pytest.approx(given[type(lagrangian).__name__], rel=1e-6)
 
-    def test_stays_convex_whatever_the_optimiser_does(self, lagrangian):
+    def test_stays_convex_whatever_the_optimiser_does(self):
+        lagrangian = self.make().double()
         (parameter,) = lagrangian.parameters()
+        self.make = lambda: lagrangian
         for value in (-5.0, 1.0):
             with torch.no_grad():
                 parameter.fill_(value)
-            self.test_jensen(lagrangian)
-            self.test_fenchel_inequality(lagrangian)
+            self.test_is_convex()
+            self.test_fenchel_inequality()
+
+
+# ---------------------------------------- the base class, given L(x) alone
+
+DERIVED = ["Sigmoid", "Tanh", "Exp", "Softmax", "LayerNorm"]
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_derived_activations_and_energies_equal_the_closed_forms(name):
+    lagrangian = LEARNABLE[name]().double()
+    default = OnlyForward(lagrangian)
+    for x in (normal(3, 2, 4), torch.zeros(3, 4, dtype=torch.float64)):
+        torch.testing.assert_close(default.activation(x), lagrangian.activation(x))
+        torch.testing.assert_close(default.energy(x), lagrangian.energy(x))
+        w = normal(*x.shape, seed=8)
+        for f, closed in (
+            (
+                lambda x, w=w: inner(default.activation(x), w),
+                lambda x, w=w: inner(lagrangian.activation(x), w),
+            ),
+            (default.energy, lagrangian.energy),
+        ):
+            torch.testing.assert_close(derivative(f, x), derivative(closed, x))
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_derived_activations_and_energies_learn(name):
+    lagrangian = LEARNABLE[name]().double()
+    default, x = OnlyForward(lagrangian), normal(3, 4, seed=5)
+    LagrangianContract().parameters_learn(
+        lagrangian,
+        {"activation": lambda: default.activation(x), "energy": lambda: default.energy(x)},
+    )
+
+
+def test_derived_activations_and_energies_need_no_gradient_mode():
+    default, x = OnlyForward(Tanh()), normal(4, 5)
+    expected = default.activation(x)
+    with torch.no_grad():
+        g, energy = default.activation(x), default.energy(x)
+    assert not any(t.requires_grad for t in (g, energy, x))
+    assert torch.equal(g, expected)
+    torch.testing.assert_close(energy, Tanh().energy(x))
 
 
 def test_a_learnable_beta_learns_through_a_whole_memory():

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from contracts import LagrangianContract, normal
 
 from hamdeq import RePU
 from hamdeq.memories import (
@@ -16,6 +15,7 @@ from hamdeq.memories import (
     Polynomial,
     RectifiedPolynomial,
 )
+from hamdeq.testing import LagrangianContract, normal
 
 ALL = [
     *(Polynomial(n) for n in (1, 2, 3, 5, 20)),
@@ -35,6 +35,7 @@ class TestAsLagrangian(LagrangianContract):
     """Every convex F that bends, and with a scale inside."""
 
     @pytest.fixture(
+        autouse=True,
         params=[
             Interacting(Polynomial(2)),
             Interacting(Polynomial(4), 0.3),
@@ -45,22 +46,25 @@ class TestAsLagrangian(LagrangianContract):
         ],
         ids=lambda x: f"{x.interaction}, {x.inner}",
     )
-    def lagrangian(self, request):
-        return request.param
+    def kind(self, request):
+        self.make = lambda: request.param
+        self.largest = 40.0 if isinstance(request.param.interaction, Exponential) else 1e4
 
 
 class TestLeakyAsLagrangian(LagrangianContract):
     @pytest.fixture(
+        autouse=True,
         params=[
             Interacting(LeakyRectifiedPolynomial(2, 0.5)),
             Interacting(LeakyRectifiedPolynomial(3), 0.3),
         ],
         ids=lambda x: f"{x.interaction}, {x.inner}",
     )
-    def lagrangian(self, request):
-        return request.param
+    def kind(self, request):
+        self.make = lambda: request.param
 
-    def test_second_derivative_at_zero_lies_between_the_slopes_of_both_sides(self, lagrangian):
+    def test_second_derivative_at_zero_lies_between_the_slopes_of_both_sides(self):
+        lagrangian = self.make()
         # There is none, as the activation jumps there, but there is a subgradient.
         zero = torch.zeros(1, 4, dtype=torch.float64)
         left, g, right = (lagrangian.activation(zero + h) for h in (-1e-9, 0.0, 1e-9))

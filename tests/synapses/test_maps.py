@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts import CLOSE, MapContract, inner, normal
+from contracts import CLOSE
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -36,6 +36,7 @@ from hamdeq import (
     fixed_point,
     two_colouring,
 )
+from hamdeq.testing import MapContract, inner, normal
 
 
 class Shift(Map):
@@ -93,13 +94,10 @@ KINDS = {
 
 
 class TestContract(MapContract):
-    @pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
-    def synapse(self, request):
-        torch.manual_seed(0)
-        make, first = request.param
-        synapse = make().double()
-        self.shapes = (first, synapse.output_shape(first))
-        return synapse
+    @pytest.fixture(autouse=True, params=KINDS.values(), ids=KINDS.keys())
+    def kind(self, request):
+        self.make, first = request.param
+        self.shapes = (first, self.make().output_shape(first))
 
 
 # ------------------------------------------------------------------------- the exact adjoint

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from contracts import CLOSE, OnlyEnergy, SynapseContract, derivative, normal
+from contracts import CLOSE, OnlyEnergy
 from torch import nn
 
 from hamdeq import (
@@ -27,6 +27,7 @@ from hamdeq import (
     fixed_point,
     two_colouring,
 )
+from hamdeq.testing import SynapseContract, derivative, normal
 
 
 class Triple(Synapse):
@@ -116,10 +117,9 @@ def with_shapes(synapse, *shapes):
 
 
 class TestContract(SynapseContract):
-    @pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
-    def synapse(self, request):
-        torch.manual_seed(0)
-        return request.param().double()
+    @pytest.fixture(autouse=True, params=KINDS.values(), ids=KINDS.keys())
+    def kind(self, request):
+        self.make = request.param
 
 
 def test_dense_fields_by_hand():
@@ -189,6 +189,34 @@ def test_one_weight_learns_from_both_directions():
 
 
 # ------------------------------------------------------------- the default field
+
+
+DERIVED = ["Dense", "SelfAttention, trained beta", "Triple"]
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_default_field_equals_the_closed_form(name):
+    """And so do its derivatives, under no_grad() and with activations that depend on others."""
+    synapse = KINDS[name]().double()
+    g = [normal(2, *shape, seed=i).requires_grad_() for i, shape in enumerate(synapse.shapes)]
+    scale = 1 + g[0].mean()
+    for place in range(len(g)):
+        linked = [x * scale for x in g]
+        field, default = (s.field(place, *linked) for s in (synapse, OnlyEnergy(synapse)))
+        torch.testing.assert_close(default, field, **CLOSE)
+        w = normal(*field.shape, seed=6)
+        leaves = [*g, *synapse.parameters()]
+        found, expected = (
+            torch.autograd.grad(
+                (x * w).sum(), leaves, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            for x in (default, field)
+        )
+        torch.testing.assert_close(found, expected, **CLOSE)
+        with torch.no_grad():
+            default = OnlyEnergy(synapse).field(place, *linked)
+        assert not default.requires_grad
+        torch.testing.assert_close(default, field.detach(), **CLOSE)
 
 
 def test_default_field_works_in_inference_mode():
