@@ -7,8 +7,7 @@ whose memory layer has been eliminated (:func:`hamdeq.eliminate`), once or until
 
 from hamdeq.nn import functional
 from hamdeq.nn.hopfield import Hopfield
-from hamdeq.nn.lookup import HopfieldLayer
-from hamdeq.nn.pooling import HopfieldPooling
+from hamdeq.nn.learned import HopfieldLayer, HopfieldPooling
 from hamdeq.nn.transformer import HopfieldDecoderLayer, HopfieldEncoderLayer
 
 __all__ = [

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hamdeq._checks import integer
-from hamdeq.elimination.attention import Retrieval
+from hamdeq._checks import floating, instance, integer, number, wrong
+from hamdeq.elimination.attention import Retrieval, transformed
 from hamdeq.implicit import Adjoint, Implicit
 from hamdeq.lagrangians import Separation, Softmax
-from hamdeq.nn.checks import check_beta, check_fits, check_patterns, readable
-from hamdeq.nn.masks import INTEGERS
+from hamdeq.nn.inputs import INTEGERS
 from hamdeq.nn.settling import settle as _settle
 from hamdeq.solvers import Failures, OnFailure, Picard, Solution, Solver
 
@@ -51,7 +50,7 @@ def retrieve(
     Raises:
         ValueError: shapes that do not fit, a number β that is not finite and > 0, steps < 0, a
             Lagrangian that brings its own β.
-        TypeError: a mask that is neither boolean nor of floating point.
+        TypeError: patterns that are not of floating point, a mask that is neither that nor boolean.
 
     Source: Ramsauer et al. (ICLR 2021), equation 3.
 
@@ -81,7 +80,7 @@ def settle(
     adjoint: Adjoint | None = None,
     on_failure: OnFailure = "warn",
 ) -> Solution:
-    """State patterns at rest, each judged by itself, with the gradient of the equilibrium.
+    """State patterns updated until each has converged, with the gradient of the equilibrium.
 
     Args:
         state, stored, beta, mask, lagrangian: as of :func:`retrieve`.
@@ -129,8 +128,8 @@ def energy(
         torch.zeros_like(alike),
         lambda memory, zero: memory.potential(zero)[..., None] + 0.5 * memory.radius(zero) ** 2,
     )
-    found = memory.energy(x) + constants.squeeze(-1)
-    return found.to(x.dtype).reshape(*lead, x.shape[-2])
+    value = memory.energy(x) + constants.squeeze(-1)
+    return value.to(x.dtype).reshape(*lead, x.shape[-2])
 
 
 def pattern_separation(stored: Tensor) -> Tensor:
@@ -140,7 +139,7 @@ def pattern_separation(stored: Tensor) -> Tensor:
 
     Source: Ramsauer et al. (ICLR 2021), equation 4.
     """
-    check_patterns("stored", stored)
+    _check_patterns("stored", stored)
     wide = stored.to(torch.promote_types(stored.dtype, torch.float32))
     own, count = wide.square().sum(-1), stored.shape[-2]
     if count < 2:
@@ -153,11 +152,11 @@ def pattern_separation(stored: Tensor) -> Tensor:
     # A block of rows at a time: all products together are the square of the patterns' number.
     size = max(1, 2**22 // count) if count > 4096 else count
     again = torch.is_grad_enabled() and size < count
-    found = [
+    largest = [
         checkpoint(nearest, rows, at, use_reentrant=False) if again else nearest(rows, at)
         for rows, at in zip(wide.split(size, -2), places.split(size), strict=True)
     ]
-    return (own - torch.cat(found, -1)).to(stored.dtype)
+    return (own - torch.cat(largest, -1)).to(stored.dtype)
 
 
 def error_bound(
@@ -176,12 +175,12 @@ def error_bound(
     Source: Ramsauer et al. (ICLR 2021), theorem 5, without the distance of the fixed point, which
     its proof does not need.
     """
-    check_beta(beta)
-    check_patterns("stored", stored)
+    _check_beta(beta)
+    _check_patterns("stored", stored)
     if not stored.shape[-2]:
-        raise ValueError(f"stored: expected at least one pattern, got {tuple(stored.shape)}")
+        raise wrong("stored", "at least one pattern", tuple(stored.shape))
     if isinstance(beta, Tensor) and beta.dim():
-        check_fits("beta", beta, (*stored.shape[:-1], 1))
+        _check_fits("beta", beta, (*stored.shape[:-1], 1))
         beta = beta.squeeze(-1)
     largest = stored.norm(dim=-1).amax(-1, keepdim=True)
     gap = pattern_separation(stored) - 2.0 * distance * largest
@@ -205,18 +204,15 @@ def metastability(weights: Tensor, mass: float | None = None) -> Tensor:
 
     Source: Ramsauer et al. (ICLR 2021), section 3.
     """
-    if readable(weights) and bool((weights < 0).any()):
-        raise ValueError(
-            f"weights: expected none that is negative, got {weights.min().item()}; give the "
-            "weights of the patterns, not their similarities"
-        )
+    if _readable(weights) and bool((weights < 0).any()):
+        remedy = "give the weights of the patterns, not their similarities"
+        raise wrong("weights", "none that is negative", weights.min().item(), remedy)
     sums = weights.sum(-1, keepdim=True)
     something = sums.squeeze(-1) > 0
     if mass is None:
         p = weights / torch.where(sums > 0, sums, 1.0)  # dropout and rounding change the sum
         return torch.exp(-torch.xlogy(p, p).sum(-1)) * something
-    if not 0 < mass <= 1:
-        raise ValueError(f"mass: expected a share, 0 < mass ≤ 1, got {mass!r}")
+    mass = number("mass", mass, above=0, most=1)
     gathered = weights.sort(-1, descending=True).values.cumsum(-1)
     # The share is of what there is.
     wanted = mass * gathered[..., -1:]
@@ -231,31 +227,24 @@ def _memory(
     lagrangian: Separation | None,
 ) -> tuple[Retrieval, Tensor, torch.Size]:
     """The stored patterns as a memory, the state as it takes it, and the leading axes of both."""
-    check_patterns("state", state)
-    check_patterns("stored", stored)
+    _check_patterns("state", state)
+    _check_patterns("stored", stored)
     if state.shape[-1] != stored.shape[-1] or state.dtype != stored.dtype:
-        raise ValueError(
-            "state: expected patterns of the size and dtype of the stored ones, "
-            f"({stored.shape[-1]}, {stored.dtype}), got ({state.shape[-1]}, {state.dtype})"
-        )
-    check_beta(beta)
+        own = f"({stored.shape[-1]}, {stored.dtype})"
+        expected = f"patterns of the size and dtype of the stored ones, {own}"
+        raise wrong("state", expected, f"({state.shape[-1]}, {state.dtype})")
+    _check_beta(beta)
     lagrangian = Softmax() if lagrangian is None else lagrangian
-    if not isinstance(lagrangian, Separation):
-        raise TypeError(
-            f"lagrangian: expected a hamdeq.Separation such as Sparsemax(), got {lagrangian!r}"
-        )
+    instance("lagrangian", lagrangian, Separation, "a hamdeq.Separation such as Sparsemax()")
     if isinstance(lagrangian.beta, Tensor) or lagrangian.beta != 1:
-        raise ValueError(
-            f"lagrangian: expected one at beta 1, got {lagrangian!r}; give the inverse temperature "
-            "as beta"
-        )
+        remedy = "give the inverse temperature as beta"
+        raise wrong("lagrangian", "one at beta 1", repr(lagrangian), remedy)
     try:
         lead = torch.broadcast_shapes(state.shape[:-2], stored.shape[:-2])
     except RuntimeError:
-        raise ValueError(
-            "state: expected leading axes that broadcast with those of the stored patterns, "
-            f"{tuple(stored.shape[:-2])}, got {tuple(state.shape[:-2])}"
-        ) from None
+        own = tuple(stored.shape[:-2])
+        expected = f"leading axes that broadcast with those of the stored patterns, {own}"
+        raise wrong("state", expected, tuple(state.shape[:-2])) from None
     rows, patterns = state.shape[-2], stored.shape[-2]
 
     def joined(x: Tensor) -> Tensor:
@@ -266,16 +255,14 @@ def _memory(
         return x.reshape(math.prod(lead), 1, *x.shape[-2:])
 
     if isinstance(beta, Tensor):
-        check_fits("beta", beta, (*lead, rows, 1))
+        _check_fits("beta", beta, (*lead, rows, 1))
         beta = joined(_matrix(beta)) if beta.dim() else beta
     if mask is not None:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         if kind != torch.bool and not (isinstance(mask, Tensor) and mask.is_floating_point()):
-            raise TypeError(
-                "mask: expected a boolean mask, True to leave a pattern out, or one of floating "
-                f"point, got {kind}; {INTEGERS}"
-            )
-        check_fits("mask", mask, (*lead, rows, patterns))
+            expected = "a boolean mask, True to leave a pattern out, or one of floating point"
+            raise wrong("mask", expected, kind, INTEGERS, kind=TypeError)
+        _check_fits("mask", mask, (*lead, rows, patterns))
         mask = joined(_matrix(mask))
         # The last axis may be one for all.
         mask = mask.expand(*mask.shape[:3], patterns)
@@ -287,3 +274,34 @@ def _memory(
 def _matrix(x: Tensor) -> Tensor:
     """At least two axes."""
     return x if x.dim() > 1 else x[None]
+
+
+def _check_beta(beta: float | Tensor) -> None:
+    """Refuse what is no inverse temperature, or tensor of them."""
+    if not isinstance(beta, Tensor):
+        number("beta", beta, above=0)
+    elif _readable(beta) and not bool(((beta > 0) & beta.isfinite()).all()):
+        raise wrong("beta", "finite numbers > 0", repr(beta))
+
+
+def _readable(x: Tensor) -> bool:
+    """True if values can be looked at, without waiting for a device."""
+    return x.device.type == "cpu" and not (torch.compiler.is_compiling() or transformed())
+
+
+def _check_fits(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse a tensor that does not broadcast to a shape."""
+    pairs = zip(reversed(x.shape), reversed(shape), strict=False)
+    if x.dim() > len(shape) or not all(n in (1, size) for n, size in pairs):
+        raise wrong(name, f"a shape that broadcasts to {shape}", tuple(x.shape))
+
+
+def _check_patterns(name: str, patterns: Tensor) -> None:
+    """Refuse what are no patterns ``(…, patterns, size)`` of floating point."""
+    floating(name, patterns)
+    if patterns.is_nested:
+        remedy = "give torch.nested.to_padded_tensor(x, 0.0) with a mask that is True where it pads"
+        raise wrong(name, "a dense tensor (…, patterns, size)", "a nested one", remedy)
+    if patterns.dim() < 2:
+        expected, remedy = "a tensor (…, patterns, size)", "give one pattern as pattern[None]"
+        raise wrong(name, expected, f"shape {tuple(patterns.shape)}", remedy)

@@ -9,11 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from hamdeq._recorded import Recorded
-from hamdeq.nn.activations import elementwise
 from hamdeq.nn.hopfield import Hopfield
-from hamdeq.nn.lookup import HopfieldLayer
-from hamdeq.nn.masks import causal_mask
-from hamdeq.nn.pooling import HopfieldPooling
+from hamdeq.nn.inputs import causal_mask, elementwise
+from hamdeq.nn.learned import HopfieldLayer, HopfieldPooling
 
 __all__ = ["HopfieldDecoderLayer", "HopfieldEncoderLayer"]
 
