@@ -301,7 +301,8 @@ def _check_patterns(name: str, patterns: Tensor) -> None:
     floating(name, patterns)
     if patterns.is_nested:
         remedy = "give torch.nested.to_padded_tensor(x, 0.0) with a mask that is True where it pads"
-        raise wrong(name, "a dense tensor (…, patterns, size)", "a nested one", remedy)
+        expected = "a dense tensor (…, patterns, size)"
+        raise wrong(name, expected, "a nested one", remedy, kind=TypeError)
     if patterns.dim() < 2:
         expected, remedy = "a tensor (…, patterns, size)", "give one pattern as pattern[None]"
         raise wrong(name, expected, f"shape {tuple(patterns.shape)}", remedy)

@@ -126,22 +126,6 @@ class TestAttention:
         expected = stack.layers[1](stack.layers[0](x, mask), mask)
         torch.testing.assert_close(stack(x, mask, is_causal=True), expected, **CLOSE)
 
-    def test_a_residual_needs_one_size(self) -> None:
-        for association in (
-            Hopfield(D, output_size=4),
-            Hopfield(D, 3, disable_out_projection=True),
-        ):
-            with pytest.raises(ValueError, match="output of the size of its input"):
-                HopfieldEncoderLayer(association)
-        with pytest.raises(ValueError, match="input size of hopfield_association_self, 8, got 4"):
-            HopfieldDecoderLayer(Hopfield(D), Hopfield(4))
-        with pytest.raises(
-            TypeError, match="expected a Hopfield or a HopfieldLayer, got MultiheadAttention"
-        ):
-            HopfieldEncoderLayer(nn.MultiheadAttention(D, 2))  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="activation: expected the name"):
-            HopfieldEncoderLayer(Hopfield(D), activation="reluu")
-
 
 class TestLayouts:
     """One result, whatever the order of the axes."""

@@ -35,7 +35,7 @@ from hamdeq.nn import (
     HopfieldLayer,
     HopfieldPooling,
 )
-from hamdeq.nn.masks import causal_mask
+from hamdeq.nn.inputs import causal_mask
 
 # Dynamo looks for a .grad on all tensors it meets, also on the patterns of a layer that settles. It
 # hides the warning from users, but not from those to whom warnings are errors.
@@ -862,16 +862,6 @@ class TestTransformer:
         y = made.norm_residual(x + given(x))
         y = made.norm_output(y + made.linear_output(function(made.linear_residual(y))))
         torch.testing.assert_close(made(x), y, **CLOSE)
-
-    @pytest.mark.parametrize("activation", ["rleu", "softmax", "mean", "zeros", ""])
-    def test_activation_by_an_unknown_name_is_refused(self, activation: str) -> None:
-        given: Any = layer("Hopfield")
-        with pytest.raises(ValueError, match="elementwise function"):
-            HopfieldEncoderLayer(given, activation=activation)
-        with pytest.raises(ValueError, match="elementwise function"):
-            HopfieldDecoderLayer(given, given, activation=activation)
-        with pytest.raises(ValueError, match="elementwise function"):
-            Hopfield(8, association_activation=activation)
 
     def test_dropout_is_of_training_alone(self) -> None:
         given: Any = layer("Hopfield", dropout=0.5)

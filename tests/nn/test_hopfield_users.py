@@ -136,12 +136,6 @@ class TestBetaOfABuiltLayer:
         assert len(graphs) <= 2 - trained
         torch._dynamo.reset()
 
-    def test_is_refused_where_it_is_none(self):
-        layer = HopfieldPooling(D, num_heads=2)
-        for beta, kind in ((0.0, ValueError), (torch.ones(3), ValueError), ("1", TypeError)):
-            with pytest.raises(kind, match="scaling: expected"):
-                layer.scaling = beta
-
 
 class TestHooks:
     @all_kinds
@@ -261,20 +255,6 @@ class TestTransformer:
         encoder.reset_parameters()
         assert not torch.equal(encoder.hopfield_association.lookup_weights, before)
 
-    def test_of_what_makes_no_sequence(self):
-        for build in (
-            lambda: HopfieldEncoderLayer(HopfieldPooling(D)),
-            lambda: HopfieldDecoderLayer(HopfieldPooling(D), Hopfield(D)),
-        ):
-            with pytest.raises(TypeError, match="HopfieldPooling, which makes one vector of a seq"):
-                build()
-        with pytest.raises(
-            TypeError, match="a HopfieldLayer, which has stored patterns of its own"
-        ):
-            HopfieldDecoderLayer(Hopfield(D), HopfieldLayer(D))
-        with pytest.raises(TypeError, match="a Hopfield or a HopfieldLayer, got Linear"):
-            HopfieldEncoderLayer(nn.Linear(D, D))  # type: ignore[arg-type]
-
 
 CORE: dict[str, Any] = {
     "embed_dim": 8,
@@ -349,17 +329,6 @@ def test_static_targets_are_read_out_in_their_own_size(heads, separated):
 
 
 class TestMasks:
-    def test_of_a_tokenizer_is_refused_with_what_to_do(self):
-        mask = torch.tensor([[1, 1, 1, 0]] * N)
-        for call in (
-            lambda: Hopfield(D)(normal(N, S, D).float(), mask),
-            lambda: functional.retrieve(normal(L, D), normal(S, D), mask=mask[0]),
-        ):
-            with pytest.raises(
-                TypeError, match=r"1 means keep .* give mask == 0; .*mask\.bool\(\)"
-            ):
-                call()
-
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
     @pytest.mark.parametrize("memory", [None, Sparsemax()], ids=repr)
     @pytest.mark.parametrize("steps", [1, None])
@@ -419,15 +388,3 @@ class TestHalfPrecision:
         assert not functional.pattern_separation(x).isnan().any()
         assert not functional.energy(x, x).isnan().any()
         assert not functional.error_bound(x).isnan().any()
-
-
-@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
-@all_kinds
-def test_nested_tensors_are_refused(kind, options, layout):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        x = torch.nested.nested_tensor([torch.rand(3, D), torch.rand(5, D)], layout=layout)
-        with pytest.raises(TypeError, match=r"expected a dense tensor, got a nested .*to_padded"):
-            kind(D, **options)(x)
-        with pytest.raises(ValueError, match=r"expected a dense tensor .*to_padded"):
-            functional.retrieve(x, torch.rand(5, D))

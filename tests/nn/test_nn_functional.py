@@ -255,49 +255,10 @@ class TestMetastability:
         torch.testing.assert_close(metastability(p), (p**-p).prod(-1), **CLOSE)
         assert gradcheck(metastability, (p.requires_grad_(),))
 
-    def test_refuses(self) -> None:
-        with pytest.raises(ValueError, match=r"weights: .*negative, got -0\.5.*not their sim"):
-            metastability(torch.tensor([1.5, -0.5]))
-        for mass in (0, -0.1, 1.1, math.nan):
-            with pytest.raises(ValueError, match="mass: expected a share, 0 < mass ≤ 1, got"):
-                metastability(torch.ones(3) / 3, mass=mass)
 
-
-X, Y = normal(2, 3, 4), normal(2, 5, 4)
-MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"state": X[0, 0]}, ValueError, r"state: .*\(…, patterns, size\).*\(4,\).*pattern\[None"),
-    ({"stored": Y.long()}, ValueError, "stored: expected a floating-point tensor.*int64"),
-    ({"state": [1.0]}, ValueError, "state: expected a floating-point tensor.*list"),
-    ({"state": X[..., :3]}, ValueError, r"size and dtype.*\(4, torch.float64\), got \(3"),
-    ({"state": X.float()}, ValueError, "size and dtype.*float64.*got.*float32"),
-    ({"state": X[:1].expand(3, 3, 4)}, ValueError, r"leading axes.*\(2,\), got \(3,\)"),
-    *(({"beta": beta}, ValueError, "beta: expected a finite inverse temperature > 0, got")
-      for beta in (0, -1.0, math.inf, math.nan)),
-    *(({"beta": torch.ones(shape)}, ValueError, r"beta: .*broadcasts to \(2, 3, 1\), got")
-      for shape in ((4,), (3,), (2, 3, 4), (5, 1, 1), (1, 2, 3, 1))),
-    *(({"mask": torch.zeros(shape)}, ValueError, r"mask: .*broadcasts to \(2, 3, 5\), got")
-      for shape in ((3,), (2, 5), (3, 3, 5), (1, 2, 3, 5))),
-    *(({"mask": torch.zeros(3, 5, dtype=dtype)}, TypeError, rf"mask: .*{dtype}.*mask\.bool\(\)")
-      for dtype in (torch.uint8, torch.int64)),
-    ({"lagrangian": "softmax"}, TypeError, "lagrangian: expected a hamdeq.Separation.*'softmax'"),
-    ({"lagrangian": Softmax(2.0)}, ValueError, "lagrangian: expected one at beta 1.*as beta"),
-    ({"lagrangian": Softmax(learnable=True)}, ValueError, "lagrangian: expected one at beta 1"),
-]  # fmt: skip
-
-
-class TestMistakes:
-    @pytest.mark.parametrize(("changed", "kind", "message"), MISTAKES)
-    def test_are_named(self, changed: Any, kind: Any, message: str) -> None:
-        for function in (retrieve, settle, energy):
-            with pytest.raises(kind, match=message):
-                function(**{"state": X, "stored": Y, **changed})
-
-    @pytest.mark.parametrize("steps", [-1, 1.5, "2"])
-    def test_steps(self, steps: Any) -> None:
-        with pytest.raises(ValueError, match="steps: expected an integer ≥ 0, or None, got"):
-            retrieve(X, Y, 1.0, steps)
-
+class TestNotFinite:
     def test_what_is_not_finite_is_reported(self) -> None:
+        X, Y = normal(2, 3, 4), normal(2, 5, 4)
         bad = Y.clone()
         bad[1, 0, 0] = math.nan
         with pytest.warns(ConvergenceWarning, match="3 of 6 samples: the given state"):
