@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from hamdeq._checks import instance, wrong
 from hamdeq._recorded import Recorded
 from hamdeq.nn.hopfield import Hopfield
 from hamdeq.nn.inputs import causal_mask, elementwise
@@ -16,7 +18,72 @@ from hamdeq.nn.learned import HopfieldLayer, HopfieldPooling
 __all__ = ["HopfieldDecoderLayer", "HopfieldEncoderLayer"]
 
 
-class HopfieldEncoderLayer(Recorded, nn.Module):
+class TransformerLayer(Recorded, nn.Module):
+    """The feed-forward network of both layers, and the names that PyTorch's stacks ask for."""
+
+    linear_residual: nn.Linear
+    linear_output: nn.Linear
+    norm_output: nn.LayerNorm
+
+    @property
+    @abstractmethod
+    def self_attn(self) -> Hopfield | HopfieldLayer:
+        """The self-association, by the name that PyTorch's stacks ask for."""
+
+    def _add_feed_forward(
+        self,
+        size: int,
+        width: int,
+        dropout: float,
+        activation: str | Callable[[Tensor], Tensor],
+        *residual_norms: str,
+    ) -> None:
+        """Add the layers of device and dtype of the association, with layer norms before them."""
+        parameter = next(self.self_attn.parameters(), torch.empty(0))
+        like = {"device": parameter.device, "dtype": parameter.dtype}
+        self.linear_residual = nn.Linear(size, width, **like)
+        self.dropout_residual = nn.Dropout(dropout)
+        self.linear_output = nn.Linear(width, size, **like)
+        for name in residual_norms:
+            self.add_module(name, nn.LayerNorm(size, **like))
+        self.norm_output = nn.LayerNorm(size, **like)
+        self.dropout_output = nn.Dropout(dropout)
+        self.activation_residual = elementwise("activation", activation)
+
+    def _fed_forward(self, x: Tensor) -> Tensor:
+        """norm(x + W₂ a(W₁ x))."""
+        inner = self.dropout_residual(self.activation_residual(self.linear_residual(x)))
+        return self.norm_output(x + self.dropout_output(self.linear_output(inner)))
+
+    def _self_mask(self, sequence: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor | None:
+        if mask is not None or not is_causal:
+            return mask
+        axis = 1 if self.batch_first and sequence.dim() == 3 else 0
+        return causal_mask(sequence.shape[axis], sequence.device)
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew, those of the associations too."""
+        for module in self.children():
+            if isinstance(module, Hopfield | HopfieldLayer | nn.Linear | nn.LayerNorm):
+                module.reset_parameters()
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether sequences are ``(N, L, size)``, or ``(L, N, size)``."""
+        return self.self_attn.batch_first
+
+    @property
+    def input_size(self) -> int | None:
+        """Size of a pattern."""
+        return self.self_attn.input_size
+
+    @property
+    def output_size(self) -> int:
+        """Size of the output."""
+        return self.linear_output.out_features
+
+
+class HopfieldEncoderLayer(TransformerLayer):
     """Self-association and a feed-forward network, each with a residual and a layer norm after it.
 
         x <- norm(x + association(x))
@@ -37,6 +104,8 @@ class HopfieldEncoderLayer(Recorded, nn.Module):
         TypeError: neither a Hopfield nor a HopfieldLayer.
     """
 
+    norm_residual: nn.LayerNorm
+
     def __init__(
         self,
         hopfield_association: Hopfield | HopfieldLayer,
@@ -47,19 +116,13 @@ class HopfieldEncoderLayer(Recorded, nn.Module):
         super().__init__()
         size = _size("hopfield_association", hopfield_association)
         self.hopfield_association: Hopfield | HopfieldLayer = deepcopy(hopfield_association)
-        like = _factory(hopfield_association)
-        self.linear_residual: nn.Linear = nn.Linear(size, dim_feedforward, **like)
-        self.dropout_residual: nn.Dropout = nn.Dropout(dropout)
-        self.linear_output: nn.Linear = nn.Linear(dim_feedforward, size, **like)
-        self.norm_residual: nn.LayerNorm = nn.LayerNorm(size, **like)
-        self.norm_output: nn.LayerNorm = nn.LayerNorm(size, **like)
+        self._add_feed_forward(size, dim_feedforward, dropout, activation, "norm_residual")
         self.dropout_hopfield_association: nn.Dropout = nn.Dropout(dropout)
-        self.dropout_output: nn.Dropout = nn.Dropout(dropout)
-        self.activation_residual: Callable[[Tensor], Tensor] = elementwise("activation", activation)
 
-    def reset_parameters(self) -> None:
-        """Draw the parameters anew, the association's too."""
-        _reset(self)
+    @property
+    def self_attn(self) -> Hopfield | HopfieldLayer:
+        """The association, by the name that :class:`torch.nn.TransformerEncoder` asks for."""
+        return self.hopfield_association
 
     def forward(
         self,
@@ -76,10 +139,10 @@ class HopfieldEncoderLayer(Recorded, nn.Module):
             src_key_padding_mask: ``(N, S)``, True for patterns to leave out.
             is_causal: whether a pattern sees none after it; with a mask, that the mask says so.
         """
-        mask = _mask(self.self_attn, src, src_mask, is_causal)
-        found = self.hopfield_association(src, src_key_padding_mask, mask)
-        src = self.norm_residual(src + self.dropout_hopfield_association(found))
-        return self.norm_output(src + self.dropout_output(self._feed_forward(src)))
+        mask = self._self_mask(src, src_mask, is_causal)
+        associated = self.hopfield_association(src, src_key_padding_mask, mask)
+        x = self.norm_residual(src + self.dropout_hopfield_association(associated))
+        return self._fed_forward(x)
 
     def get_association_matrix(
         self,
@@ -89,36 +152,11 @@ class HopfieldEncoderLayer(Recorded, nn.Module):
         is_causal: bool = False,
     ) -> Tensor:
         """The association's weights in a forward pass with these arguments: ``(N, H, S, S)``."""
-        mask = _mask(self.self_attn, input, src_mask, is_causal)
+        mask = self._self_mask(input, src_mask, is_causal)
         return self.self_attn.get_association_matrix(input, src_key_padding_mask, mask)
 
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.linear_output(
-            self.dropout_residual(self.activation_residual(self.linear_residual(x)))
-        )
 
-    @property
-    def self_attn(self) -> Hopfield | HopfieldLayer:
-        """The association, by the name that :class:`torch.nn.TransformerEncoder` asks for."""
-        return self.hopfield_association
-
-    @property
-    def batch_first(self) -> bool:
-        """Whether sequences are ``(N, S, size)``, or ``(S, N, size)``."""
-        return self.hopfield_association.batch_first
-
-    @property
-    def input_size(self) -> int | None:
-        """Size of a pattern."""
-        return self.hopfield_association.input_size
-
-    @property
-    def output_size(self) -> int:
-        """Size of the output."""
-        return self.linear_output.out_features
-
-
-class HopfieldDecoderLayer(Recorded, nn.Module):
+class HopfieldDecoderLayer(TransformerLayer):
     """Self-association, association with an encoder's output, and a feed-forward network.
 
     As :class:`HopfieldEncoderLayer`, with ``norm(x + association(memory, x, memory))`` between its
@@ -131,6 +169,9 @@ class HopfieldDecoderLayer(Recorded, nn.Module):
         dim_feedforward, dropout, activation: as of :class:`HopfieldEncoderLayer`.
     """
 
+    norm_residual_self: nn.LayerNorm
+    norm_residual_cross: nn.LayerNorm
+
     def __init__(
         self,
         hopfield_association_self: Hopfield | HopfieldLayer,
@@ -141,35 +182,26 @@ class HopfieldDecoderLayer(Recorded, nn.Module):
     ) -> None:
         super().__init__()
         size = _size("hopfield_association_self", hopfield_association_self)
-        if _size("hopfield_association_cross", hopfield_association_cross, cross=True) != size:
-            raise ValueError(
-                "hopfield_association_cross: expected the input size of "
-                f"hopfield_association_self, {size}, got {hopfield_association_cross.input_size}"
-            )
+        cross = "hopfield_association_cross"
+        if _size(cross, hopfield_association_cross, cross=True) != size:
+            expected = f"the input size of hopfield_association_self, {size}"
+            raise wrong(cross, expected, hopfield_association_cross.input_size)
         first = [a.batch_first for a in (hopfield_association_self, hopfield_association_cross)]
         if first[0] != first[1]:
-            raise ValueError(
-                "hopfield_association_cross: expected batch_first as of "
-                f"hopfield_association_self, {first[0]}, got {first[1]}"
-            )
-        self.hopfield_association_self: Hopfield | HopfieldLayer
-        self.hopfield_association_self = deepcopy(hopfield_association_self)
+            expected = f"batch_first as of hopfield_association_self, {first[0]}"
+            raise wrong(cross, expected, first[1])
+        own = deepcopy(hopfield_association_self)
+        self.hopfield_association_self: Hopfield | HopfieldLayer = own
         self.hopfield_association_cross: Hopfield = deepcopy(hopfield_association_cross)
-        like = _factory(hopfield_association_self)
-        self.linear_residual: nn.Linear = nn.Linear(size, dim_feedforward, **like)
-        self.dropout_residual: nn.Dropout = nn.Dropout(dropout)
-        self.linear_output: nn.Linear = nn.Linear(dim_feedforward, size, **like)
-        self.norm_residual_self: nn.LayerNorm = nn.LayerNorm(size, **like)
-        self.norm_residual_cross: nn.LayerNorm = nn.LayerNorm(size, **like)
-        self.norm_output: nn.LayerNorm = nn.LayerNorm(size, **like)
+        norms = "norm_residual_self", "norm_residual_cross"
+        self._add_feed_forward(size, dim_feedforward, dropout, activation, *norms)
         self.dropout_hopfield_association_self: nn.Dropout = nn.Dropout(dropout)
         self.dropout_hopfield_association_cross: nn.Dropout = nn.Dropout(dropout)
-        self.dropout_output: nn.Dropout = nn.Dropout(dropout)
-        self.activation_residual: Callable[[Tensor], Tensor] = elementwise("activation", activation)
 
-    def reset_parameters(self) -> None:
-        """Draw the parameters anew, those of the associations too."""
-        _reset(self)
+    @property
+    def self_attn(self) -> Hopfield | HopfieldLayer:
+        """The association, by the name that :class:`torch.nn.TransformerDecoder` asks for."""
+        return self.hopfield_association_self
 
     def forward(
         self,
@@ -193,17 +225,13 @@ class HopfieldDecoderLayer(Recorded, nn.Module):
             tgt_is_causal: whether a pattern sees none after it; with a mask, that the mask says so.
             memory_is_causal: taken as a statement about ``memory_mask``, which says it all.
         """
-        mask = _mask(self.self_attn, tgt, tgt_mask, tgt_is_causal)
-        found = self.hopfield_association_self(tgt, tgt_key_padding_mask, mask)
-        tgt = self.norm_residual_self(tgt + self.dropout_hopfield_association_self(found))
-
-        found = self.hopfield_association_cross(
-            (memory, tgt, memory), memory_key_padding_mask, memory_mask
-        )
-        tgt = self.norm_residual_cross(tgt + self.dropout_hopfield_association_cross(found))
-
-        inner = self.dropout_residual(self.activation_residual(self.linear_residual(tgt)))
-        return self.norm_output(tgt + self.dropout_output(self.linear_output(inner)))
+        mask = self._self_mask(tgt, tgt_mask, tgt_is_causal)
+        associated = self.hopfield_association_self(tgt, tgt_key_padding_mask, mask)
+        x = self.norm_residual_self(tgt + self.dropout_hopfield_association_self(associated))
+        masks = memory_key_padding_mask, memory_mask
+        associated = self.hopfield_association_cross((memory, x, memory), *masks)
+        x = self.norm_residual_cross(x + self.dropout_hopfield_association_cross(associated))
+        return self._fed_forward(x)
 
     def get_association_matrix_self(self, input: Tensor) -> Tensor:
         """The weights of ``hopfield_association_self``, without masks: ``(N, H, L, L)``."""
@@ -213,67 +241,21 @@ class HopfieldDecoderLayer(Recorded, nn.Module):
         """The weights of ``hopfield_association_cross``, without masks: ``(N, H, L, S)``."""
         return self.hopfield_association_cross.get_association_matrix(input)
 
-    @property
-    def self_attn(self) -> Hopfield | HopfieldLayer:
-        """The association, by the name that :class:`torch.nn.TransformerDecoder` asks for."""
-        return self.hopfield_association_self
-
-    @property
-    def batch_first(self) -> bool:
-        """Whether sequences are ``(N, L, size)``, or ``(L, N, size)``."""
-        return self.hopfield_association_self.batch_first
-
-    @property
-    def input_size(self) -> int | None:
-        """Size of a pattern."""
-        return self.hopfield_association_self.input_size
-
-    @property
-    def output_size(self) -> int:
-        """Size of the output."""
-        return self.linear_output.out_features
-
 
 def _size(name: str, association: Hopfield | HopfieldLayer, *, cross: bool = False) -> int:
     """The size of an association's state patterns, which must be that of its output."""
+    kinds = "a Hopfield" if cross else "a Hopfield or a HopfieldLayer"
     if cross and isinstance(association, HopfieldLayer):
-        raise TypeError(
-            f"{name}: expected a Hopfield, got a HopfieldLayer, which has stored patterns of its "
-            "own and does not take an encoder's output; look up in hopfield_association_self"
-        )
+        got = "a HopfieldLayer, which has stored patterns of its own"
+        remedy = "look up in hopfield_association_self"
+        raise wrong(name, kinds, got, remedy, kind=TypeError)
     if isinstance(association, HopfieldPooling):
-        raise TypeError(
-            f"{name}: expected a Hopfield or a HopfieldLayer, got a HopfieldPooling, which makes "
-            "one vector of a sequence; pool what comes out of the layer"
-        )
-    if not isinstance(association, Hopfield | HopfieldLayer):
-        kinds = "a Hopfield" if cross else "a Hopfield or a HopfieldLayer"
-        raise TypeError(f"{name}: expected {kinds}, got {type(association).__name__}")
+        got = "a HopfieldPooling, which makes one vector of a sequence"
+        raise wrong(name, kinds, got, "pool what comes out of the layer", kind=TypeError)
+    instance(name, association, (Hopfield, HopfieldLayer), kinds)  # type: ignore[arg-type]
     size = association.input_size
     if size is None or association.output_size != size:
-        raise ValueError(
-            f"{name}: expected an output of the size of its input, for the residual, got "
-            f"output_size {association.output_size} and input_size {size}"
-        )
+        expected = "an output of the size of its input, for the residual"
+        got = f"output_size {association.output_size} and input_size {size}"
+        raise wrong(name, expected, got)
     return size
-
-
-def _factory(association: nn.Module) -> dict[str, Any]:
-    """Device and dtype of an association's parameters."""
-    some = next(association.parameters(), None)
-    return {} if some is None else {"device": some.device, "dtype": some.dtype}
-
-
-def _mask(
-    association: Hopfield | HopfieldLayer, sequence: Tensor, mask: Tensor | None, is_causal: bool
-) -> Tensor | None:
-    if mask is not None or not is_causal:
-        return mask
-    axis = 1 if association.batch_first and sequence.dim() == 3 else 0
-    return causal_mask(sequence.shape[axis], sequence.device)
-
-
-def _reset(layer: nn.Module) -> None:
-    for module in layer.children():
-        if isinstance(module, Hopfield | HopfieldLayer | nn.Linear | nn.LayerNorm):
-            module.reset_parameters()

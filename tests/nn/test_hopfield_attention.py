@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from contracts import normal
-from test_hopfield import CLOSE, UNNORMED, D, L, N, S, make, padding_mask, patterns
+from test_nn_reference import CLOSE, UNNORMED, D, L, N, S, make, padding_mask, patterns
 from torch import Tensor, nn
 
 from hamdeq import Entmax, Softmax, Sparsemax

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from contracts import normal
-from test_hopfield import (
+from test_nn_reference import (
     CLOSE,
     D,
     L,

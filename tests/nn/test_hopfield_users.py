@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from contracts import normal
-from test_hopfield import CLOSE, UNNORMED, D, L, N, S, make, padding_mask
+from test_nn_reference import CLOSE, UNNORMED, D, L, N, S, make, padding_mask
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
