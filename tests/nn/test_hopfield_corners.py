@@ -1,4 +1,4 @@
-"""Corners of the layers: numbers that are not finite, shared padding, checkpoints, exports."""
+"""Corners of the layers: checkpoints, exports, compiled functions."""
 
 from __future__ import annotations
 
@@ -7,77 +7,18 @@ from typing import Any
 import pytest
 import torch
 from contracts import normal
-from test_nn_reference import (
-    CLOSE,
-    D,
-    L,
-    N,
-    S,
-    assert_agrees,
-    association_mask,
-    make,
-    padding_mask,
-    reference,
-)
+from test_nn_reference import CLOSE, D
+from torch import nn
 from torch.export import Dim
 
-from hamdeq import Entmax, Picard, Softmax, Sparsemax
-from hamdeq.nn import Hopfield, HopfieldLayer, HopfieldPooling, functional
+from hamdeq import Entmax
+from hamdeq.nn import Hopfield, HopfieldEncoderLayer, HopfieldLayer, HopfieldPooling, functional
 
 
-class TestNotFinite:
-    """The kernel for CPUs makes zeros of NaN where there are fewer patterns than it has lanes."""
-
-    @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-    @pytest.mark.parametrize("count", [1, 3, 7, 20])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-    def test_a_state_pattern_is_lost_and_no_other(self, count, dtype, bad):
-        layer = Hopfield(D, num_heads=2, update_steps_max=1, dtype=dtype)
-        stored, state = normal(2, count, D).to(dtype), normal(2, 4, D, seed=1).to(dtype)
-        whole = layer((stored, state, stored))
-        state[0, 2, 1] = bad
-        found = layer((stored, state, stored))
-        assert found[0, 2].isnan().all()
-        others = [found[1], found[0, [0, 1, 3]]]
-        for x, expected in zip(others, [whole[1], whole[0, [0, 1, 3]]], strict=True):
-            assert torch.equal(x, expected)
-
-    @pytest.mark.parametrize("count", [1, 3, 20])
-    def test_a_stored_pattern_is_lost_for_all_that_see_it(self, count):
-        layer = Hopfield(D, normalize_stored_pattern=False)
-        stored, state = normal(2, count, D).float(), normal(2, 4, D, seed=1).float()
-        stored[0, 0, 0] = torch.nan
-        found = layer((stored, state, torch.ones_like(stored)))
-        assert found[0].isnan().all()
-        assert found[1].isfinite().all()
-
-    @pytest.mark.parametrize("steps", [0, 1, None])
-    def test_weights_that_have_diverged_are_seen(self, steps):
-        layer = HopfieldLayer(D, quantity=4, update_steps_max=steps, on_failure="ignore")
-        torch.nn.init.constant_(layer.hopfield.association_core.in_proj_weight[:D], torch.nan)
-        assert layer(normal(2, 3, D).float()).isnan().all()
-
-    def test_a_mask_of_nan_is_seen(self):
-        layer, mask = Hopfield(D), torch.zeros(4, 4)
-        mask[1, 2] = torch.nan
-        found = layer(normal(2, 4, D).float(), None, mask)
-        assert found[:, 1].isnan().all()
-        assert found[:, [0, 2, 3]].isfinite().all()
-
-
-@pytest.mark.parametrize("memory", [Softmax(), Sparsemax()], ids=repr)
-def test_padding_of_shared_patterns_reaches_none_but_those_that_see_it(memory):
-    layer = Hopfield(D, num_heads=2, lagrangian=memory)
-    stored, state = normal(1, S, D).float(), normal(3, L, D, seed=1).float()
-    padding = torch.zeros(3, S, dtype=torch.bool)
-    padding[:2, 2] = True
-    expected = layer((stored, state, stored), padding)
-    stored[0, 2] = torch.nan
-    found = layer((stored, state, stored), padding)
-    torch.testing.assert_close(found[:2], expected[:2])
-    assert found[2].isnan().all()
-    each = layer((stored.expand(3, -1, -1), state, stored.expand(3, -1, -1)), padding)
-    torch.testing.assert_close(found, each, equal_nan=True)
+def made(kind, **options):
+    torch.manual_seed(0)
+    options = {"num_heads": 2, "normalize_hopfield_space": True} | options
+    return kind(6, **options).double()
 
 
 class TestCheckpoints:
@@ -105,20 +46,6 @@ class TestCheckpoints:
         assert torch.equal(other.scaling, given.scaling)
 
 
-@pytest.mark.parametrize("steps", [0, 1, 3, 4, 5])
-def test_pooling_and_look_up_are_the_loop_for_any_number_of_updates(steps):
-    arguments = {"input_size": D, "num_heads": 2, "update_steps_max": steps, "scaling": 1.5}
-    mask = padding_mask("bool"), association_mask("bool", 2)
-    x = normal(N, S, D, seed=1)
-    pool = make(HopfieldPooling, quantity=L, **arguments)
-    state = pool.pooling_weights.expand(N, -1, -1)
-    expected = reference(pool, arguments, x, state, x, *mask)
-    assert_agrees(pool, x, mask, expected._replace(output=expected.output.flatten(1)))
-    layer, x = make(HopfieldLayer, quantity=S, **arguments), normal(N, L, D, seed=2)
-    stored = layer.lookup_weights.expand(N, -1, -1)
-    assert_agrees(layer, x, mask, reference(layer, arguments, stored, x, stored, *mask))
-
-
 def test_an_export_with_padding_ties_no_sizes_together():
     layer = HopfieldLayer(D, quantity=4).eval()
     n, length = Dim("n"), Dim("length")
@@ -143,17 +70,31 @@ def test_steep_entmax_is_compiled_in_one_graph():
     )
 
 
-def test_a_solver_without_a_trace_finds_the_same():
-    stored, state = normal(1, 5, D), normal(2, 3, D, seed=1)
-    with_trace, without = (
-        functional.settle(state, stored, 4.0, solver=Picard(trace=trace)) for trace in (True, False)
-    )
-    assert with_trace.trace.shape == (with_trace.n_evals, 2, 3)
-    assert without.trace.shape == (0, 2, 3)
-    assert without.n_evals == with_trace.n_evals
-    assert torch.equal(without.value, with_trace.value)
-    assert torch.equal(without.steps, with_trace.steps)
-
-
 def test_weights_need_not_sum_to_one():
     assert functional.metastability(torch.tensor([2.0, 2.0])) == pytest.approx(2.0)
+
+
+def test_transformer_layers_take_the_dtype_of_their_association():
+    layer = HopfieldEncoderLayer(Hopfield(6, dtype=torch.float64), 8)
+    assert layer(normal(2, 3, 6)).dtype == torch.float64
+
+
+def test_the_weights_of_an_encoder_are_those_of_its_masks():
+    layer = HopfieldEncoderLayer(made(Hopfield), 8).double()
+    x = normal(2, 4, 6)
+    weights = layer.get_association_matrix(x, is_causal=True)
+    assert (weights.triu(1) == 0).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 4).double())
+    padding = torch.tensor([[False, False, True, True]] * 2)
+    stacked = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).eval()
+    given = x.masked_fill(padding[..., None], 0.0)
+    torch.testing.assert_close(
+        stacked(given, src_key_padding_mask=padding), layer.eval()(given, None, padding)
+    )
+
+
+def test_pooling_with_the_batch_second_gives_one_row_a_sample():
+    pool = made(HopfieldPooling, quantity=3, batch_first=False)
+    x = normal(5, 4, 6)
+    assert pool(x).shape == (4, 18)
+    torch.testing.assert_close(pool(x)[2], pool(x[:, 2]), rtol=1e-12, atol=1e-14)
