@@ -16,7 +16,7 @@ from hamdeq.energy.clamping import clamp
 from hamdeq.energy.ham import HAM
 from hamdeq.implicit.equilibrium import solve_state
 from hamdeq.solvers import Solution, Solver, Status
-from hamdeq.testing.contract import Contract, normal
+from hamdeq.testing.contract import Contract, importable, normal
 
 __all__ = ["Problem", "SolverContract"]
 
@@ -246,7 +246,7 @@ class SolverContract(Contract):
         self.claim(solver == replace(solver), "solvers of equal options are equal")
         self.claim(hash(solver) == hash(replace(solver)), "equal solvers have equal hashes")
         self.claim(solver != replace(solver, tol=0.1234), "another tol makes another solver")
-        if "<locals>" not in type(solver).__qualname__:
+        if importable(type(solver)):
             self.claim(pickle.loads(pickle.dumps(solver)) == solver, "a solver can be pickled")
         self.claim(type(solver).__name__ in repr(solver), "repr() names the class")
 
