@@ -53,8 +53,8 @@ SIZES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], Any]] = {
     ),
     "Learning": (lambda: Learning(exponent=n(2)), lambda m: m.exponent, 2),
     "Picard": (lambda: h.Picard(max_steps=n(4)), lambda m: m.max_steps, 4),
-    "Anderson": (lambda: h.Anderson(history=n(4), patience=n(3)), lambda m: m.memory, 4),
-    "Broyden": (lambda: h.Broyden(history=n(4)), lambda m: m.memory, 4),
+    "Anderson": (lambda: h.Anderson(history=n(4), patience=n(3)), lambda m: m.history, 4),
+    "Broyden": (lambda: h.Broyden(history=n(4)), lambda m: m.history, 4),
     "Unrolled": (lambda: h.Unrolled(n(4)), lambda m: m.steps, 4),
     "Hopfield": (
         lambda: Hopfield(n(8), num_heads=n(2), hidden_size=n(3), update_steps_max=n(2)),

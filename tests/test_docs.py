@@ -13,6 +13,15 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
+# What a page trains is trained for one epoch here: the figures on it were measured, not tested.
+SHORTER = {
+    r"max_epochs=\d+": "max_epochs=1",
+    r"for epoch in range\(\d+\)": "for epoch in range(1)",
+    r"\.repeat\(20\)\.split": ".split",
+}
+SLOW = ("README.md", "docs/measure-convergence.md", "docs/own-data.md", "docs/train.md")
+
+
 def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
@@ -21,21 +30,33 @@ def blocks_of(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
+def shorter(block: str) -> str:
+    for long, short in SHORTER.items():
+        block = re.sub(long, short, block)
+    return block
+
+
 def runs(blocks: list[str], page: Path) -> None:
     scope: dict = {}
     for block in blocks:
         exec(compile(block, name(page), "exec"), scope)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=pytest.mark.slow if name(p) in SLOW else ()) for p in PAGES],
+    ids=name,
+)
 def test_python_blocks_run(page, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = blocks_of(page)[2 * (page.name == "README.md") :]  # the first two have a test below
     if any("hamdeq.training" in block for block in blocks):
         pytest.importorskip("lightning")
-    runs(blocks, page)
+    runs([shorter(block) for block in blocks], page)
 
 
+@pytest.mark.slow
+@pytest.mark.subprocess
 def test_readme_model_gives_the_same_numbers_in_a_new_process(tmp_path, monkeypatch, capsys):
     pytest.importorskip("lightning")
     pytest.importorskip("sklearn")
