@@ -217,7 +217,12 @@ class SolverContract(Contract):
 
     def test_keeps_the_dtype(self) -> None:
         """In half, single and double precision."""
-        for dtype, tol in ((torch.bfloat16, 0.02), (torch.float32, 1e-5), (torch.float64, 1e-5)):
+        for dtype, tol in (
+            (torch.bfloat16, 0.02),
+            (torch.float16, 0.02),
+            (torch.float32, 1e-5),
+            (torch.float64, 1e-5),
+        ):
             x0 = torch.linspace(-1, 1, 6, dtype=dtype).reshape(2, 3)
             result = self._solver(tol).solve(torch.cos, x0)
             self.claim(result.value.dtype == result.residual.dtype == dtype, f"{dtype} is kept")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import pickle
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -14,6 +13,8 @@ from torch import Tensor
 
 from hamdeq import HAM, Anderson, Broyden, Newton, Picard, Solution, Status, clamp, eliminate
 from hamdeq.solvers import Solver
+from hamdeq.testing import SolverContract
+from hamdeq.testing.solvers import Problem
 
 SOLVERS = {
     "picard": Picard(),
@@ -27,18 +28,6 @@ SOLVERS = {
 }
 BATCH = 6
 Map = Callable[[Tensor], Tensor]
-
-
-@dataclasses.dataclass
-class Problem:
-    """A map for any choice of the samples 0 … 5, with the fixed points known by other means."""
-
-    f: Callable[[list[int]], Map]
-    x0: Tensor
-    solution: Tensor
-
-    def solve(self, solver: Solver, rows: Sequence[int] = range(BATCH)) -> Solution:
-        return solver.solve(self.f(list(rows)), self.x0[list(rows)])
 
 
 def linear(rho: float = 0.6, n: int = 8, seed: int = 0) -> Problem:
@@ -128,25 +117,16 @@ def same(a: Solution, b: Solution, rows: Sequence[int]) -> None:
     assert b.status.tolist() == a.status[rows].tolist()
 
 
-class TestContract:
-    def test_finds_the_known_solution(self, solver: Solver, problem: Problem) -> None:
-        result = problem.solve(solver)
-        assert result.converged.all()
-        assert (result.status == Status.CONVERGED).all()
-        # All of these maps contract to 0.97 or better near the solution: tol/(1 − 0.97).
-        torch.testing.assert_close(result.value, problem.solution, rtol=1e-9, atol=1e-9)
+class TestContract(SolverContract):
+    @pytest.fixture(autouse=True)
+    def kind(self, name: str) -> None:
+        self.make = lambda: SOLVERS[name]
 
-    @pytest.mark.parametrize("max_steps", [1, 2, 3, 5, 600])
-    def test_residual_is_that_of_the_returned_value(
-        self, solver: Solver, problem: Problem, max_steps: int
-    ) -> None:
-        result = problem.solve(dataclasses.replace(solver, max_steps=max_steps))
-        expected = residual(problem.f(list(range(BATCH))), result.value)
-        torch.testing.assert_close(result.residual, expected, rtol=1e-12, atol=0.0)
-        # The best state, of those evaluated in time.
-        for i, steps in enumerate(result.steps.tolist()):
-            assert result.residual[i] == result.trace[:steps, i].min()
+    def problems(self) -> dict[str, Problem]:
+        return {name: built(name) for name in PROBLEMS}
 
+
+class TestEverySolver:
     def test_steps_count_evaluations(self, solver: Solver, problem: Problem) -> None:
         calls = derivatives = 0
         f = problem.f(list(range(BATCH)))
@@ -172,40 +152,6 @@ class TestContract:
         result = problem.solve(solver)
         expected = residual(problem.f(list(range(BATCH))), problem.x0)
         torch.testing.assert_close(result.trace[0], expected)
-
-    @pytest.mark.parametrize("rows", [[0], [3], [1, 4], [5, 4, 3, 2, 1, 0], [2, 2, 0]])
-    def test_no_sample_depends_on_its_batch(
-        self, solver: Solver, problem: Problem, rows: list[int]
-    ) -> None:
-        # Stopped well above rounding, where the step counts have to agree.
-        solver = dataclasses.replace(solver, tol=1e-6)
-        same(problem.solve(solver), problem.solve(solver, rows), rows)
-
-    def test_bad_neighbours_do_no_harm(self, name: str, solver: Solver, problem: Problem) -> None:
-        solver = dataclasses.replace(solver, tol=1e-6)
-        alone = problem.solve(solver)
-        good = problem.f(list(range(BATCH)))
-        one = torch.ones_like(problem.x0[:1])
-
-        def f(x: Tensor) -> Tensor:
-            nan, exploding, resting = x[BATCH:].split(1)
-            return torch.cat([good(x[:BATCH]), nan * math.nan, exploding.exp() + 1, resting])
-
-        result = solver.solve(f, torch.cat([problem.x0, one, one, one]))
-        same(result, alone, range(BATCH))
-        torch.testing.assert_close(result.value[[BATCH, BATCH + 2]], torch.cat([one, one]))
-        # Where the exploding sample's best state lies is the solver's affair.
-        assert result.value.isfinite().all()
-        assert result.residual[BATCH + 1] <= math.e / (math.e + 1)
-        nan, exploding, resting = result.status[BATCH:].tolist()
-        assert nan == Status.DIVERGED
-        # A safeguarded solver may stay near the start instead of going astray.
-        assert exploding != Status.CONVERGED
-        assert not isinstance(solver, Picard) or exploding == Status.DIVERGED
-        assert resting == Status.CONVERGED
-        assert result.steps[[BATCH, BATCH + 2]].tolist() == [1, 1]
-        assert result.residual[BATCH + 2] == 0
-        assert result.converged[BATCH:].tolist() == [False, False, True]
 
     def test_non_finite_initial_state_harms_no_other(
         self, solver: Solver, problem: Problem
@@ -260,26 +206,6 @@ class TestContract:
             moved = problem.x0 + (solver.damping if isinstance(solver, Picard) else 1.0) * step
         better = (two.trace[1] < two.trace[0])[:, None]
         torch.testing.assert_close(two.value, torch.where(better, moved, problem.x0))
-
-    def test_empty_batch(self, solver: Solver, problem: Problem) -> None:
-        result = problem.solve(solver, [])
-        assert result.value.shape == problem.x0[:0].shape
-        assert result.steps.shape == result.residual.shape == result.status.shape == (0,)
-        assert repr(result) == "Solution(empty batch)"
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_keeps_dtype_and_leaves_the_initial_state(
-        self, solver: Solver, dtype: torch.dtype
-    ) -> None:
-        x0 = torch.linspace(-1, 1, 6, dtype=dtype).reshape(2, 3)
-        before = x0.clone()
-        result = dataclasses.replace(solver, tol=1e-5).solve(torch.cos, x0)
-        assert result.value.dtype == result.residual.dtype == result.trace.dtype == dtype
-        assert result.steps.dtype == result.status.dtype == torch.long
-        assert torch.equal(x0, before)
-        torch.testing.assert_close(
-            result.value, torch.full_like(x0, 0.7390851), rtol=1e-4, atol=0.0
-        )
 
     def test_parallel_residuals(self, solver: Solver) -> None:
         # The residual is the same everywhere: all differences are zero, there is no solution.
@@ -339,51 +265,11 @@ class TestContract:
             assert result.value.tolist() == [[0.0] * 3] * 2
             assert result.steps.tolist() == [1 if size == 0 else 2] * 2
 
-    def test_runs_without_a_graph(self, solver: Solver) -> None:
-        weight = torch.tensor(0.5, requires_grad=True)
-        result = solver.solve(lambda x: (weight * x).cos(), torch.zeros(2, 1))
-        assert not result.value.requires_grad
-        assert not result.residual.requires_grad
-
     def test_inference_mode_changes_nothing(self, solver: Solver, problem: Problem) -> None:
         solver = dataclasses.replace(solver, tol=1e-6)
         with torch.inference_mode():
             result = problem.solve(solver)
         same(problem.solve(solver), result, range(BATCH))
-
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_half_precision(self, solver: Solver, dtype: torch.dtype) -> None:
-        x0 = torch.linspace(-1, 1, 6, dtype=dtype).reshape(2, 3)
-        result = dataclasses.replace(solver, tol=0.02).solve(torch.cos, x0)
-        assert result.converged.all()
-        assert result.value.dtype == dtype
-        torch.testing.assert_close(
-            result.value.float(), torch.full((2, 3), 0.739), rtol=0.0, atol=0.02
-        )
-
-    def test_is_a_value(self, name: str, solver: Solver) -> None:
-        assert pickle.loads(pickle.dumps(solver)) == solver
-        assert dataclasses.replace(solver) == solver
-        assert hash(dataclasses.replace(solver)) == hash(solver)
-        assert dataclasses.replace(solver, tol=1e-3) != solver
-        assert f"{type(solver).__name__}(tol=1e-11, max_steps=600" in repr(solver)
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            solver.tol = 1.0  # type: ignore[misc]
-
-    @pytest.mark.parametrize(
-        ("option", "value"),
-        [
-            ("tol", 0.0),
-            ("tol", -1e-4),
-            ("tol", math.nan),
-            ("tol", math.inf),
-            ("max_steps", -1),
-            ("max_steps", 2.5),
-        ],
-    )
-    def test_refuses_bad_options(self, name: str, option: str, value: float) -> None:
-        with pytest.raises(ValueError, match=rf"^{option}: expected .*, got {value}"):
-            dataclasses.replace(SOLVERS[name], **{option: value})
 
     def test_refuses_unknown_options(self, name: str) -> None:
         with pytest.raises(TypeError, match="tolerance"):
