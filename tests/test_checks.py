@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import hamdeq as h
-from hamdeq._checks import integer, whole
+from hamdeq._checks import boolean, floating, instance, integer, number, one_of, whole
 from hamdeq.memories import (
     DenseAssociativeMemory,
     HopfieldNetwork,
@@ -94,12 +94,48 @@ def test_real_numbers_of_numpy_are_numbers(build):
     build()
 
 
-@pytest.mark.parametrize("value", [True, np.True_, 1.0, np.float64(1.0), "1", None, 0, n(0)])
-def test_integer_refuses_what_is_none_or_too_small(value):
-    with pytest.raises(ValueError, match="size: expected a positive integer, got "):
-        integer("size", value)
+REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    *(
+        (lambda v=v: integer("a", v), ValueError, f"a: expected a positive integer, got {v!r}")
+        for v in (True, np.True_, 1.0, np.float64(1.0), "1", None, 0, n(0))
+    ),
+    (lambda: integer("a", -1, least=0), ValueError, "a: expected an integer ≥ 0, got -1"),
+    (lambda: number("a", "1"), TypeError, "a: expected a finite number, got str"),
+    (lambda: number("a", True, above=0), TypeError, "a: expected a finite number > 0, got bool"),
+    (lambda: number("a", 0.0, above=0), ValueError, "a: expected a finite number > 0, got 0.0"),
+    (lambda: number("a", torch.inf), ValueError, "a: expected a finite number, got inf"),
+    (lambda: number("a", torch.tensor(-1.0), least=0), ValueError, "a finite number ≥ 0, got -1.0"),
+    (
+        lambda: number("a", 1, above=0, below=1, remedy="halve it"),
+        ValueError,
+        "a: expected a finite number > 0 and < 1, got 1; halve it",
+    ),
+    (lambda: number("a", 1.5, most=1), ValueError, "a: expected a finite number ≤ 1, got 1.5"),
+    (lambda: one_of("a", "x", ("b", "c")), ValueError, "a: expected 'b' or 'c', got 'x'"),
+    (lambda: one_of("a", 3, (1, 2, 4)), ValueError, "a: expected 1, 2 or 4, got 3"),
+    (lambda: one_of("a", "x", ("b",)), ValueError, "a: expected 'b', got 'x'"),
+    (lambda: instance("a", 1, h.HAM), TypeError, "a: expected a HAM, got int"),
+    (lambda: instance("a", h.HAM, h.Adjoint), TypeError, "an Adjoint, got the class HAM"),
+    (lambda: floating("a", torch.ones(1).long()), TypeError, "tensor, got torch.int64"),
+    (lambda: floating("a", 1.0, "wrap it"), TypeError, "point tensor, got float; wrap it"),
+    (lambda: boolean("a", torch.ones(1)), TypeError, "a boolean tensor, got torch.float32"),
+    (lambda: boolean("a", True), TypeError, "a: expected a boolean tensor, got bool"),
+]
 
 
-def test_whole_is_an_int():
-    assert type(whole(n(3))) is int
-    assert type(integer("size", np.uint8(3))) is int
+@pytest.mark.parametrize(("check", "kind", "message"), REFUSED, ids=[m for _, _, m in REFUSED])
+def test_what_is_refused_is_named_with_what_was_expected(check, kind, message):
+    with pytest.raises(kind) as found:
+        check()
+    assert str(found.value).endswith(message)
+    assert str(found.value).startswith("a: expected ")
+
+
+def test_what_fits_comes_back_in_the_type_that_the_code_goes_on_with():
+    assert type(whole(n(3))) is type(integer("size", np.uint8(3))) is int
+    assert type(number("rate", n(3))) is type(number("rate", torch.tensor(0.5))) is float
+    assert number("rate", 1, least=1, most=1) == 1.0
+    x = torch.ones(2)
+    assert floating("x", x) is x
+    assert boolean("mask", x > 0).all()
+    assert one_of("way", "b", ("b", "c")) == "b"
