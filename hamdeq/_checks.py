@@ -166,7 +166,7 @@ def one_of(name: str, value: T, choices: Collection[T], remedy: str | None = Non
 def instance(
     name: str,
     value: Any,
-    kind: type[T],
+    kind: type[T] | tuple[type[T], ...],
     expected: str | None = None,
     remedy: str | None = None,
 ) -> T:
@@ -175,7 +175,7 @@ def instance(
     Args:
         name: of the argument.
         value: anything.
-        kind: the class.
+        kind: the class, or several.
         expected: what the message says is expected; default "a Solver", as the class is called.
         remedy: what to do about it.
 
@@ -184,7 +184,8 @@ def instance(
     """
     if not isinstance(value, kind):
         if expected is None:
-            expected = f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
+            names = [k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,))]
+            expected = " or ".join(f"{'an' if a[0] in 'AEIOU' else 'a'} {a}" for a in names)
         got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise wrong(name, expected, got, remedy, kind=TypeError)
     return value

@@ -1,30 +1,31 @@
-"""DEQ: a memory that settles, as a layer. Energy model + solver + gradient method.
+"""DEQ: an associative memory as a layer. Energy model + solver + gradient method.
 
-A call goes ``HAM -> clamp -> eliminate -> fixed_point -> restore``: the given layers are held,
-the hidden ones eliminated, the rest brought to equilibrium, and the full state put together.
+A call is one pass: check the arguments, clamp the given layers, eliminate the hidden ones, solve
+for the equilibrium of the rest, attach its gradient, and restore the full state. Samples that are
+lost on the way, because a number is not finite, are left out of the graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from hamdeq._checks import instance, one_of, wrong
 from hamdeq._recorded import Recorded
 from hamdeq.elimination.colouring import colouring, two_colouring
 from hamdeq.elimination.eliminate import Reduced, eliminate
 from hamdeq.energy.clamping import Clamped, check_masks, clamp
 from hamdeq.energy.ham import HAM
-from hamdeq.energy.model import State
-from hamdeq.energy.prepared import Prepared
+from hamdeq.energy.model import LayeredEnergy, State
 from hamdeq.energy.starting import forward_sweep
 from hamdeq.implicit import Adjoint, Implicit, attach_gradient, solve_state, transforms
 from hamdeq.solvers import Broyden, Failures, OnFailure, Solution, Solver, Status
 
-__all__ = ["DEQ", "Given"]
+__all__ = ["DEQ", "Inputs"]
 
 
 class DEQ(Recorded, nn.Module):
@@ -39,16 +40,14 @@ class DEQ(Recorded, nn.Module):
             ``None`` updates all free layers at once. All have the same equilibria.
         solver: default :class:`~hamdeq.Broyden`.
         adjoint: gradient method, default :class:`~hamdeq.Implicit`.
-        start: where to start settling from: ``"forward"``, one pass outwards from the clamped
-            layers, as through a feed-forward network, which costs half an even-odd step; or
-            ``"zeros"``.
+        start: the initial state: ``"forward"``, one pass outwards from the clamped layers, as
+            through a feed-forward network, which costs half an even-odd step; or ``"zeros"``.
         on_failure: for samples that do not converge: ``"warn"`` (once for this module),
             ``"raise"`` or ``"ignore"``. Their status is in the Solution in any case.
 
     Raises:
         TypeError: ham is no HAM.
-        ValueError: an unknown layer; no layer left to settle; with even-odd splitting, a graph
-            that has no two colours.
+        ValueError: an unknown layer; with even-odd splitting, a graph that has no two colours.
 
     Under :mod:`torch.func` a DEQ has ``grad``, ``vjp``, ``jacrev`` and ``vmap`` of a call and of
     ``functional_call``, and so per-sample gradients; first derivatives in reverse mode alone.
@@ -72,30 +71,18 @@ class DEQ(Recorded, nn.Module):
         on_failure: OnFailure = "warn",
     ) -> None:
         super().__init__()
-        if splitting not in ("even-odd", "sweep", None):
-            raise ValueError(f"splitting: expected 'even-odd', 'sweep' or None, got {splitting!r}")
-        if start not in ("forward", "zeros"):
-            raise ValueError(f"start: expected 'forward' or 'zeros', got {start!r}")
-        if not isinstance(ham, HAM):
-            hint = "; use CHNDEQ, or DEQ(chn.to_ham())" if hasattr(ham, "to_ham") else ""
-            raise TypeError(f"ham: expected a HAM, got {type(ham).__name__}{hint}")
-        self.ham = ham
+        self.splitting = one_of("splitting", splitting, ("even-odd", "sweep", None))
+        self.start = one_of("start", start, ("forward", "zeros"))
+        remedy = "use CHNDEQ, or DEQ(chn.to_ham())" if hasattr(ham, "to_ham") else None
+        self.ham = instance("ham", ham, HAM, remedy=remedy)
         self.clamped: tuple[str, ...] = (clamped,) if isinstance(clamped, str) else tuple(clamped)
         if not self.clamped:
-            raise ValueError("clamped: expected at least one layer, got none")
+            raise wrong("clamped", "at least one layer", "none")
         ham.check_names(self.clamped)
-        self.splitting = splitting
-        self.start = start
-        self._partings: dict[tuple[str, ...], _Parting] = {}
-        self.hidden: tuple[str, ...] = self._parting(self.clamped)[0]
-        self.solver: Solver = Broyden() if solver is None else solver
-        self.adjoint: Adjoint = Implicit() if adjoint is None else adjoint
-        for name, value, kind in (
-            ("solver", self.solver, Solver),
-            ("adjoint", self.adjoint, Adjoint),
-        ):
-            if not isinstance(value, kind):
-                raise TypeError(f"{name}: expected a hamdeq.{kind.__name__}, got {value!r}")
+        self._splits: dict[tuple[str, ...], _Split] = {}
+        self.hidden: tuple[str, ...] = self._split(self.clamped)[0]
+        self.solver = instance("solver", Broyden() if solver is None else solver, Solver)
+        self.adjoint = instance("adjoint", Implicit() if adjoint is None else adjoint, Adjoint)
         self.failures: Failures = Failures(on_failure, once=True)
 
     def constructor_arguments(self) -> dict[str, Any]:
@@ -107,18 +94,26 @@ class DEQ(Recorded, nn.Module):
         return super().constructor_arguments() | now
 
     def forward(
-        self, clamped: State, *, observed: State | None = None, init: State | None = None
+        self,
+        clamped: State,
+        *,
+        observed: State | None = None,
+        init: State | None = None,
+        solver: Solver | None = None,
+        on_failure: OnFailure | None = None,
     ) -> Solution:
-        """Let the memory settle.
+        """Find the equilibrium of every sample.
 
         Args:
             clamped: the states of the clamped layers, ``(batch, *shape)``.
             observed: of those that are clamped in part, such as half an image, which neurons are:
-                boolean, of the layer's shape or with a batch. The others settle, and their given
+                boolean, of the layer's shape or with a batch. The others are free, and their given
                 states do not matter.
             init: initial states of some layers, instead of those of ``start``; another call's
                 ``solution.value`` is a warm start. Only the layers that are neither clamped nor
                 eliminated matter.
+            solver: for this call, instead of the module's.
+            on_failure: for this call, instead of the module's; ``"warn"`` then warns every time.
 
         Returns:
             a Solution whose ``value`` is the full state, in tensors of its own. A sample is
@@ -129,29 +124,36 @@ class DEQ(Recorded, nn.Module):
             overflows. Both have zero gradient and leave the other samples as they are.
 
         Raises:
-            ValueError: a missing or unknown layer, a wrong shape, unequal batches; nothing that
-                is left to settle; a layer clamped in part whose neurons are coupled, or which with
-                even-odd splitting closes an odd cycle; tensors on the meta device, or not on the
-                weights' device.
+            ConvergenceError: samples did not converge and ``on_failure="raise"``.
+            ValueError: a missing or unknown layer, a wrong shape, unequal batches; no free layer;
+                a layer clamped in part whose neurons are coupled, or which with even-odd splitting
+                closes an odd cycle; tensors on the meta device, or not on the weights' device.
             TypeError: a tensor that is not of floating point, or not of the weights' dtype; a
                 mask that is not boolean.
         """
-        given = self._checked(clamped, observed, {} if init is None else init)
+        solver = self.solver if solver is None else instance("solver", solver, Solver)
+        failures = self.failures if on_failure is None else Failures(on_failure)
+        inputs = self._checked(clamped, observed, {} if init is None else init)
         if transforms.are_active():
             return transforms.solve_below(
                 self,
-                given,
+                inputs,
                 self.ham.layers,
-                solve=self._found,
-                value=self._again,
-                failures=self.failures,
+                solve=lambda inputs: self._solve(inputs, solver)[:2],
+                value=lambda inputs, solution, visible: self._attach(
+                    inputs, solution, visible, solver, failures
+                ),
+                failures=failures,
             )
-        solution, _, _ = self._settled(given)
-        self.failures(solution, "equilibrium")
-        return solution
+        solution, visible, reduced = self._solve(inputs, solver)
+        failures(solution, "equilibrium")
+        if not torch.is_grad_enabled():
+            return solution
+        value = self._attach(inputs, solution, visible, solver, failures, reduced)
+        return replace(solution, value=value)
 
     def reduced(self, clamped: State, observed: State | None = None) -> Reduced:
-        """The energy model that is brought to equilibrium: clamped, then eliminated."""
+        """The energy model that is solved: clamped, then eliminated."""
         return self._reduce(clamp(self.ham, clamped, observed))
 
     def energy(self, x: State) -> Tensor:
@@ -167,193 +169,175 @@ class DEQ(Recorded, nn.Module):
         rows = _rows(finite)
         energy = self._energy(x if rows is None else _selected(x, rows))
         kept = _rows(energy.isfinite())
-        if kept is not None:
-            tried = torch.arange(len(finite), device=finite.device) if rows is None else rows
-            overflown, rows = _filled(energy.detach(), tried, len(finite)), tried[kept]
-            return _filled(self._energy(_selected(x, rows)), rows, len(finite), overflown)
-        return energy if rows is None else _filled(energy, rows, len(finite))
+        if kept is None:
+            return energy if rows is None else _placed(energy, rows, len(finite))
+        tried = torch.arange(len(finite), device=finite.device) if rows is None else rows
+        overflown, rows = _placed(energy.detach(), tried, len(finite)), tried[kept]
+        return overflown.index_copy(0, rows, self._energy(_selected(x, rows)))
 
     def _energy(self, x: State) -> Tensor:
         return self.ham.energy(x)
 
-    def _checked(self, clamped: State, observed: State | None, init: State) -> Given:
+    def _checked(self, clamped: State, observed: State | None, init: State) -> Inputs:
         """The arguments of a call, refused unless they fit the memory."""
-        if not isinstance(clamped, dict):
-            raise TypeError(
-                f"clamped: expected a dict {{layer name: tensor}} of {list(self.clamped)}, got "
-                f"{type(clamped).__name__}"
-            )
+        instance("clamped", clamped, dict, f"a dict {{layer name: tensor}} of {list(self.clamped)}")
         self.ham.check_state(clamped, self.clamped)
         self._check_tensors(clamped)
         observed = check_masks(self.ham, clamped, observed)
-        held = tuple(name for name in clamped if name not in observed)
-        free = [name for name in self.ham.layers if name not in held]
-        if not free:
-            raise ValueError(
-                f"clamped: expected at least one layer to settle, got all of {list(clamped)} "
-                "clamped; leave one out, or clamp it in part (observed=…)"
+        whole = tuple(name for name in clamped if name not in observed)
+        if len(whole) == len(self.ham.layers):
+            raise wrong(
+                "clamped",
+                "at least one free layer",
+                f"all of {list(clamped)} clamped",
+                "leave one out, or clamp it in part (observed=…)",
             )
         batch = len(next(iter(clamped.values())))
         self.ham.check_state(init, layers=tuple(init))
         for name, x in init.items():
             if len(x) != batch:
-                raise ValueError(f"init: expected a batch of {batch} for {name!r}, got {len(x)}")
-        hidden, _ = self._parting(held)
-        visible = {a: init[a].detach() for a in free if a in init and a not in hidden}
-        # What is given for neurons that are to settle has no say, not even if it is NaN.
+                raise wrong("init", f"a batch of {batch} for {name!r}", len(x))
+        hidden, _ = self._split(whole)
+        start = {a: x.detach() for a, x in init.items() if a not in (*whole, *hidden)}
+        # States given for neurons that are not observed do not matter, not even if they are NaN;
+        # nor do initial states of those that are.
         clamped = clamped | {a: torch.where(m, clamped[a], 0.0) for a, m in observed.items()}
-        start = {
-            a: torch.where(observed[a], 0.0, x) if a in observed else x for a, x in visible.items()
-        }
-        return Given(clamped, observed, start)
+        start |= {a: torch.where(m, 0.0, start[a]) for a, m in observed.items() if a in start}
+        return Inputs(clamped, observed, start)
 
     def _check_tensors(self, clamped: State) -> None:
         """Refuse numbers that the weights cannot be multiplied with."""
         weight = next((p for p in self.parameters() if p.dim() > 0), None)
         for name, x in clamped.items():
+            layer = f"layer {name!r}"
             if x.is_meta or (weight is not None and weight.is_meta):
-                raise ValueError(
-                    f"layer {name!r}: expected states and weights that have values, got "
-                    f"{'states' if x.is_meta else 'weights'} on the meta device, where nothing "
-                    "can settle; deq.to_empty(device='cpu') gives weights room for values"
+                raise wrong(
+                    layer,
+                    "states and weights that have values",
+                    f"{'states' if x.is_meta else 'weights'} on the meta device",
+                    "deq.to_empty(device='cpu') gives weights room for values",
                 )
-            if weight is not None and x.device != weight.device:
-                raise ValueError(
-                    f"layer {name!r}: expected states on {weight.device}, as the weights, got "
-                    f"{x.device}; move the one (x.to('{weight.device}')) or the other "
-                    f"(deq.to('{x.device}'))"
+            if weight is None:
+                continue
+            if x.device != weight.device:
+                raise wrong(
+                    layer,
+                    f"states on {weight.device}, as the weights",
+                    x.device,
+                    f"move the one (x.to('{weight.device}')) or the other (deq.to('{x.device}'))",
                 )
-            autocast = torch.is_autocast_enabled(x.device.type)
-            if weight is not None and x.dtype != weight.dtype and not autocast:
-                raise TypeError(
-                    f"layer {name!r}: expected {weight.dtype}, as the weights, got {x.dtype}; "
-                    f"convert the one (x.to({weight.dtype})) or the other (deq.to({x.dtype}))"
+            if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+                raise wrong(
+                    layer,
+                    f"{weight.dtype}, as the weights",
+                    x.dtype,
+                    f"convert the one (x.to({weight.dtype})) or the other (deq.to({x.dtype}))",
+                    kind=TypeError,
                 )
 
-    @torch.no_grad()
-    def _found(self, given: Given) -> tuple[Solution, State]:
-        """The full state at equilibrium, and the visible layers, without a graph."""
-        solution, visible, rows = self._settled(given)
-        if rows is not None:
-            batch = len(solution.status)
-            visible = {a: _filled(x, rows, batch) for a, x in visible.items()}
-        return solution, visible
-
-    def _again(self, given: Given, solution: Solution, visible: State) -> State:
-        """The full state with its gradient, from what :meth:`_found` has found."""
-        lost = (solution.status == Status.DIVERGED) | (solution.status == Status.INVALID)
-        rows = _rows(~lost)
-        if rows is not None:
-            given, visible = given.select(rows), _selected(visible, rows)
-        reduced = self._reduce(self._clamp(given, self.ham.prepared()))
-        value = self._value(given, reduced, replace(solution, value=visible), rows)
-        if rows is not None:
-            value = {a: _filled(x, rows, len(lost)) for a, x in value.items()}
-        return value
-
-    def _settled(self, given: Given) -> tuple[Solution, State, Tensor | None]:
-        """The full state at equilibrium, with its gradient.
+    def _solve(self, inputs: Inputs, solver: Solver) -> tuple[Solution, State, Reduced]:
+        """Find the equilibrium of every sample, without a graph.
 
         Returns:
-            the Solution; the visible layers of the samples that are not lost; which these are, by
-            index, None for all.
-
-        An infinity times a gradient of zero is NaN, in the weights that all samples share: lost
-        samples do not enter the graph, and get their value in the end.
+            the Solution, its value the full state; the states of the visible layers; and the
+            energy of the valid samples, with a graph where gradients are enabled.
         """
-        valid = given.finite()
-        rows, part = _rows(valid), given
-        if rows is not None:
-            part = given.select(rows)
-        ham = self.ham.prepared()
-        model = self._clamp(part, ham)
+        valid = _finite(*inputs.clamped.values(), *inputs.init.values())
+        rows = _rows(valid)
+        inputs = inputs if rows is None else inputs.select(rows)
+        model = self._clamp(inputs, self.ham.prepared())
         reduced = self._reduce(model)
-        x0 = self._initial(model, part.init)
-        solution = solve_state(reduced, x0, self.solver) if x0 else _at_rest(part.some)
-        if rows is not None:
-            solution = solution.among(rows, torch.where(valid, 0, Status.INVALID.value))
-        value = self._value(part, reduced, solution, rows)
-        status = solution.status if rows is None else solution.status[rows]
-        finite = _finite(*(x for a, x in value.items() if a not in model.clamped))
-        alive = finite & (status != Status.DIVERGED)
-        lost: State = {}
-        if not bool(alive.all()):
-            tried = torch.arange(len(valid), device=valid.device) if rows is None else rows
-            lost = {
-                a: _filled(_where(finite, x.detach(), torch.nan), tried, len(valid))
-                for a, x in value.items()
-            }
-            solution = replace(
-                solution,
-                value=_selected(solution.value, alive),
-                status=solution.status.index_fill(0, tried[~alive], Status.DIVERGED.value),
-                converged=solution.converged.index_fill(0, tried[~alive], False),
-                residual=solution.residual.index_fill(0, tried[~finite], torch.nan),
-            )
-            rows = tried[alive]
-            part = given.select(rows)
-            value = self._value(part, self._reduce(self._clamp(part, ham)), solution, rows)
-        if rows is not None:
-            value = {a: _filled(x, rows, len(valid), lost.get(a)) for a, x in value.items()}
-        return replace(solution, value=value), solution.value, rows
+        with torch.no_grad():
+            x0 = self._initial(model, inputs.init)
+            solution = solve_state(reduced, x0, solver) if x0 else _nothing_to_solve(inputs)
+            visible = solution.value
+            value = self._full(inputs, reduced, visible)
+            finite = _finite(*(x for name, x in value.items() if name not in model.clamped))
+            if _rows(finite) is not None:
+                value = {name: _where(finite, x, torch.nan) for name, x in value.items()}
+                solution = replace(
+                    solution,
+                    status=torch.where(finite, solution.status, Status.DIVERGED.value),
+                    converged=solution.converged & finite,
+                    residual=torch.where(finite, solution.residual, torch.nan),
+                )
+            if rows is not None:
+                solution = solution.among(rows, torch.where(valid, 0, Status.INVALID.value))
+                value, visible = _among(rows, len(valid), value), _among(rows, len(valid), visible)
+        return replace(solution, value=value), visible, reduced
 
-    def _value(
-        self, given: Given, reduced: Reduced, solution: Solution, rows: Tensor | None
+    def _attach(
+        self,
+        inputs: Inputs,
+        solution: Solution,
+        visible: State,
+        solver: Solver,
+        failures: Failures,
+        reduced: Reduced | None = None,
     ) -> State:
-        """The full state, with its gradient, where the visible layers are in equilibrium."""
-        if reduced.visible:
-            solution = attach_gradient(
+        """The full state with its gradient, from what :meth:`_solve` returned."""
+        diverged = solution.status == Status.DIVERGED
+        rows = _rows(~diverged & (solution.status != Status.INVALID))
+        if rows is not None:
+            inputs, visible = inputs.select(rows), _selected(visible, rows)
+        if reduced is None:
+            reduced = self._reduce(self._clamp(inputs, self.ham.prepared()))
+        elif bool(diverged.any()):
+            # Clamped anew: an infinity times a gradient of zero is NaN, in weights that all samples
+            # share, so nothing of a sample that overflows may be in the graph.
+            reduced = self._reduce(self._clamp(inputs, _clamped(reduced).ham))
+        if visible:
+            visible = attach_gradient(
                 reduced,
-                solution,
-                solver=self.solver,
+                replace(solution, value=visible),
+                solver=solver,
                 adjoint=self.adjoint,
-                failures=self.failures,
+                failures=failures,
                 rows=rows,
-            )
-        return self._full(given, reduced, solution.value)
+            ).value
+        value = self._full(inputs, reduced, visible)
+        return value if rows is None else _among(rows, len(diverged), value, solution.value)
 
-    def _clamp(self, given: Given, ham: Prepared) -> Clamped:
-        return Clamped(ham, given.clamped, given.observed)
+    def _clamp(self, inputs: Inputs, ham: LayeredEnergy) -> Clamped:
+        return Clamped(ham, inputs.clamped, inputs.observed)
 
     def _reduce(self, model: Clamped) -> Reduced:
-        hidden, colours = self._parting(tuple(model.clamped))
+        hidden, colours = self._split(tuple(model.clamped))
         return eliminate(model, hidden, colours=colours)
 
-    def _full(self, given: Given, reduced: Reduced, x: State) -> State:
-        """The state of all layers, of which the visible ones are given."""
-        assert isinstance(reduced.model, Clamped)
-        return reduced.model.full(reduced.restore(x))
+    def _full(self, inputs: Inputs, reduced: Reduced, x: State) -> State:
+        """The state of all layers, from that of the visible ones."""
+        return _clamped(reduced).full(reduced.restore(x))
 
-    def _parting(self, held: tuple[str, ...]) -> _Parting:
-        """The layers to eliminate, and the colours of the others, where some are wholly held."""
-        if held not in self._partings:
+    def _split(self, clamped: tuple[str, ...]) -> _Split:
+        """The layers to eliminate, and the colours of the others, for wholly clamped layers."""
+        if clamped not in self._splits:
             if self.splitting == "even-odd":
-                parting = two_colouring(self.ham, clamped=held)[1], None
+                split = two_colouring(self.ham, clamped=clamped)[1], None
             elif self.splitting == "sweep":
-                hidden, *colours = colouring(self.ham, clamped=held)
-                parting = hidden, tuple(colours)
+                hidden, *colours = colouring(self.ham, clamped=clamped)
+                split = hidden, tuple(colours)
             else:
-                parting = (), None
-            self._partings[held] = parting
-        return self._partings[held]
+                split = (), None
+            self._splits[clamped] = split
+        return self._splits[clamped]
 
     @torch.no_grad()
     def _initial(self, model: Clamped, init: State) -> State:
         """Initial states of the visible layers: those given, then those of ``start``."""
-        hidden, _ = self._parting(tuple(model.clamped))
+        hidden, _ = self._split(tuple(model.clamped))
         visible = [name for name in model.layers if name not in hidden]
         missing = [name for name in visible if name not in init]
         if missing and self.start == "forward":
             x = forward_sweep(model)
-            # Where a pass overflows, settling from zero may still do.
+            # Where a pass overflows, the solve may still converge from zero.
             finite = _finite(*x.values())
-            x = {a: _where(finite, x_a, 0.0) for a, x_a in x.items()}
+            x = {name: _where(finite, state, 0.0) for name, state in x.items()}
         else:
             x = self.ham.zero_state(next(iter((model.clamped | model.partial).values())), missing)
         x = {name: init[name] if name in init else x[name] for name in visible}
-        return {
-            a: torch.where(model.observed[a], 0.0, x[a]) if a in model.observed else x[a] for a in x
-        }
+        masks = model.observed
+        return {a: torch.where(masks[a], 0.0, x[a]) if a in masks else x[a] for a in visible}
 
     def extra_repr(self) -> str:
         eliminated = ", ".join(self.hidden) or "nothing"
@@ -366,12 +350,11 @@ class DEQ(Recorded, nn.Module):
         )
 
 
-_Parting = tuple[tuple[str, ...], tuple[tuple[str, ...], ...] | None]
+_Split = tuple[tuple[str, ...], tuple[tuple[str, ...], ...] | None]
 
 
-@dataclass(frozen=True)
-class Given:
-    """The arguments of a call.
+class Inputs(NamedTuple):
+    """The tensors of a call, each with the batch first.
 
     Attributes:
         clamped: states of the clamped layers, zero where they are not observed.
@@ -383,33 +366,33 @@ class Given:
     observed: State
     init: State
 
-    @property
-    def some(self) -> Tensor:
-        """A state, for its batch, dtype and device."""
-        return next(iter(self.clamped.values()))
-
-    def finite(self) -> Tensor:
-        """Samples without an infinity or a NaN: ``(batch,)``."""
-        return _finite(*self.clamped.values(), *self.init.values())
-
-    def tensors(self) -> list[Tensor]:
-        """All of them."""
-        return [*self.clamped.values(), *self.observed.values(), *self.init.values()]
-
-    def replaced(self, tensors: Sequence[Tensor]) -> Given:
-        """The same with other tensors, in the order of :meth:`tensors`."""
-        left = iter(tensors)
-        return Given(
-            *({a: next(left) for a in x} for x in (self.clamped, self.observed, self.init))
-        )
-
-    def select(self, rows: Tensor) -> Given:
+    def select(self, rows: Tensor) -> Inputs:
         """Some of the samples, given by index."""
-        return Given(*(_selected(x, rows) for x in (self.clamped, self.observed, self.init)))
+        return Inputs(*(_selected(x, rows) for x in self))
+
+
+def _clamped(reduced: Reduced) -> Clamped:
+    assert isinstance(reduced.model, Clamped)
+    return reduced.model
 
 
 def _selected(x: State, rows: Tensor) -> State:
-    return {name: x_a[rows] for name, x_a in x.items()}
+    return {name: state[rows] for name, state in x.items()}
+
+
+def _among(rows: Tensor, batch: int, x: State, others: State | None = None) -> State:
+    """States of some samples as those of a batch, whose other samples are NaN or as given."""
+    return {
+        name: (
+            state.new_full((batch, *state.shape[1:]), torch.nan) if others is None else others[name]
+        ).index_copy(0, rows, state)
+        for name, state in x.items()
+    }
+
+
+def _placed(x: Tensor, rows: Tensor, batch: int) -> Tensor:
+    """One number a sample, of some samples of a batch; of the others NaN."""
+    return x.new_full((batch,), torch.nan).index_copy(0, rows, x)
 
 
 def _finite(*tensors: Tensor) -> Tensor:
@@ -431,23 +414,16 @@ def _where(samples: Tensor, x: Tensor, other: float) -> Tensor:
     return torch.where(samples.reshape(-1, *[1] * (x.dim() - 1)), x, other)
 
 
-def _filled(x: Tensor, rows: Tensor, batch: int, others: Tensor | None = None) -> Tensor:
-    """x in some rows of a batch, in the rest NaN or what is given."""
-    if others is None:
-        others = x.new_full((batch, *x.shape[1:]), torch.nan)
-    return others.index_copy(0, rows, x)
-
-
-def _at_rest(some: Tensor) -> Solution:
-    """Solution of a memory without visible layers: the minimum of the hidden ones."""
-    zeros = torch.zeros(len(some), dtype=torch.long, device=some.device)
-    residual = some.new_zeros(len(some))
+def _nothing_to_solve(inputs: Inputs) -> Solution:
+    """The Solution where all free layers are eliminated: their minimum in closed form."""
+    like = next(iter(inputs.clamped.values()))
+    zeros = torch.zeros(len(like), dtype=torch.long, device=like.device)
     return Solution(
         value={},
-        residual=residual,
+        residual=like.new_zeros(len(like)),
         steps=zeros,
         converged=torch.ones_like(zeros, dtype=torch.bool),
         status=torch.full_like(zeros, Status.CONVERGED.value),
         n_evals=0,
-        trace=residual.new_empty(0, len(some)),
+        trace=like.new_empty(0, len(like)),
     )

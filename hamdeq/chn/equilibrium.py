@@ -9,20 +9,21 @@ import torch
 from torch import Tensor
 
 from hamdeq.chn.network import CHN, activations_of, slope_of, terms_of
-from hamdeq.deq import DEQ, Given
+from hamdeq.deq import DEQ, Inputs
 from hamdeq.elimination.eliminate import Reduced
 from hamdeq.energy.clamping import Clamped
 from hamdeq.energy.ham import HAM
 from hamdeq.energy.model import LayeredEnergy, State
-from hamdeq.energy.prepared import Prepared
 from hamdeq.implicit import Adjoint
-from hamdeq.solvers import OnFailure, Solution, Solver
+from hamdeq.solvers import OnFailure, Solver
 
 __all__ = ["CHNDEQ"]
 
 
 class CHNDEQ(DEQ):
     """A continuous Hopfield network as a deep equilibrium model: a :class:`~hamdeq.DEQ` of s.
+
+    All states that a call takes and returns are s.
 
     Args:
         chn: the network.
@@ -80,13 +81,7 @@ class CHNDEQ(DEQ):
 
     chn: CHN
 
-    def forward(
-        self, clamped: State, *, observed: State | None = None, init: State | None = None
-    ) -> Solution:
-        """Let the network settle: see :meth:`DEQ.forward <hamdeq.DEQ.forward>`; states are s."""
-        return super().forward(clamped, observed=observed, init=init)
-
-    def _checked(self, clamped: State, observed: State | None, init: State) -> Given:
+    def _checked(self, clamped: State, observed: State | None, init: State) -> Inputs:
         if observed and self.splitting is None:
             raise ValueError(
                 f"observed: expected none with splitting=None, got {list(observed)}; layers "
@@ -94,17 +89,17 @@ class CHNDEQ(DEQ):
             )
         return super()._checked(clamped, observed, init)
 
-    def _clamp(self, given: Given, ham: Prepared) -> Clamped:
-        return Clamped(ham, self.chn.to_ham_state(given.clamped), given.observed)
+    def _clamp(self, inputs: Inputs, ham: LayeredEnergy) -> Clamped:
+        return Clamped(ham, self.chn.to_ham_state(inputs.clamped), inputs.observed)
 
-    def _full(self, given: Given, reduced: Reduced, x: State) -> State:
-        settled = super()._full(given, reduced, x)
-        for name in given.clamped:
-            if name not in given.observed:
+    def _full(self, inputs: Inputs, reduced: Reduced, x: State) -> State:
+        settled = super()._full(inputs, reduced, x)
+        for name in inputs.clamped:
+            if name not in inputs.observed:
                 del settled[name]
         value = settled if self.splitting is None else self.chn.from_ham_state(settled)
-        for name, s in given.clamped.items():
-            mask = given.observed.get(name)
+        for name, s in inputs.clamped.items():
+            mask = inputs.observed.get(name)
             value[name] = s.clone() if mask is None else torch.where(mask, s, value[name])
         return {name: value[name] for name in self.ham.layers}
 

@@ -6,10 +6,10 @@ are independent of each other.
 """
 
 from hamdeq.implicit.base import Adjoint
-from hamdeq.implicit.equilibrium import attach_gradient, fixed_point, solve_state
+from hamdeq.implicit.fixed_point import attach_gradient, fixed_point, solve_state
 from hamdeq.implicit.linear import GMRES, ConjugateGradient, Implicit
 from hamdeq.implicit.propagation import EquilibriumPropagation
-from hamdeq.implicit.steps import Phantom, Unrolled
+from hamdeq.implicit.unrolled import Phantom, Unrolled
 
 __all__ = [
     "GMRES",

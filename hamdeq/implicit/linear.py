@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hamdeq._checks import integer
+from hamdeq._checks import instance, integer, wrong
 from hamdeq.implicit.base import Adjoint, Graph, Report, RowMap
 from hamdeq.solvers import Solution, Solver, with_fallback
 from hamdeq.solvers.base import SampleLog, Stopping, norm, relative_residual
@@ -144,9 +144,9 @@ class GMRES(Stopping):
             q = basis[:, k]
             image = q - product(q)
             for _ in range(2):  # once more takes out what rounding left
-                known = basis[:, : k + 1]
-                shares = (known * image[:, None]).sum(-1)
-                image = image - (shares[..., None] * known).sum(1)
+                before = basis[:, : k + 1]
+                shares = (before * image[:, None]).sum(-1)
+                image = image - (shares[..., None] * before).sum(1)
                 images[:, : k + 1, k] += shares
             images[:, k + 1, k] = length = norm(image)
             basis[:, k + 1] = _unit(image, length)
@@ -166,7 +166,7 @@ class Implicit(Adjoint):
     """The exact gradient at the equilibrium, by the implicit function theorem.
 
     The backward pass solves ``v = (∂f/∂x)ᵀ v + ∂ℓ/∂x*`` and makes one vector-Jacobian product
-    with the parameters. SampleState does not grow with steps.
+    with the parameters. Memory does not grow with steps.
 
     Args:
         solver: for that linear system, a fixed-point solver or, of an energy model,
@@ -187,11 +187,9 @@ class Implicit(Adjoint):
     solver: Solver | ConjugateGradient | GMRES | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.solver, Solver | ConjugateGradient | GMRES | None):
-            raise TypeError(
-                "solver: expected a Solver such as Broyden(tol=1e-2), ConjugateGradient(tol=1e-2), "
-                f"GMRES(tol=1e-2) or None, got {self.solver!r}"
-            )
+        if self.solver is not None:
+            kinds = (Solver, ConjugateGradient, GMRES)
+            instance("solver", self.solver, kinds, remedy="such as Broyden(tol=1e-2), or None")
 
     def attach(self, f: RowMap | EnergyMap, x: Tensor, solver: Solver, report: Report) -> Tensor:
         linear = self.solver
@@ -202,9 +200,12 @@ class Implicit(Adjoint):
         elif linear is None:
             linear = solver
         if isinstance(linear, ConjugateGradient) and not isinstance(f, EnergyMap):
-            raise TypeError(
-                "ConjugateGradient: expected an energy model, whose gradient has a symmetric "
-                f"system, got {type(f).__name__}; use Implicit(solver=Broyden()) for plain maps"
+            raise wrong(
+                "ConjugateGradient",
+                "an energy model, whose gradient has a symmetric system",
+                type(f).__name__,
+                "use Implicit(solver=Broyden()) for plain maps",
+                kind=TypeError,
             )
         graph = Graph(f, x)
         return graph.attach(x, lambda c: solve_linear(linear, graph, c), report)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from hamdeq._checks import instance, number, wrong
 from hamdeq.implicit.base import Adjoint, Graph, Report, RowMap
 from hamdeq.solvers import Solution, Solver
 from hamdeq.solvers.energy_map import EnergyMap
@@ -20,8 +20,8 @@ class EquilibriumPropagation(Adjoint):
     """The gradient of an energy model's equilibrium by nudging it both ways.
 
     Adding ±β⟨c, x⟩ to the Lagrangians, with c = ∂ℓ/∂x* scaled to a largest entry of one, changes
-    the activations to g(x) ± βc. From the free equilibrium the memory settles into both nudged
-    ones, and the difference of their activations, ``v = (g⁺ − g⁻)/2β``, replaces the solution of
+    the activations to g(x) ± βc. Solved from the free equilibrium for both nudged
+    ones, the difference of their activations, ``v = (g⁺ − g⁻)/2β``, replaces the solution of
     the implicit gradient's linear system, with an error of order β². The parameters' gradient is
     v times the derivative of the fields at the free equilibrium; the contrastive rule, which takes
     the energy's derivative at both nudged equilibria instead, is the same up to order β².
@@ -44,18 +44,18 @@ class EquilibriumPropagation(Adjoint):
     solver: Solver | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.beta) and self.beta > 0):
-            raise ValueError(f"beta: expected a finite number > 0, got {self.beta!r}")
-        if not isinstance(self.solver, Solver | None):
-            raise TypeError(
-                f"solver: expected a Solver such as Picard(tol=1e-6) or None, got {self.solver!r}"
-            )
+        object.__setattr__(self, "beta", number("beta", self.beta, above=0))
+        if self.solver is not None:
+            instance("solver", self.solver, Solver, remedy="such as Picard(tol=1e-6), or None")
 
     def attach(self, f: RowMap | EnergyMap, x: Tensor, solver: Solver, report: Report) -> Tensor:
         if not isinstance(f, EnergyMap):
-            raise TypeError(
-                "EquilibriumPropagation: expected an energy model, got "
-                f"{type(f).__name__}; use Implicit() for plain maps"
+            raise wrong(
+                "EquilibriumPropagation",
+                "an energy model",
+                type(f).__name__,
+                "use Implicit() for plain maps",
+                kind=TypeError,
             )
         tol = max(self.beta * solver.tol, 10 * torch.finfo(x.dtype).eps)
         nudging = self.solver or replace(solver, tol=tol)

@@ -13,17 +13,18 @@ parameters, one call after another.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hamdeq.energy.model import State
 from hamdeq.solvers import Failures, Solution
 
-__all__ = ["Inputs", "are_active", "solve_below"]
+__all__ = ["are_active", "solve_below"]
 
-_G = TypeVar("_G", bound="Inputs")
+_Inputs = TypeVar("_Inputs")
 
 
 def are_active() -> bool:
@@ -31,34 +32,22 @@ def are_active() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
-class Inputs(Protocol):
-    """The arguments of a call: tensors with the batch first."""
-
-    def tensors(self) -> list[Tensor]:
-        """All of them."""
-        ...
-
-    def replaced(self: _G, tensors: Sequence[Tensor]) -> _G:
-        """The same with other tensors."""
-        ...
-
-
 def solve_below(
     module: nn.Module,
-    given: _G,
+    inputs: _Inputs,
     layers: Sequence[str],
     *,
-    solve: Callable[[_G], tuple[Solution, State]],
-    value: Callable[[_G, Solution, State], State],
+    solve: Callable[[_Inputs], tuple[Solution, State]],
+    value: Callable[[_Inputs, Solution, State], State],
     failures: Failures,
 ) -> Solution:
     """An equilibrium below all transforms.
 
     Args:
         module: whose parameters and buffers it depends on.
-        given: what else it depends on.
+        inputs: what else it depends on: tensors with the batch first, in any containers.
         layers: names of the state's layers.
-        solve: from what is given to a Solution without a graph, and the state that was solved for.
+        solve: from the inputs to a Solution without a graph, and the state that was solved for.
         value: from these, the Solution's value once more, with a graph.
         failures: what to do about samples that do not converge.
     """
@@ -69,8 +58,8 @@ def solve_below(
         for named_tensors in (owner.named_parameters, owner.named_buffers)
         for name, tensor in named_tensors(recurse=False, remove_duplicate=False)
     }
-    call = _Call(module, given, layers, tuple(named), solve, value, failures)
-    out = _Equilibrium.apply(call, *given.tensors(), *named.values())
+    call = _Call(module, inputs, layers, tuple(named), solve, value, failures)
+    out = _Equilibrium.apply(call, *tree_flatten(inputs)[0], *named.values())
     count = len(layers)
     names = ("residual", "steps", "converged", "status", "trace")
     return Solution(
@@ -82,7 +71,7 @@ def solve_below(
 
 
 class _Method(nn.Module):
-    """A method of a module as a module, for ``functional_call``."""
+    """A function that uses a module as a module itself, for ``functional_call``."""
 
     def __init__(self, module: nn.Module, method: Callable[..., Any]) -> None:
         super().__init__()
@@ -94,28 +83,26 @@ class _Method(nn.Module):
 
 
 class _Call:
-    """One call of a module: what is neither given nor a parameter.
-
-    Its tensors are the given ones, with the batch first, and then the parameters.
-    """
+    """One call of a module: all but its tensors, which are the inputs and then the parameters."""
 
     def __init__(
         self,
         module: nn.Module,
-        given: Any,
+        inputs: Any,
         layers: Sequence[str],
         names: Sequence[str],
         solve: Callable[[Any], tuple[Solution, State]],
         value: Callable[[Any, Solution, State], State],
         failures: Failures,
     ) -> None:
-        self.module, self.given, self.layers, self.names = module, given, layers, names
+        self.module, self.layers, self.names = module, layers, names
         self._solve, self._value, self.failures = solve, value, failures
-        self.batched: int = len(given.tensors())
+        leaves, self._structure = tree_flatten(inputs)
+        self.batched: int = len(leaves)
         self.visible: list[str] = []
         self.n_evals: int = 0
         self.adjoint: list[Solution] = []
-        kind = given.tensors()[0].device.type
+        kind = leaves[0].device.type
         self._precision: dict[str, Any] = {
             "device_type": kind,
             "enabled": torch.is_autocast_enabled(kind),
@@ -125,16 +112,17 @@ class _Call:
     def _with(self, method: Callable[..., Any], tensors: Sequence[Tensor], *args: Any) -> Any:
         """Call a method with these parameters in the module."""
         named = {f"module.{a}": p for a, p in zip(self.names, tensors[self.batched :], strict=True)}
-        given = self.given.replaced(tensors[: self.batched])
+        inputs = tree_unflatten(list(tensors[: self.batched]), self._structure)
         with torch.autocast(**self._precision):
             # Tied, a module that is in two places would keep the tensors that it gets here.
             return torch.func.functional_call(
-                _Method(self.module, method), named, (given, *args), tie_weights=False
+                _Method(self.module, method), named, (inputs, *args), tie_weights=False
             )
 
     def solve(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The state, what the Solution says of it, and the visible layers."""
-        solution, visible = self._with(self._solve, tensors)
+        with torch.no_grad():
+            solution, visible = self._with(self._solve, tensors)
         self.failures(solution, "equilibrium")
         self.visible = list(visible)
         self.n_evals = max(self.n_evals, solution.n_evals)
@@ -177,8 +165,8 @@ class _Call:
         wanted = [x for x in leaves if x.requires_grad]
         if not outputs:
             return tuple(torch.zeros_like(x) for x in wanted)
-        found, sent = zip(*outputs, strict=True)
-        return torch.autograd.grad(found, wanted, sent, materialize_grads=True)
+        values, sent = zip(*outputs, strict=True)
+        return torch.autograd.grad(values, wanted, sent, materialize_grads=True)
 
 
 class _Equilibrium(torch.autograd.Function):
@@ -200,8 +188,8 @@ class _Equilibrium(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         needed, sent = ctx.needs_input_grad[1:], grads[: len(ctx.call.layers)]
-        found = iter(_Pull.apply(ctx.call, needed, *ctx.saved_tensors, *sent))
-        return None, *(next(found) if need else None for need in needed)
+        pulled = iter(_Pull.apply(ctx.call, needed, *ctx.saved_tensors, *sent))
+        return None, *(next(pulled) if need else None for need in needed)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -218,13 +206,13 @@ class _Equilibrium(torch.autograd.Function):
             out = [_unfolded(x, size) for x in out]
             out[trace] = out[trace].mT
         else:
-            each = [[*_Equilibrium.apply(call, *_entries(i, tensors, dims))] for i in range(size)]
-            longest = max(len(outs[trace]) for outs in each)
-            for outs in each:
+            calls = [[*_Equilibrium.apply(call, *_entries(i, tensors, dims))] for i in range(size)]
+            longest = max(len(outputs[trace]) for outputs in calls)
+            for outputs in calls:
                 # From where a sample has stopped its residual is that of its value.
-                rest = outs[residual].expand(longest - len(outs[trace]), -1)
-                outs[trace] = torch.cat([outs[trace], rest])
-            out = [torch.stack(xs) for xs in zip(*each, strict=True)]
+                rest = outputs[residual].expand(longest - len(outputs[trace]), -1)
+                outputs[trace] = torch.cat([outputs[trace], rest])
+            out = [torch.stack(xs) for xs in zip(*calls, strict=True)]
         return tuple(out), (0,) * len(out)
 
 
@@ -257,11 +245,11 @@ class _Pull(torch.autograd.Function):
         call, needed, *tensors = args
         dims, size, shared = in_dims[2:], info.batch_size, slice(call.batched, len(needed))
         if any(needed[shared]) or any(dim is not None for dim in dims[shared]):
-            each = [_Pull.apply(call, needed, *_entries(i, tensors, dims)) for i in range(size)]
-            out = [torch.stack(xs) for xs in zip(*each, strict=True)]
+            calls = [_Pull.apply(call, needed, *_entries(i, tensors, dims)) for i in range(size)]
+            out = [torch.stack(xs) for xs in zip(*calls, strict=True)]
         else:
-            found = _Pull.apply(call, needed, *_folded(tensors, dims, size, shared))
-            out = [_unfolded(x, size) for x in found]
+            together = _Pull.apply(call, needed, *_folded(tensors, dims, size, shared))
+            out = [_unfolded(x, size) for x in together]
         return tuple(out), (0,) * len(out)
 
 

@@ -14,7 +14,7 @@ from hamdeq.elimination.colouring import two_colouring
 from hamdeq.elimination.eliminate import eliminate
 from hamdeq.energy.clamping import clamp
 from hamdeq.energy.ham import HAM
-from hamdeq.implicit.equilibrium import solve_state
+from hamdeq.implicit import solve_state
 from hamdeq.solvers import Solution, Solver, Status
 from hamdeq.testing.contract import Contract, importable, normal
 

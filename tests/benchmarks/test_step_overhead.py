@@ -15,7 +15,7 @@ import torch
 from test_solver_evaluations import bipartite, even_odd, linear
 
 from hamdeq import Anderson, Broyden, Picard
-from hamdeq.implicit.equilibrium import as_rows
+from hamdeq.implicit.fixed_point import as_rows
 from hamdeq.solvers.layout import StateLayout
 
 SOLVERS = {

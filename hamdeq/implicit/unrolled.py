@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hamdeq._checks import integer
+from hamdeq._checks import integer, number
 from hamdeq.implicit.base import Adjoint, Report, RowMap
 from hamdeq.solvers import Solver
 
 __all__ = ["Phantom", "Unrolled"]
 
 
+@dataclass(frozen=True)
 class _Steps(Adjoint):
     """Gradient through a few steps of the map, started at the equilibrium."""
 
     steps: int
 
-    def _check(self) -> None:
-        steps = integer("steps", self.steps, expected="an integer ≥ 1")
-        object.__setattr__(self, "steps", steps)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", integer("steps", self.steps, expected="an integer ≥ 1"))
 
     @abstractmethod
     def step(self, f: RowMap, z: Tensor) -> Tensor:
@@ -59,11 +59,6 @@ class Unrolled(_Steps):
         steps: k ≥ 1. One step is the Jacobian-free gradient (Fung et al. 2022).
     """
 
-    steps: int
-
-    def __post_init__(self) -> None:
-        self._check()
-
     def step(self, f: RowMap, z: Tensor) -> Tensor:
         return f(z)
 
@@ -79,13 +74,11 @@ class Phantom(_Steps):
     Source: Geng et al., "On Training Implicit Models" (2021), equation 6.
     """
 
-    steps: int
     damping: float = 0.5
 
     def __post_init__(self) -> None:
-        self._check()
-        if not 0 < self.damping <= 1:
-            raise ValueError(f"damping: expected a number in (0, 1], got {self.damping!r}")
+        super().__post_init__()
+        object.__setattr__(self, "damping", number("damping", self.damping, above=0, most=1))
 
     def step(self, f: RowMap, z: Tensor) -> Tensor:
         return z + self.damping * (f(z) - z)

@@ -1,4 +1,4 @@
-"""Equilibria as differentiable functions."""
+"""Differentiable equilibria: solve x = f(x) without a graph, then attach the gradient."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hamdeq._checks import instance, wrong
 from hamdeq.elimination.eliminate import Reduced
 from hamdeq.energy.model import EnergyModel
 from hamdeq.implicit.base import Adjoint, RowMap
@@ -73,25 +74,20 @@ def fixed_point(
     solver, adjoint, failures = solver or Broyden(), adjoint or Implicit(), Failures(on_failure)
     solution = solve_state(f, x0, solver)
     if isinstance(f, Reduced):
-        solution = _overflown(f, solution)
-    failures(solution, "equilibrium", remedy=_of_chance(f, solution))
+        solution = _mark_overflow(f, solution)
+    failures(solution, "equilibrium", remedy=_random_remedy(f, solution))
     return attach_gradient(f, solution, solver=solver, adjoint=adjoint, failures=failures)
 
 
 def solve_state(f: Callable[[Any], Any] | EnergyModel, x0: Any, solver: Solver) -> Solution:
-    """The first half of :func:`fixed_point`: the equilibrium, without a graph or a word."""
+    """The first half of :func:`fixed_point`: the equilibrium, without a graph or a warning."""
     if isinstance(f, EnergyModel):
-        if not isinstance(x0, dict):
-            raise TypeError(
-                "x0: expected a dict {layer name: tensor}, as f is an energy model, got "
-                f"{type(x0).__name__}"
-            )
+        instance("x0", x0, dict, "a dict {layer name: tensor}, as f is an energy model")
         f.check_state(x0)
     elif not callable(f):
-        raise TypeError(
-            f"f: expected a map or an EnergyModel, got {type(f).__name__}, which lacks "
-            f"{[name for name in _MEMBERS if not hasattr(f, name)]}"
-        )
+        lacks = [name for name in _MEMBERS if not hasattr(f, name)]
+        got = f"{type(f).__name__}, which lacks {lacks}"
+        raise wrong("f", "a map or an EnergyModel", got, kind=TypeError)
     layout = StateLayout(x0)
     if torch._C._are_functorch_transforms_active() and torch.is_grad_enabled():
         raise RuntimeError(
@@ -99,13 +95,13 @@ def solve_state(f: Callable[[Any], Any] | EnergyModel, x0: Any, solver: Solver) 
             "not know what f depends on; use a DEQ, which may be transformed, or torch.autograd"
         )
     flat = layout.flatten(x0).detach()
-    map_ = as_rows(f, layout)
-    solution = solver.solve(map_, flat)
-    if isinstance(map_, EnergyMap) and solver.fallback_steps:
+    row_map = as_rows(f, layout)
+    solution = solver.solve(row_map, flat)
+    if isinstance(row_map, EnergyMap) and solver.fallback_steps:
         fallback = TrustRegion(
             tol=solver.tol, max_steps=solver.fallback_steps, trace=solver.trace, fallback_steps=0
         )
-        solution = with_fallback(solution, lambda left, x: fallback.solve(map_.select(left), x))
+        solution = with_fallback(solution, lambda rows, x: fallback.solve(row_map.select(rows), x))
     lost = solution.status == Status.DIVERGED
     if bool(lost.any()):
         invalid = lost & ~flat.isfinite().all(1)
@@ -115,8 +111,8 @@ def solve_state(f: Callable[[Any], Any] | EnergyModel, x0: Any, solver: Solver) 
 
 
 @torch.no_grad()
-def _of_chance(f: Callable[[Any], Any] | EnergyModel, solution: Solution) -> str | None:
-    """Remedy for a random map, which two evaluations at one state reveal."""
+def _random_remedy(f: Callable[[Any], Any] | EnergyModel, solution: Solution) -> str | None:
+    """The remedy for a random map, which two evaluations at one state reveal; None for others."""
     if isinstance(f, EnergyModel) or bool(solution.converged.all()):
         return None
     layout = StateLayout(solution.value)
@@ -127,18 +123,17 @@ def _of_chance(f: Callable[[Any], Any] | EnergyModel, solution: Solution) -> str
 
 
 @torch.no_grad()
-def _overflown(reduced: Reduced, solution: Solution) -> Solution:
-    """The solution with the samples of which an eliminated layer overflows as diverged."""
+def _mark_overflow(reduced: Reduced, solution: Solution) -> Solution:
+    """Mark the samples of which an eliminated layer overflows as diverged."""
+    if not reduced.hidden:
+        return solution
     full = reduced.restore(solution.value)
     hidden = [full[name].isfinite().flatten(1).all(1) for name in reduced.hidden]
-    over = ~torch.stack(hidden).all(0) if hidden else torch.zeros_like(solution.converged)
-    if not bool(over.any()):
-        return solution
-    over = over & (solution.status != Status.INVALID)
+    overflows = ~torch.stack(hidden).all(0) & (solution.status != Status.INVALID)
     return replace(
         solution,
-        converged=solution.converged & ~over,
-        status=torch.where(over, Status.DIVERGED.value, solution.status),
+        converged=solution.converged & ~overflows,
+        status=torch.where(overflows, Status.DIVERGED.value, solution.status),
     )
 
 
@@ -170,14 +165,14 @@ def attach_gradient(
 
     if rows is None and isinstance(f, EnergyModel):
         # An infinity times a gradient of zero is NaN, in the weights that all samples share.
-        found = (solution.status != Status.DIVERGED) & (solution.status != Status.INVALID)
-        if not bool(found.all()):
-            rows = found.nonzero()[:, 0]
-            some = replace(solution, value={a: x[rows] for a, x in solution.value.items()})
-            some = attach_gradient(
-                f.select(rows), some, solver=solver, adjoint=adjoint, failures=failures, rows=rows
+        finite = (solution.status != Status.DIVERGED) & (solution.status != Status.INVALID)
+        if not bool(finite.all()):
+            rows = finite.nonzero()[:, 0]
+            part = replace(solution, value={a: x[rows] for a, x in solution.value.items()})
+            part = attach_gradient(
+                f.select(rows), part, solver=solver, adjoint=adjoint, failures=failures, rows=rows
             )
-            value = {a: x.index_copy(0, rows, some.value[a]) for a, x in solution.value.items()}
+            value = {a: x.index_copy(0, rows, part.value[a]) for a, x in solution.value.items()}
             return replace(solution, value=value)
     layout = StateLayout(solution.value)
     x = adjoint.attach(as_rows(f, layout), layout.flatten(solution.value), solver, report)
