@@ -43,7 +43,8 @@ from hamdeq.deq import DEQ
 from hamdeq.dynamics.integrators import Adaptive, Euler, Integrator
 from hamdeq.dynamics.trajectory import Trajectory, trajectory
 from hamdeq.elimination.colouring import colouring, two_colouring
-from hamdeq.elimination.eliminate import Reduced, eliminate
+from hamdeq.elimination.eliminate import eliminate
+from hamdeq.elimination.reduced import Reduced
 from hamdeq.elimination.two_layer import TwoLayer
 from hamdeq.energy.clamping import Clamped, clamp
 from hamdeq.energy.contraction import contract_, contraction

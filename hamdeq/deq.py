@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from hamdeq._checks import instance, one_of, wrong
 from hamdeq._recorded import Recorded
 from hamdeq.elimination.colouring import colouring, two_colouring
-from hamdeq.elimination.eliminate import Reduced, eliminate
+from hamdeq.elimination.eliminate import eliminate
+from hamdeq.elimination.reduced import Reduced
 from hamdeq.energy.clamping import Clamped, check_masks, clamp
 from hamdeq.energy.ham import HAM
 from hamdeq.energy.model import LayeredEnergy, State

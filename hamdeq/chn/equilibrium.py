@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hamdeq.chn.network import CHN, activations_of, slope_of, terms_of
 from hamdeq.deq import DEQ, Inputs
-from hamdeq.elimination.eliminate import Reduced
+from hamdeq.elimination.reduced import Reduced
 from hamdeq.energy.clamping import Clamped
 from hamdeq.energy.ham import HAM
 from hamdeq.energy.model import LayeredEnergy, State

@@ -1,12 +1,14 @@
-"""Retrieval: a query layer whose memory layer has been eliminated.
+"""Attention: a query layer whose memory layer, softmax or sparse, has been eliminated.
 
-Two layers, the state x (linear) and the memories (a :class:`~hamdeq.Separation`, most often
-softmax), with the stored patterns K as the synapse between them. Eliminating the memories leaves
+Two layers, the query x and the memories (a :class:`~hamdeq.Separation`, most often softmax), with
+the stored patterns K as the synapse between them. Eliminating the memories leaves, of a linear x,
 
     E(x) = ½‖x‖² − L(Kx),    x <- Kᵀ ∇L(Kx) = Kᵀ softmax(β K x),
 
-for each state pattern by itself: attention (Ramsauer et al. 2021, equations 2 and 3). Everything in
-:mod:`hamdeq.nn` comes down to this step, and to reading other values in place of K at the end.
+for each state pattern by itself: attention (Ramsauer et al. 2021, equations 2 and 3), which
+processors have a kernel for. :class:`Retrieval` computes it, for :mod:`hamdeq.nn` too, which comes
+down to this step, and to reading other values in place of K at the end.
+:func:`~hamdeq.eliminate` goes through it where it finds such a pair of layers in a graph.
 """
 
 from __future__ import annotations
@@ -22,7 +24,14 @@ from torch.utils.checkpoint import checkpoint
 from hamdeq.elimination.cover import Cover
 from hamdeq.lagrangians import Separation, Softmax
 
-__all__ = ["Retrieval", "folded", "shared", "times", "transformed", "unfolded"]
+__all__ = [
+    "Retrieval",
+    "folded",
+    "shared",
+    "times",
+    "transformed",
+    "unfolded",
+]
 
 # Twice the numbers that the widest registers of a CPU hold.
 _LANES = 32
@@ -70,10 +79,13 @@ class Retrieval:
     def read(self, x: Tensor, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """Vᵀ ∇L(Kx), for values V ``(N, H, S, p)`` in place of K: ``(N, H, L, p)``."""
 
+        rows = self._rows(x, values, dropout)
+        if rows is None:
+            return self._read(x, values, dropout)
+
         def read(memory: Retrieval, x: Tensor, values: Tensor) -> Tensor:
             return memory._read(x, values, dropout)
 
-        rows = self._rows(x, values, dropout)
         return self._in_blocks(x, rows, read, values, random=dropout > 0)
 
     def weights(self, x: Tensor) -> Tensor:

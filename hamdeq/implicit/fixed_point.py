@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hamdeq._checks import instance, wrong
-from hamdeq.elimination.eliminate import Reduced
+from hamdeq.elimination.reduced import Reduced
 from hamdeq.energy.model import EnergyModel
 from hamdeq.implicit.base import Adjoint, RowMap
 from hamdeq.implicit.linear import Implicit

@@ -11,7 +11,7 @@ from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hamdeq.elimination.eliminate import Reduced
+from hamdeq.elimination.reduced import Reduced
 from hamdeq.implicit import fixed_point
 from hamdeq.plots.palette import BLACK, COLOURS, GREY, MARKERS
 from hamdeq.plots.panel import panel

@@ -39,7 +39,7 @@ from hamdeq import (
     eliminate,
     fixed_point,
 )
-from hamdeq.elimination.eliminate import Reduced
+from hamdeq.elimination.reduced import Reduced
 from hamdeq.energy.clamping import clamp
 from hamdeq.solvers.energy_map import EnergyMap
 from hamdeq.solvers.layout import StateLayout

@@ -1,0 +1,166 @@
+"""What is left of an energy when some of its layers are at their minimum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from hamdeq.energy.model import LayeredEnergy, State
+
+__all__ = ["Reduced"]
+
+
+class Reduced:
+    """What remains of an energy when some of its layers are at their minimum.
+
+    An energy model over the visible (remaining) layers; made by :func:`eliminate`.
+
+    Attributes:
+        model: the energy eliminated from.
+        visible: names of the layers that remain.
+        hidden: names of the layers eliminated.
+        colours: the visible layers in the sets that are updated one after another.
+    """
+
+    def __init__(
+        self,
+        model: LayeredEnergy,
+        hidden: Collection[str],
+        colours: Sequence[Collection[str]] | None = None,
+    ) -> None:
+        self.model = model
+        self.hidden: tuple[str, ...] = tuple(name for name in model.layers if name in hidden)
+        self.visible: tuple[str, ...] = tuple(name for name in model.layers if name not in hidden)
+        self.colours: tuple[tuple[str, ...], ...] = (
+            (self.visible,) if colours is None else tuple(map(tuple, colours))
+        )
+        self._remain(model, self.hidden)
+
+    def _remain(self, model: LayeredEnergy, computed: Collection[str]) -> None:
+        """Let energy and fields come from a model, of whose layers some are still to be hidden."""
+        self._remaining = model
+        self._computed = computed
+        self._untouched = [c for c in model.connections if not set(c[0]) & set(computed)]
+
+    def __repr__(self) -> str:
+        colours = " | ".join(", ".join(colour) for colour in self.colours)
+        hidden = ", ".join(self.hidden) or "none"
+        return f"{type(self).__name__}(visible: {colours}; hidden: {hidden})"
+
+    def check_state(self, x: State) -> None:
+        """Refuse a state that is not one of the visible layers."""
+        self.model.check_state(x, self.visible)
+
+    @property
+    def descends(self) -> bool:
+        """Whether no synapse acts between layers of one colour, or on one of them but linearly.
+
+        Then the energy is L*(g) − h(g) with h(g) = Σ_B L_B(I_B(g)) + linear terms, a difference of
+        two convex functions, and the update minimises L*(g) − ⟨∇h, g⟩, which lies above the energy
+        and touches it at the present state: the energy falls at least as much. Of several colours
+        each minimises the full energy over its layers, the others held.
+        """
+        for layers, synapse in self.model.connections:
+            for colour in self.colours:
+                places = [place for place, name in enumerate(layers) if name in colour]
+                if len(places) > 1 or not all(synapse.is_linear_in(place) for place in places):
+                    return False
+        return True
+
+    def prepared(self) -> Reduced:
+        """The same energy with its weights as they are now: see :meth:`HAM.prepared`."""
+        model = self.model.prepared()
+        return self if model is self.model else type(self)(model, self.hidden, self.colours)
+
+    def minimum(self, g: State) -> State:
+        """Internal states of the hidden layers at their minimum, x_B = I_B(g_A).
+
+        Args:
+            g: activations of the layers that act on these.
+        """
+        self = self.prepared()
+        return {name: self.model.field(g, name) for name in self.hidden}
+
+    def _inner(self, g: State) -> State:
+        """Those of them that are computed for a step."""
+        return {name: self._remaining.field(g, name) for name in self._computed}
+
+    def restore(self, x: State) -> State:
+        """The full state: the visible layers as in x, the hidden ones at their minimum.
+
+        The field on a hidden layer may overflow where x itself is finite; that layer then comes
+        back infinite or NaN. A :class:`~hamdeq.DEQ` marks such samples as ``DIVERGED``.
+        """
+        self = self.prepared()
+        self.check_state(x)
+        return x | self.minimum(self.model.activations(x))
+
+    def update(self, x: State, *, clamped: Collection[str] = ()) -> State:
+        """One step, x_A <- I_A(∇L_B(I_B(g_A))): the hidden layers settle, then the visible ones."""
+        self = self.prepared()
+        self.model.check_names(clamped)
+        self.check_state(x)
+        g = self.model.activations(x)
+        fresh = self._sweep(g, self._inner(g), [name for name in x if name not in clamped])
+        return {name: fresh.get(name, x[name]) for name in x}
+
+    def activations(self, x: State) -> State:
+        """g = ∇L(x) of every layer in x."""
+        return self.model.activations(x)
+
+    def fields(self, g: State) -> State:
+        """The field on every visible layer, once the hidden ones have settled."""
+        self = self.prepared()
+        return self._remaining.fields(g | self.model.activations(self._inner(g)), self.visible)
+
+    def _sweep(self, g: State, hidden: State, layers: Collection[str]) -> State:
+        """The fields that some visible layers take on, colour by colour."""
+        everything, fresh = g | self.model.activations(hidden), {}
+        for colour in self.colours:
+            new = self._remaining.fields(everything, [name for name in colour if name in layers])
+            fresh |= new
+            if colour is not self.colours[-1]:
+                everything |= self.model.activations(new)
+        return fresh
+
+    def energy(self, x: State) -> Tensor:
+        """The least energy that any state of the hidden layers gives: ``(batch,)``.
+
+        Computed as −Σ_B L_B(I_B) + (all terms without B); it equals the full energy of
+        :meth:`restore`.
+        """
+        self = self.prepared()
+        self.check_state(x)
+        g = self.model.activations(x)
+        layers = {name: self.model.layer(name).energy(x_a) for name, x_a in x.items()}
+        terms = (
+            self.model.constant_terms() | layers | self._remaining.interactions(g, self._untouched)
+        )
+        return torch.stack([*terms.values(), *self._gains(self._inner(g))]).sum(0)
+
+    def step(self, x: State) -> tuple[State, State, State, Callable[[], Tensor]]:
+        """The activations, fields, update, and what yields the energy terms: ``(terms, batch)``."""
+        self = self.prepared()
+        g = self.model.activations(x)
+        hidden = self._inner(g)
+        update = self._sweep(g, hidden, self.visible)
+        fields = update
+        if len(self.colours) > 1:
+            fields = self._remaining.fields(g | self.model.activations(hidden), self.visible)
+
+        def terms() -> Tensor:
+            return torch.stack(
+                [*self._remaining.summands(x, g, self._untouched), *self._gains(hidden)]
+            )
+
+        return g, fields, update, terms
+
+    def _gains(self, hidden: State) -> list[Tensor]:
+        """−L_B(I_B) of each hidden layer."""
+        return [-self.model.layer(name).potential(field) for name, field in hidden.items()]
+
+    def select(self, rows: Tensor) -> Reduced:
+        """The same energy for some samples of the batch, given by index."""
+        return type(self)(self.model.select(rows), self.hidden, self.colours)
