@@ -86,6 +86,20 @@ def test_links_and_configurations_exist(page):
         assert (ROOT / path).exists(), path
 
 
+def test_the_house_is_described_as_it_stands():
+    """Files exist, each package is in the table, and each step names what its file has."""
+    text = (ROOT / "docs/house.md").read_text()
+    for path in re.findall(r"`([\w/]+(?:\.py|/))`", text):
+        assert (ROOT / path).exists() or (ROOT / "hamdeq" / path).exists(), path
+    for package in (ROOT / "hamdeq").glob("*/__init__.py"):
+        assert f"`hamdeq/{package.parent.name}/`" in text
+    steps = re.findall(r"\*\*`([\w/.]+)`\*\*,\s+`(\w+)`", text)
+    assert len(steps) > 20
+    for path, name in steps:
+        code = (ROOT / "hamdeq" / path).read_text()
+        assert re.search(rf"^ *(def|class) {name}\b", code, re.MULTILINE), (path, name)
+
+
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) < 120
 
