@@ -19,10 +19,9 @@ from hamdeq._recorded import Recorded
 from hamdeq.elimination.colouring import colouring, two_colouring
 from hamdeq.elimination.eliminate import eliminate
 from hamdeq.elimination.reduced import Reduced
-from hamdeq.energy.clamping import Clamped, check_masks, clamp
+from hamdeq.energy.clamping import Clamped, check_masks, clamp, forward_sweep
 from hamdeq.energy.ham import HAM
 from hamdeq.energy.model import LayeredEnergy, State
-from hamdeq.energy.starting import forward_sweep
 from hamdeq.implicit import Adjoint, Implicit, attach_gradient, solve_state, transforms
 from hamdeq.solvers import Broyden, Failures, OnFailure, Solution, Solver, Status
 

@@ -46,8 +46,7 @@ from hamdeq import (
 from hamdeq.energy.model import LayeredEnergy
 from hamdeq.solvers import SolverState
 from hamdeq.solvers.base import Step
-from hamdeq.solvers.energy_map import EnergyInfo, EnergyMap
-from hamdeq.solvers.layout import StateLayout
+from hamdeq.solvers.energy_map import EnergyInfo, EnergyMap, StateLayout
 
 Lagrangians = Sequence[Callable[[], Lagrangian]]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from hamdeq.deq import DEQ, Inputs
 from hamdeq.elimination.reduced import Reduced
 from hamdeq.energy.clamping import Clamped
 from hamdeq.energy.ham import HAM
-from hamdeq.energy.model import LayeredEnergy, State
+from hamdeq.energy.model import Evaluation, LayeredEnergy, State
 from hamdeq.implicit import Adjoint
 from hamdeq.solvers import OnFailure, Solver
 
@@ -158,10 +158,10 @@ class _Synchronous:
         constant = self.model.constant_terms().values()
         return terms_of(self.model, x, activations_of(self.model, x)).sum(0) + sum(constant)
 
-    def step(self, x: State) -> tuple[State, State, State, Callable[[], Tensor]]:
+    def step(self, x: State) -> Evaluation:
         rho = activations_of(self.model, x)
         fields = self._fields(x, rho)
-        return dict(x), fields, fields, lambda: terms_of(self.model, x, rho)
+        return Evaluation(dict(x), fields, fields, True, lambda: terms_of(self.model, x, rho))
 
     def select(self, rows: Tensor) -> _Synchronous:
         return _Synchronous(self.model.select(rows))

@@ -16,7 +16,7 @@ from hamdeq.energy.ham import HAM
 from hamdeq.energy.model import Connection, LayeredEnergy, Neurons, State
 from hamdeq.lagrangians import BengioFischer, Lagrangian, Sigmoid
 from hamdeq.lagrangians.base import total
-from hamdeq.lagrangians.warp import log_slope
+from hamdeq.lagrangians.inverse_table import log_slope
 
 __all__ = ["CHN", "InnerIterations", "activations_of", "neurons_of", "slope_of", "terms_of"]
 

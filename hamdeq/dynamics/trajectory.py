@@ -26,8 +26,7 @@ from hamdeq.dynamics.integrators import Euler, Flow, Integrator
 from hamdeq.energy.model import EnergyModel, State
 from hamdeq.lagrangians.base import positive
 from hamdeq.solvers.base import full_precision, norm, relative_residual
-from hamdeq.solvers.energy_map import EnergyMap, ready
-from hamdeq.solvers.layout import StateLayout
+from hamdeq.solvers.energy_map import EnergyMap, StateLayout, ready
 
 __all__ = ["TimeConstants", "Trajectory", "trajectory"]
 

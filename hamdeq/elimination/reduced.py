@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
-from hamdeq.energy.model import LayeredEnergy, State
+from hamdeq.energy.model import Evaluation, LayeredEnergy, State
 
 __all__ = ["Reduced"]
 
@@ -140,14 +140,14 @@ class Reduced:
         )
         return torch.stack([*terms.values(), *self._gains(self._inner(g))]).sum(0)
 
-    def step(self, x: State) -> tuple[State, State, State, Callable[[], Tensor]]:
-        """The activations, fields, update, and what yields the energy terms: ``(terms, batch)``."""
+    def step(self, x: State) -> Evaluation:
+        """The update, and what is known besides of the energy at x."""
         self = self.prepared()
         g = self.model.activations(x)
         hidden = self._inner(g)
         update = self._sweep(g, hidden, self.visible)
-        fields = update
-        if len(self.colours) > 1:
+        fields, at_once = update, len(self.colours) < 2
+        if not at_once:
             fields = self._remaining.fields(g | self.model.activations(hidden), self.visible)
 
         def terms() -> Tensor:
@@ -155,7 +155,7 @@ class Reduced:
                 [*self._remaining.summands(x, g, self._untouched), *self._gains(hidden)]
             )
 
-        return g, fields, update, terms
+        return Evaluation(g, fields, update, at_once, terms)
 
     def _gains(self, hidden: State) -> list[Tensor]:
         """−L_B(I_B) of each hidden layer."""

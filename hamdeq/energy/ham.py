@@ -13,14 +13,14 @@ Source: Krotov, "Hierarchical Associative Memory" (2021), equations 3 to 8.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
 
 from hamdeq._recorded import Recorded
-from hamdeq.energy.model import Connection, LayeredEnergy, Neurons, State
+from hamdeq.energy.model import Connection, Evaluation, LayeredEnergy, Neurons, State
 from hamdeq.energy.prepared import Prepared
 from hamdeq.lagrangians import Lagrangian, Sigmoid
 from hamdeq.synapses import Bias, Dense, Synapse
@@ -173,7 +173,7 @@ class HAM(Recorded, nn.Module, LayeredEnergy):
     def update(self, x: State, *, clamped: Collection[str] = ()) -> State:
         return self.prepared().update(x, clamped=clamped)
 
-    def step(self, x: State) -> tuple[State, State, State, Callable[[], Tensor]]:
+    def step(self, x: State) -> Evaluation:
         return self.prepared().step(x)
 
     def __repr__(self) -> str:

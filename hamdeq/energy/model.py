@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -14,13 +15,41 @@ from hamdeq.lagrangians import Lagrangian
 from hamdeq.lagrangians.base import total
 from hamdeq.synapses import Shape, Synapse, layer_shape
 
-__all__ = ["Connection", "EnergyModel", "LayeredEnergy", "Neurons", "State", "exerted", "misshapen"]
+__all__ = [
+    "Connection",
+    "EnergyModel",
+    "Evaluation",
+    "LayeredEnergy",
+    "Neurons",
+    "State",
+    "exerted",
+    "misshapen",
+]
 
 State = dict[str, Tensor]
 """Layer name -> tensor ``(batch, *shape)``."""
 
 Connection = tuple[tuple[str, ...], Synapse]
 """The layers that a synapse connects, in the synapse's own order, and the synapse."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation of an energy model at a state x tells.
+
+    Attributes:
+        g: the activations ∇L(x).
+        fields: I(g).
+        update: the next state, f(x).
+        at_once: whether all layers are updated at once, so that the update is the fields.
+        terms: yields the energy terms that depend on x: ``(terms, batch)``.
+    """
+
+    g: State
+    fields: State
+    update: State
+    at_once: bool
+    terms: Callable[[], Tensor]
 
 
 @runtime_checkable
@@ -57,12 +86,8 @@ class EnergyModel(Protocol):
         """The field on every layer."""
         ...
 
-    def step(self, x: State) -> tuple[State, State, State, Callable[[], Tensor]]:
-        """The activations, their fields, the update, and what yields the energy terms of x.
-
-        Of a model that updates all layers at once the fields are the update: the same object. The
-        terms, ``(terms, batch)``, lack what does not depend on x.
-        """
+    def step(self, x: State) -> Evaluation:
+        """The update, and what is known besides of the energy at x."""
         ...
 
     def select(self, rows: Tensor) -> EnergyModel:
@@ -230,11 +255,13 @@ class LayeredEnergy(ABC):
         fresh = self.fields(g, [name for name in x if name not in clamped])
         return {name: fresh.get(name, x[name]) for name in x}
 
-    def step(self, x: State) -> tuple[State, State, State, Callable[[], Tensor]]:
-        """The activations, fields, update, and what yields the energy terms: ``(terms, batch)``."""
+    def step(self, x: State) -> Evaluation:
+        """The update, and what is known besides of the energy at x."""
         g = self.activations(x)
         fields = self.fields(g)
-        return g, fields, fields, lambda: torch.stack(self.summands(x, g, self.connections))
+        return Evaluation(
+            g, fields, fields, True, lambda: torch.stack(self.summands(x, g, self.connections))
+        )
 
     @abstractmethod
     def select(self, rows: Tensor) -> LayeredEnergy:

@@ -24,8 +24,7 @@ from hamdeq.solvers import (
     TrustRegion,
     with_fallback,
 )
-from hamdeq.solvers.energy_map import EnergyMap, ready
-from hamdeq.solvers.layout import StateLayout
+from hamdeq.solvers.energy_map import EnergyMap, StateLayout, ready
 
 __all__ = ["as_rows", "attach_gradient", "fixed_point", "solve_state"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hamdeq.lagrangians.base import Lagrangian, total
-from hamdeq.lagrangians.warp import InverseTable, check_elementwise, log_slope
+from hamdeq.lagrangians.inverse_table import InverseTable, check_elementwise, log_slope
 
 __all__ = ["BengioFischer"]
 
@@ -58,7 +58,7 @@ class BengioFischer(Lagrangian):
             raise TypeError(f"rho: expected a Lagrangian whose activation is ρ, got {rho}")
         check_elementwise(rho)
         self.rho = rho
-        self._known = InverseTable(rho)
+        self._table = InverseTable(rho)
 
     def forward(self, x: Tensor) -> Tensor:
         s = self.from_ham(x)
@@ -94,7 +94,7 @@ class BengioFischer(Lagrangian):
             # derivatives up to the third, with respect to u and the parameters alike.
             u = _finite(u)
             with torch.no_grad():
-                s = self.warp().solve(self.rho, u)
+                s = self.table().solve(self.rho, u)
             return self._newton(self._newton(s, u), u)
         return _Inverse.apply(u, self)  # pyright: ignore[reportReturnType]
 
@@ -103,11 +103,11 @@ class BengioFischer(Lagrangian):
         log, slope = log_slope(self.rho, s)
         return s - (s - u * torch.exp(log)) / (1.0 - s * slope)
 
-    def warp(self) -> InverseTable:
+    def table(self) -> InverseTable:
         """What is known of ς for the present parameters."""
-        if not self._known.holds_for(self.rho):
-            self._known = InverseTable(self.rho)
-        return self._known
+        if not self._table.holds_for(self.rho):
+            self._table = InverseTable(self.rho)
+        return self._table
 
     def __repr__(self) -> str:
         """As it is written: on one line."""
@@ -119,7 +119,7 @@ class _Inverse(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, neurons: BengioFischer) -> Tensor:
-        s = neurons.warp().solve(neurons.rho, u)
+        s = neurons.table().solve(neurons.rho, u)
         if ctx.needs_input_grad[0]:
             # Computed here, as the backward solve of an equilibrium asks for it in every step.
             ctx.save_for_backward(s, _slope(neurons.rho, s))

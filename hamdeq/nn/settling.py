@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from hamdeq.elimination.attention import Retrieval, folded, shared, unfolded
 from hamdeq.elimination.cover import Cover
-from hamdeq.energy.model import State
+from hamdeq.energy.model import Evaluation, State
 from hamdeq.implicit import Adjoint, attach_gradient, solve_state
 from hamdeq.solvers import Failures, Solution, Solver, Status
 
@@ -145,9 +144,9 @@ class Rows:
     def energy(self, x: State) -> Tensor:
         return self._terms(x).sum(0)
 
-    def step(self, x: State) -> tuple[State, State, State, Callable[[], Tensor]]:
+    def step(self, x: State) -> Evaluation:
         fresh = self.update(x)
-        return x, fresh, fresh, lambda: self._terms(x)
+        return Evaluation(x, fresh, fresh, True, lambda: self._terms(x))
 
     def select(self, rows: Tensor) -> Rows:
         """The rows given by index, ascending, with the stored patterns that they need."""

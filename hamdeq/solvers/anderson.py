@@ -71,12 +71,12 @@ class _Window(Extrapolation):
         self.count = 0
         self.fx = self.r = x0
 
-    def __call__(self, step: Step) -> Tensor:
+    def __call__(self, step: Step) -> Tensor | None:
         fx, r = step.fx, step.r
         self._remember(fx, r)
         used = min(self.count - 1, self.dr.shape[1])
         if not used:
-            return fx
+            return None
         factor, failed = torch.linalg.cholesky_ex(self.gram[:, :used, :used])
         goal = (self.dr[:, :used] * r[:, None]).sum(-1, keepdim=True).double()
         gamma = torch.cholesky_solve(goal, factor).to(r.dtype).mT

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,7 +30,8 @@ __all__ = [
 ]
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True)
+class Step:
     """One evaluation of f, for all samples that are left.
 
     Attributes:

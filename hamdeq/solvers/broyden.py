@@ -61,12 +61,12 @@ class _RankOnes(Extrapolation):
         self.x: Tensor | None = None
         self.r = x0
 
-    def __call__(self, step: Step) -> Tensor:
+    def __call__(self, step: Step) -> Tensor | None:
         past, self.x = self.x, step.x
         if past is not None:
             self._improve(step.x - past, self.r - step.r)
         self.r = step.r
-        return step.fx if past is None else step.x + self._apply(self.u, self.v, step.r)
+        return None if past is None else step.x + self._apply(self.u, self.v, step.r)
 
     def _apply(self, u: Tensor, v: Tensor, r: Tensor) -> Tensor:
         """B r (or Bᵀ r with u and v exchanged)."""

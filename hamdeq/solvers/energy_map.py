@@ -1,4 +1,4 @@
-"""An energy model as a map of rows: what solvers and gradients may know beyond x <- f(x).
+"""States as rows ``(batch, n)``, and an energy model as a map of them.
 
 A plain map only says where it goes. A map with an energy also says whether a step went downhill,
 and comes in two halves with symmetric derivatives: activations g = ∇L(x), and fields I(g).
@@ -6,16 +6,25 @@ and comes in two halves with symmetric derivatives: activations g = ∇L(x), and
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import copy
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hamdeq.energy.model import EnergyModel, State
-from hamdeq.solvers.layout import StateLayout
 
-__all__ = ["Derivatives", "EnergyInfo", "EnergyMap", "ready", "transposed_product"]
+__all__ = [
+    "Derivatives",
+    "EnergyInfo",
+    "EnergyMap",
+    "StateLayout",
+    "ready",
+    "transposed_product",
+]
 
 
 def ready(model: Any) -> Any:
@@ -23,17 +32,107 @@ def ready(model: Any) -> Any:
     return model.prepared() if hasattr(model, "prepared") else model
 
 
-class EnergyInfo(NamedTuple):
+class StateLayout:
+    """The layout of a state (tensor, tuple or dict), and its way to ``(batch, n)`` and back."""
+
+    def __init__(self, x0: Any) -> None:
+        self.keys: tuple[str, ...] | None = tuple(x0) if isinstance(x0, dict) else None
+        self.kind: type[Any] = type(x0) if isinstance(x0, Tensor | tuple | list | dict) else Tensor
+        leaves = self._leaves(x0, "x0")
+        if not leaves:
+            raise ValueError("x0: expected at least one tensor, got none")
+        for leaf in leaves:
+            if not leaf.is_floating_point() or leaf.dim() == 0:
+                raise TypeError(
+                    "x0: expected floating-point tensors (batch, *shape), got "
+                    f"{leaf.dtype} of shape {tuple(leaf.shape)}"
+                )
+        self.batch: int = len(leaves[0])
+        self.dtype: torch.dtype = leaves[0].dtype
+        self.shapes: list[torch.Size] = [leaf.shape[1:] for leaf in leaves]
+        self.sizes: list[int] = [math.prod(shape) for shape in self.shapes]
+        self._check(leaves, "x0")
+
+    def rows(self, f: Callable[[Any], Any]) -> Callable[[Tensor], Tensor]:
+        """f as a map of rows: ``(batch, n) -> (batch, n)``."""
+        return lambda x: self.flatten(f(self.unflatten(x)))
+
+    def flatten(self, x: Any) -> Tensor:
+        """One row a sample: ``(batch, n)``."""
+        leaves = self._leaves(x, "f")
+        self._check(leaves, "f")
+        return self.join(leaves)
+
+    def join(self, leaves: Iterable[Tensor]) -> Tensor:
+        """:meth:`flatten` for what is known to have this layout."""
+        flat = [
+            leaf.reshape(self.batch, n).to(self.dtype)
+            for leaf, n in zip(leaves, self.sizes, strict=True)
+        ]
+        return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
+
+    def unflatten(self, flat: Tensor) -> Any:
+        """The rows in the form of x0."""
+        parts = flat.split(self.sizes, dim=1) if len(self.sizes) > 1 else (flat,)
+        leaves = [
+            part.reshape(len(flat), *shape) for part, shape in zip(parts, self.shapes, strict=True)
+        ]
+        if self.keys is not None:
+            return dict(zip(self.keys, leaves, strict=True))
+        return leaves[0] if issubclass(self.kind, Tensor) else tuple(leaves)
+
+    def of_batch(self, batch: int) -> StateLayout:
+        """The same form of another number of samples."""
+        layout = copy.copy(self)
+        layout.batch = batch
+        return layout
+
+    def _leaves(self, x: Any, who: str) -> list[Tensor]:
+        if self.keys is not None:
+            if not isinstance(x, dict) or set(x) != set(self.keys):
+                got = list(x) if isinstance(x, dict) else type(x).__name__
+                raise ValueError(f"{who}: expected a dict of {list(self.keys)}, got {got}")
+            leaves = [x[key] for key in self.keys]
+        elif issubclass(self.kind, Tensor):
+            leaves = [x]
+        else:
+            leaves = list(x) if isinstance(x, tuple | list) else [x]
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor):
+                raise TypeError(
+                    f"{who}: expected floating-point tensors (batch, *shape), alone or in a tuple "
+                    f"or dict as in x0, got {type(leaf).__name__}"
+                )
+        return leaves
+
+    def _check(self, leaves: list[Tensor], who: str) -> None:
+        wanted = [(self.batch, *shape) for shape in self.shapes]
+        got = [tuple(leaf.shape) for leaf in leaves]
+        if got != wanted:
+            raise ValueError(f"{who}: expected it to keep the shapes {wanted} of x0, got {got}")
+        if torch.is_autocast_enabled(leaves[0].device.type):
+            return  # which lets products come out in another dtype; flatten turns them back
+        if any(leaf.dtype != self.dtype for leaf in leaves):
+            raise TypeError(
+                f"{who}: expected the dtype {self.dtype}, with which x0 begins, throughout, got "
+                f"{[leaf.dtype for leaf in leaves]}"
+            )
+
+
+@dataclass(frozen=True)
+class EnergyInfo:
     """What is known of the energy at a state.
 
     Attributes:
         g: the activations: ``(batch, n)``.
         fields: I(g), where x − I(g) is the gradient of the energy in g: ``(batch, n)``.
+        at_once: whether all layers are updated at once, so that f(x) is the fields.
         terms: yields the energy terms, but for a constant: ``(terms, batch)``.
     """
 
     g: Tensor
     fields: Tensor
+    at_once: bool
     terms: Callable[[], Tensor]
 
 
@@ -63,9 +162,10 @@ class EnergyMap:
 
     def step(self, x: Tensor) -> tuple[Tensor, EnergyInfo]:
         """f(x), and what is known of the energy at x."""
-        g, fields, update, terms = self.model.step(self.layout.unflatten(x))
-        fx = self._flat(update)
-        return fx, EnergyInfo(self._flat(g), fx if fields is update else self._flat(fields), terms)
+        here = self.model.step(self.layout.unflatten(x))
+        fx = self._flat(here.update)
+        fields = fx if here.at_once else self._flat(here.fields)
+        return fx, EnergyInfo(self._flat(here.g), fields, here.at_once, here.terms)
 
     def image(self, x: Tensor) -> Tensor:
         """I(g(x)): what all layers at once would become."""

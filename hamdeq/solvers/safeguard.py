@@ -83,8 +83,8 @@ class Extrapolation(SampleState):
     shortens = False
 
     @abstractmethod
-    def __call__(self, step: Step) -> Tensor:
-        """The next state, if all goes well; without a past, that of a plain step."""
+    def __call__(self, step: Step) -> Tensor | None:
+        """The next state, if all goes well; None for a plain step, as where there is no past."""
 
 
 class _ByResidual(SolverState):
@@ -100,6 +100,7 @@ class _ByResidual(SolverState):
 
     def next(self, step: Step) -> Tensor:
         x = self.ahead(step)
+        x = step.fx if x is None else x
         return where_sample(self._fine(step.residual, norm(x).isfinite()), x, step.fx)
 
     def _fine(self, residual: Tensor, finite: Tensor) -> Tensor:
@@ -155,21 +156,22 @@ class _ByEnergy(SolverState):
         self.certain = self.whole = True
 
     def accepts(self, step: Step) -> Tensor:
-        f, (g, fields, terms) = _energetic(step)
-        force = step.r if fields is step.fx else fields - step.x
+        f, info = _energetic(step)
+        g = info.g
+        force = step.r if info.at_once else info.fields - step.x
         if self.certain:
-            self.energy, self.terms = None, terms
+            self.energy, self.terms = None, info.terms
             self.accepted = torch.ones_like(self.accepted)
         else:
-            self._compare(f, force, g, terms())
+            self._compare(f, force, g, info.terms())
         here = {"x": step.x, "fx": step.fx, "r": step.r, "g": g}
-        if force is not step.r:
+        if not info.at_once:
             here["force"] = force
         self.whole = self.certain or all_without_sync(self.accepted)
         for name, value in here.items():
             last = getattr(self, name)
             setattr(self, name, value if self.whole else where_sample(self.accepted, value, last))
-        if force is step.r:
+        if info.at_once:
             self.force = self.r
         return self.accepted
 
@@ -198,10 +200,10 @@ class _ByEnergy(SolverState):
     def next(self, step: Step) -> Tensor:
         f, _ = _energetic(step)
         x = self.ahead(step)
-        self.certain = f.certain and x is step.fx
-        if x is step.fx:
+        self.certain = f.certain and x is None
+        if x is None:
             self.plain = torch.ones_like(self.accepted)
-            return x
+            return step.fx
         if self.ahead.shortens:
             x = torch.lerp(step.fx, x, self.reach[:, None])
         finite = norm(x).isfinite()

@@ -92,8 +92,8 @@ class _Region(SolverState):
 
     def accepts(self, step: Step) -> Tensor:
         assert step.info is not None
-        g, fields, make_terms = step.info
-        force, terms = fields - step.x, make_terms()
+        g = step.info.g
+        force, terms = step.info.fields - step.x, step.info.terms()
         energy = terms.sum(0)
         if self.started:
             change, slack = self._change(g, force, energy, terms)

@@ -91,11 +91,13 @@ class EnergyModelContract(Contract):
         offsets = []
         for seed in (0, 20):
             x = self.state(model, seed)
-            g, fields, update, terms = model.step(x)
-            self.close(g, model.activations(x), "step gives activations(x)")
-            self.close(fields, model.fields(g), "step gives fields(g)")
-            self.close(update, model.update(x), "step gives update(x)")
-            offsets.append(model.energy(x) - terms().sum(0))
+            here = model.step(x)
+            self.close(here.g, model.activations(x), "step gives activations(x)")
+            self.close(here.fields, model.fields(here.g), "step gives fields(g)")
+            self.close(here.update, model.update(x), "step gives update(x)")
+            if here.at_once:
+                self.close(here.update, here.fields, "at_once: the update is the fields")
+            offsets.append(model.energy(x) - here.terms().sum(0))
         text = "the terms of step sum up to the energy but for a constant"
         self.close(offsets[0], offsets[1], text, rtol=1e-10, atol=1e-11)
 

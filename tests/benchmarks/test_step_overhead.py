@@ -16,7 +16,7 @@ from test_solver_evaluations import bipartite, even_odd, linear
 
 from hamdeq import Anderson, Broyden, Picard
 from hamdeq.implicit.fixed_point import as_rows
-from hamdeq.solvers.layout import StateLayout
+from hamdeq.solvers.energy_map import StateLayout
 
 SOLVERS = {
     "Picard": Picard,

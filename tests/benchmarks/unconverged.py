@@ -48,7 +48,7 @@ from hamdeq import (
     Synapse,
     Tanh,
 )
-from hamdeq.solvers.layout import StateLayout
+from hamdeq.solvers.energy_map import StateLayout
 from hamdeq.solvers.newton import _jacobian
 
 SOLVERS = {"broyden": Broyden, "anderson": Anderson, "newton": Newton, "picard": Picard}

@@ -41,8 +41,7 @@ from hamdeq import (
 )
 from hamdeq.elimination.reduced import Reduced
 from hamdeq.energy.clamping import clamp
-from hamdeq.solvers.energy_map import EnergyMap
-from hamdeq.solvers.layout import StateLayout
+from hamdeq.solvers.energy_map import EnergyMap, StateLayout
 
 pytestmark = [
     pytest.mark.compile,

@@ -172,10 +172,11 @@ def test_energy_never_rises_along_even_odd_steps(layers, scale):
         energies, sizes_of_terms = [], []
         with torch.no_grad():
             for _ in range(25):
-                _, _, fx, terms = reduced.step(x)
-                energies.append(terms().sum(0))
-                sizes_of_terms.append(terms().abs().sum(0))
-                x = fx
+                here = reduced.step(x)
+                terms = here.terms()
+                energies.append(terms.sum(0))
+                sizes_of_terms.append(terms.abs().sum(0))
+                x = here.update
         # Rounding of the terms, and of the sums in them.
         rounding = 16 * EPS * torch.stack(sizes_of_terms).amax(0)
         assert bool((torch.stack(energies).diff(dim=0) <= rounding).all()), kinds

@@ -40,8 +40,7 @@ from hamdeq.elimination.fused import Attention
 from hamdeq.elimination.reduced import Reduced
 from hamdeq.energy.model import LayeredEnergy
 from hamdeq.nn import Hopfield
-from hamdeq.solvers.energy_map import Derivatives, EnergyMap
-from hamdeq.solvers.layout import StateLayout
+from hamdeq.solvers.energy_map import Derivatives, EnergyMap, StateLayout
 
 CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 D = 5
@@ -151,9 +150,10 @@ def test_update_energy_and_fields_are_those_of_the_generic_form(case: Any) -> No
     for _ in range(2):
         found, expected = [], []
         for model, results in ((fused, found), (generic, expected)):
-            g, fields, update, terms = model.step(x)
-            results += [g, fields, update, model.update(x), model.fields(g), model.restore(x)]
-            results += [model.energy(x), terms().sum(0)]
+            here = model.step(x)
+            assert here.at_once
+            results += [here.g, here.fields, here.update, model.update(x), model.fields(here.g)]
+            results += [model.restore(x), model.energy(x), here.terms().sum(0)]
         torch.testing.assert_close(found, expected, **CLOSE)
         with torch.no_grad():
             torch.testing.assert_close(fused.update(x), expected[2], **CLOSE)

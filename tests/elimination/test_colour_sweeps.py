@@ -61,8 +61,7 @@ from hamdeq import (
 )
 from hamdeq.energy.model import Connection
 from hamdeq.solvers.base import Step
-from hamdeq.solvers.energy_map import EnergyMap
-from hamdeq.solvers.layout import StateLayout
+from hamdeq.solvers.energy_map import EnergyMap, StateLayout
 from hamdeq.solvers.safeguard import Extrapolation, Safeguarded
 
 EPS = torch.finfo(torch.float64).eps
@@ -182,9 +181,10 @@ def test_a_step_is_one_layer_after_another(seed: int) -> None:
         for _ in range(3):
             new = reduced.update(x)
             torch.testing.assert_close(new, sweep_by_hand(case, hidden, x), rtol=1e-12, atol=1e-12)
-            g, fields, update, _ = reduced.step(x)
-            torch.testing.assert_close(update, new, rtol=0, atol=0)
-            torch.testing.assert_close(fields, reduced.fields(g), rtol=0, atol=0)
+            here = reduced.step(x)
+            torch.testing.assert_close(here.update, new, rtol=0, atol=0)
+            torch.testing.assert_close(here.fields, reduced.fields(here.g), rtol=0, atol=0)
+            assert here.at_once == (len(reduced.colours) == 1)
             x = new
 
 
@@ -305,7 +305,7 @@ def test_the_energy_never_rises(solver: str, lateral: bool) -> None:
         assert not (case.bounded and (solution.status == Status.DIVERGED).any())
         # What has converged is at rest when all layers move at once.
         with torch.no_grad():
-            x = form_of(case.visible(hidden), case.batch).restore(solution.value)
+            x = form_of(case.visible(hidden), case.batch).unflatten(solution.value)
             model = eliminate(case.layered(), hidden)
             here, there = (torch.cat([*y.values()], 1) for y in (x, model.update(x)))
             gap = (here - there).norm(dim=1) / there.norm(dim=1).clamp_min(1e-300)
@@ -321,7 +321,7 @@ def test_without_the_energy_it_does_rise(solver: str) -> None:
     for case in cases(kinds=BOUNDED, scale=10.0)[::4]:
         swept, hidden = case.swept()
         accelerated = dataclasses.replace(SOLVERS[solver], tol=1e-8, max_steps=30)
-        history = watch(swept, hidden, accelerated, energetic=False)
+        history = watch(swept, hidden, accelerated, info=False)
         rose += int((history.rises() > 1e6 * ROUNDING * EPS).sum())
     assert rose > 10
 
@@ -510,13 +510,14 @@ def test_the_map_knows_its_energy(name: str) -> None:
     x = {a: normal(1, SIZES[a], seed=i) for i, a in enumerate(reduced.visible)}
     form = StateLayout(x)
     f, flat = EnergyMap(reduced, form), form.flatten(x).requires_grad_()
-    fx, (g, fields, terms) = f.step(flat)
+    fx, info = f.step(flat)
+    g, fields = info.g, info.fields
     torch.testing.assert_close(fields, f.fields(g), rtol=0, atol=0)
     torch.testing.assert_close(f.image(flat), fields, rtol=0, atol=0)
     torch.testing.assert_close(fx, f(flat), rtol=0, atol=0)
     several = len(reduced.colours) > 1
     assert ((fx - fields).abs().max() > 1e-3) == several
-    (slope,) = torch.autograd.grad(terms().sum(), flat, retain_graph=True)
+    (slope,) = torch.autograd.grad(info.terms().sum(), flat, retain_graph=True)
     gain = torch.autograd.functional.jacobian(lambda v: f.activations(v)[0], flat)[:, 0]
     torch.testing.assert_close(slope, (flat - fields) @ gain, rtol=0, atol=1e-12)
     coupling = torch.autograd.functional.jacobian(lambda v: f.fields(v)[0], g.detach())[:, 0]

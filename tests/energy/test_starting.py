@@ -31,8 +31,8 @@ from hamdeq import (
     Tanh,
     clamp,
 )
+from hamdeq.energy.clamping import forward_sweep
 from hamdeq.energy.model import Connection
-from hamdeq.energy.starting import forward_sweep
 
 EXACT = {"rtol": 1e-13, "atol": 1e-13}
 TIGHT = Newton(tol=1e-13, max_steps=300)

@@ -29,8 +29,7 @@ from hamdeq import (
     clamp,
 )
 from hamdeq.implicit.base import Graph
-from hamdeq.solvers.energy_map import EnergyMap
-from hamdeq.solvers.layout import StateLayout
+from hamdeq.solvers.energy_map import EnergyMap, StateLayout
 
 EXACT = Anderson(tol=1e-13, max_steps=500)
 BETA = Sigmoid(4.0, 0.5)

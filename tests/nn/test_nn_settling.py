@@ -200,7 +200,7 @@ class TestEachByItself:
             chosen = torch.tensor(sorted(chosen))
             rows, left = rows.select(chosen), left[chosen]
             state = {"state": x[left]}
-            terms = rows.step(state)[3]()
+            terms = rows.step(state).terms()
             got = torch.cat([rows.update(state)["state"], terms.T], 1)
             torch.testing.assert_close(got, expected[left], rtol=1e-13, atol=1e-14)
             assert len(rows.memory.stored) == len((left // count).unique())

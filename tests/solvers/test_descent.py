@@ -44,8 +44,7 @@ from hamdeq import (
     fixed_point,
     two_colouring,
 )
-from hamdeq.solvers.energy_map import EnergyInfo, EnergyMap
-from hamdeq.solvers.layout import StateLayout
+from hamdeq.solvers.energy_map import EnergyInfo, EnergyMap, StateLayout
 
 # ---------------------------------------------------------------- what goes downhill by itself
 
@@ -169,14 +168,15 @@ def test_the_map_is_the_update(pair: tuple[EnergyModel, State]) -> None:
     with torch.no_grad():
         expected = form.flatten(model.update(x))
         torch.testing.assert_close(f(rows), expected, rtol=0, atol=0)
-        fx, (g, _, terms) = f.step(rows)
+        fx, info = f.step(rows)
+        g = info.g
         torch.testing.assert_close(fx, expected, rtol=1e-13, atol=1e-14)
         torch.testing.assert_close(g, form.flatten(model.activations(x)), rtol=0, atol=0)
         torch.testing.assert_close(f.activations(rows), g, rtol=0, atol=0)
         torch.testing.assert_close(f.fields(g), expected, rtol=1e-13, atol=1e-14)
         assert (expected - rows).abs().amin() > 0
         # The terms are those of the energy, but for what does not depend on x.
-        rest = model.energy(x) - terms().sum(0)
+        rest = model.energy(x) - info.terms().sum(0)
         other = {a: 2 * x_a.flip(0) + 0.5 for a, x_a in x.items()}
         there = f.step(form.flatten(other))[1].terms().sum(0)
         assert ((model.energy(other) - model.energy(x)).abs() > 1e-3).all()
@@ -239,11 +239,12 @@ def test_a_selection_is_the_rows_of_the_whole(
         # A product of matrices may round otherwise in another batch.
         close = {"rtol": 1e-12, "atol": 1e-13}
         here = flat[rows]
-        fx, (g, _, terms) = part.step(here)
-        all_fx, (all_g, _, all_terms) = whole.step(flat)
+        fx, info = part.step(here)
+        all_fx, all_info = whole.step(flat)
+        g, all_g = info.g, all_info.g
         torch.testing.assert_close(fx, all_fx[rows], **close)
         torch.testing.assert_close(g, all_g[rows], **close)
-        torch.testing.assert_close(terms(), all_terms()[:, rows], **close)
+        torch.testing.assert_close(info.terms(), all_info.terms()[:, rows], **close)
         torch.testing.assert_close(part(here), whole(flat)[rows], **close)
         torch.testing.assert_close(part.fields(g), whole.fields(all_g)[rows], **close)
         energy = part.model.energy(take(x, rows))

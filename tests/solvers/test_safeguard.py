@@ -41,7 +41,7 @@ from hamdeq import (
     eliminate,
     fixed_point,
 )
-from hamdeq.solvers.layout import StateLayout
+from hamdeq.solvers.energy_map import StateLayout
 
 # ------------------------------------------------------------------------- the promise
 

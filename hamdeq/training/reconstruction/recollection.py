@@ -13,9 +13,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from hamdeq.deq import DEQ
-from hamdeq.energy.clamping import Clamped
+from hamdeq.energy.clamping import Clamped, forward_sweep
 from hamdeq.energy.model import State
-from hamdeq.energy.starting import forward_sweep
 from hamdeq.plots import retrieval_gallery
 from hamdeq.training.callbacks import save_picture
 from hamdeq.training.reconstruction.questions import all_channels, generator
