@@ -3,19 +3,17 @@
     python -m hamdeq.experiments.compare configs/bags/*.yaml --seeds 5 --data.root FOLDER
 
 Each run is one of the command line's, ``fit`` with the configuration, the seed for weights and
-data, and whatever other options are given. A run that has its results is not run again, and one
-that was interrupted goes on.
+data, and all other options that are given. A run that has its results is not run again, and an
+interrupted one is resumed.
 """
 
 from __future__ import annotations
 
-import statistics
 from pathlib import Path
 
-from hamdeq.experiments.convergence.plan import Source
-from hamdeq.experiments.convergence.progress import Progress
-from hamdeq.experiments.options import Parser
-from hamdeq.experiments.series import Series
+from hamdeq.experiments.options import Parser, checked, tidy
+from hamdeq.experiments.series import Progress, Series
+from hamdeq.experiments.tables import markdown, mean_and_deviation
 from hamdeq.training.cli.configurations import configuration
 from hamdeq.training.files import described, write_file
 
@@ -34,12 +32,11 @@ def compare(
     """Run each configuration with the seeds 0 to seeds − 1, where results are missing.
 
     Returns:
-        the results of each configuration, and why some runs failed.
+        The results of each configuration, and why some runs failed.
     """
     found: dict[Series, list[dict[str, float]]] = {one: [] for one in series}
     failures: list[str] = []
-    trainings = [Source("run", seed, one) for one in series for seed in range(seeds)]
-    with Progress(trainings, []) as bar:
+    with Progress((one, seed) for one in series for seed in range(seeds)) as bar:
         for seed in range(seeds):
             for one in series:
                 bar.doing(f"train {one.name}, seed {seed}")
@@ -55,19 +52,16 @@ def compare(
 
 
 def table(found: dict[Series, list[dict[str, float]]]) -> str:
-    """A Markdown table of mean ± standard deviation over the seeds (with n − 1)."""
+    """Return a Markdown table of mean ± standard deviation over the seeds (with n − 1)."""
     heads = ["configuration", "runs", *(head for head, _ in _COLUMNS.values())]
-    lines = [heads, ["---"] * len(heads)]
+    rows = []
     for one, results in found.items():
         cells = [one.name, str(len(results))]
         for key, (_, form) in _COLUMNS.items():
             values = [result[key] for result in results if key in result]
-            cell = form.format(statistics.mean(values)) if values else "–"
-            if len(values) > 1:
-                cell += f" ± {form.format(statistics.stdev(values))}"
-            cells.append(cell)
-        lines.append(cells)
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+            cells.append(mean_and_deviation(values, form))
+        rows.append(cells)
+    return markdown(heads, rows)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -83,21 +77,20 @@ def main(args: list[str] | None = None) -> None:
         "configs", nargs="+", type=configuration, metavar="CONFIG", help="configurations to compare"
     )
     parser.add_argument(
-        "--seeds", type=int, default=5, help="train with the seeds from 0 to one less than this"
+        "--seeds",
+        type=checked(int),
+        default=5,
+        help="train with the seeds from 0 to one less than this",
     )
     parser.add_argument(
         "--root", type=Path, default=Path("runs/compare"), help="folder for the runs"
     )
     known, options = parser.parse_split(args)
-    if known.seeds < 1:
-        parser.error(f"--seeds: expected at least 1, got {known.seeds}; give a number of runs")
     if missing := [str(path) for path in known.configs if not path.is_file()]:
         parser.error(f"expected files of configurations, got {', '.join(missing)}")
     series = [Series(path, options, known.root) for path in known.configs]
-    try:
+    with tidy(resumes=True):
         found, failures = compare(series, known.seeds)
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted; the same command goes on where this one stopped") from None
     text, path = table(found), known.root / "table.md"
     try:
         write_file(path, text)

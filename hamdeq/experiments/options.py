@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
-from hamdeq._checks import nearest
+from hamdeq._checks import integer, nearest, number
+from hamdeq.training.files import described
 
-__all__ = ["Parser", "describe_data"]
+__all__ = ["Parser", "checked", "describe_data", "tidy"]
+
+_INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,7 +22,7 @@ class Parser(argparse.ArgumentParser):
     Args:
         name: the experiment's module, below ``hamdeq.experiments``.
         description: what the experiment does.
-        operands: what is given without a name, for the line on how to call it.
+        operands: arguments without a name, for the line of usage.
         epilog: what follows the list of options.
     """
 
@@ -60,6 +64,48 @@ class Parser(argparse.ArgumentParser):
             near = nearest(wrong, self._option_string_actions)
             message = f"no option {wrong}" + (f". Did you mean {near}?" if near else "")
         self.exit(2, f"error: {message}\nFor all options: {self.prog} --help\n")
+
+
+def checked(kind: type[int] | type[float], **bounds: float) -> Callable[[str], Any]:
+    """Return a type for argparse: an integer, by default at least 1, or a finite number.
+
+    Args:
+        kind: int or float.
+        bounds: those of :func:`hamdeq._checks.integer` or :func:`hamdeq._checks.number`.
+    """
+
+    def parse(text: str) -> Any:
+        check: Any = integer if kind is int else number
+        try:
+            value: object = kind(text)
+        except ValueError:
+            value = text
+        try:
+            return check("", value, **bounds)
+        except (TypeError, ValueError) as error:
+            expected = str(error).partition(", got ")[0].removeprefix(": ")
+            raise argparse.ArgumentTypeError(f"{expected}, got {text!r}") from None
+
+    return parse
+
+
+@contextmanager
+def tidy(*, resumes: bool = False) -> Iterator[None]:
+    """End the program with one line instead of a traceback.
+
+    Ctrl-C ends it with status 130, and a file that cannot be written with status 1.
+
+    Args:
+        resumes: whether the same command goes on where this one stopped, which the line then says.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        hint = "; the same command goes on where this one stopped" if resumes else ""
+        print(f"interrupted{hint}", file=sys.stderr)
+        raise SystemExit(_INTERRUPTED) from None
+    except OSError as error:
+        raise SystemExit(f"error: {described(error)}") from None
 
 
 def describe_data(name: str, what: str) -> None:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Column
 from rich.text import Text
+from typing_extensions import Self
 
 __all__ = ["EpochProgress", "Progress", "is_terminal"]
 
@@ -81,7 +82,7 @@ class Progress:
         elif description:
             self._tell()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -21,28 +21,26 @@ pytest.importorskip("lightning")
 pytest.importorskip("torchvision")
 pytest.importorskip("sklearn")
 
-from hamdeq import CHN, CHNDEQ, DEQ, HAM, Anderson, Dense, Neurons, Newton, Picard, Sigmoid
+from hamdeq import CHN, CHNDEQ, DEQ, HAM, Anderson, Newton, Picard
 from hamdeq.data import DigitsDataModule
-from hamdeq.experiments import claim as claims
 from hamdeq.experiments import series
-from hamdeq.experiments.claim import claim
 from hamdeq.experiments.convergence import (
     Measurement,
-    Plan,
     Setting,
     Source,
     measure,
+    plan,
     running,
     table,
 )
 from hamdeq.experiments.convergence.cli import main
-from hamdeq.experiments.convergence.configuration import read, with_sizes
+from hamdeq.experiments.convergence.configuration import memory_of, read, with_sizes
 from hamdeq.experiments.convergence.plan import adopted, key
-from hamdeq.experiments.convergence.progress import Progress
-from hamdeq.experiments.convergence.published import model_of, published
-from hamdeq.experiments.convergence.report import Row
+from hamdeq.experiments.convergence.report import Row, model_of, published
 from hamdeq.experiments.convergence.running import Experiment
 from hamdeq.experiments.convergence.store import load, save
+from hamdeq.experiments.convergence.tracking import Tracking
+from hamdeq.experiments.series import Progress, Series, claim
 from hamdeq.plots import energy_descent
 from hamdeq.training import HAMClassifier
 from hamdeq.training.files import DamagedFileError
@@ -53,45 +51,24 @@ DIGITS = ROOT / "configs/digits.yaml"
 QUICK = ["--wandb=disabled", "--trainer.max_epochs=1"]
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def classifier(**options):
     torch.manual_seed(0)
     return HAMClassifier(DEQ(HAM.chain([64, 32, 10], gain=0.5), **options))
 
 
-def a_run(folder: Path, sizes: dict[str, int], pairs: list[str]) -> Path:
-    """The folder of a run whose memory has learned nothing."""
-    neurons = {name: Neurons(n, Sigmoid(4.0, 0.5)) for name, n in sizes.items()}
-    dense = [(tuple(pair.split("-")), [sizes[name] for name in pair.split("-")]) for pair in pairs]
-    ham = HAM(neurons, [(pair, Dense(*shape, gain=0.5)) for pair, shape in dense])
-    args = {
-        "neurons": {
-            name: {
-                "class_path": "hamdeq.Neurons",
-                "init_args": {"shape": n, "lagrangian": {"class_path": "hamdeq.Sigmoid"}},
-            }
-            for name, n in sizes.items()
-        },
-        "connections": [
-            [[*pair], {"class_path": "hamdeq.Dense", "init_args": {"n_from": a, "n_to": b}}]
-            for pair, (a, b) in dense
-        ],
+def a_run(folder: Path) -> Path:
+    """The folder of a run whose memory, 64-16-10 without splitting, has learned nothing."""
+    config = yaml.safe_load(DIGITS.read_text())
+    config["model"] = {
+        "class_path": "hamdeq.training.HAMClassifier",
+        "init_args": config["model"],
     }
-    deq = {"ham": {"class_path": "hamdeq.HAM", "init_args": args}, "splitting": None}
-    model = {"deq": {"class_path": "hamdeq.DEQ", "init_args": deq}}
-    config = {
-        "seed_everything": 0,
-        "model": {"class_path": "hamdeq.training.HAMClassifier", "init_args": model},
-        "data": {"class_path": "hamdeq.data.DigitsDataModule"},
-    }
+    deq = memory_of(config)
+    deq["ham"]["init_args"] = {"sizes": [64, 16, 10], "gain": 0.5}
+    deq |= {"splitting": None, "solver": {"class_path": "hamdeq.Broyden"}}
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    weights = HAMClassifier(DEQ(ham, splitting=None)).state_dict()
+    weights = HAMClassifier(DEQ(HAM.chain([64, 16, 10], gain=0.5), splitting=None)).state_dict()
     torch.save({"state_dict": weights}, folder / "checkpoints/best.ckpt")
     return folder
 
@@ -105,7 +82,21 @@ def digits():
 
 @pytest.fixture(scope="module")
 def a_measurement(digits):
-    return measure(classifier(), digits, batch_size=len(digits.split("test")[0]))
+    return measure(classifier(solver=Anderson()), digits, batch_size=len(digits.split("test")[0]))
+
+
+@pytest.fixture
+def measured(monkeypatch, a_measurement):
+    """The solvers' names of what is measured, each with the same result and without pictures."""
+    found = []
+
+    def measure(module, data, **options):
+        found.append(type(module.deq.solver).__name__)
+        return a_measurement
+
+    monkeypatch.setattr(running, "measure", measure)
+    monkeypatch.setattr(running, "draw", lambda *args: None)
+    return found
 
 
 # ------------------------------------------------------------------------- what is measured
@@ -129,6 +120,14 @@ def test_a_measurement_is_what_the_solution_says(digits):
         *("HAM", [64, 32, 10], "Anderson", "even-odd"),
         1e-5,
     )
+    assert found.energies[0] > 1e-6 > found.energies[-1] >= 0
+    assert found.trace.shape == (40, min(found.samples, 1000))
+    assert (found.trace < found.tol).any(0).all()
+
+
+def test_energies_of_plain_iterations_only_fall(digits):
+    found = measure(classifier(solver=Picard()), digits).energies
+    assert all(b <= a for a, b in itertools.pairwise(found) if b > 1e-12)
 
 
 def test_multiplications_are_those_of_the_weights(digits):
@@ -141,18 +140,7 @@ def test_multiplications_are_those_of_the_weights(digits):
     assert found.iterations == found.worst == 3
 
 
-def test_energies_fall_to_zero_and_residuals_to_the_tolerance(digits):
-    found = measure(classifier(solver=Picard()), digits)
-    assert all(
-        b <= a for a, b in zip(found.energies, found.energies[1:], strict=False) if b > 1e-12
-    )
-    assert found.energies[0] > 1e-6 > found.energies[-1] >= 0
-    assert found.trace.shape == (40, min(found.samples, 1000))
-    below = (found.trace < found.tol).any(0)
-    assert below.all()
-
-
-def test_of_a_continuous_network(digits):
+def test_a_continuous_network_is_measured(digits):
     torch.manual_seed(0)
     module = HAMClassifier(CHNDEQ(CHN.chain([64, 16, 10], gain=0.5), solver=Anderson()))
     found = measure(module, digits)
@@ -160,10 +148,9 @@ def test_of_a_continuous_network(digits):
     assert model_of(found) == "CHN-EO-DEQ"
 
 
-def test_published_figures_stand_beside_the_same_model_alone(digits):
-    found = measure(classifier(solver=Anderson()), digits)
-    assert found.data == "DigitsDataModule"
-    small = replace(found, sizes=[784, 512, 10], data="MNISTDataModule")
+def test_published_figures_stand_beside_the_same_model_alone(a_measurement):
+    assert a_measurement.data == "DigitsDataModule"
+    small = replace(a_measurement, sizes=[784, 512, 10], data="MNISTDataModule")
     assert published(small) == ("4.5 ± 0.3", "96.7 ± 0.3")
     plain = replace(small, splitting="none", solver="Picard")
     assert published(plain) == ("8.2 ± 0.3", "96.9 ± 0.2")
@@ -179,9 +166,8 @@ def test_published_figures_stand_beside_the_same_model_alone(digits):
     assert line.endswith("| 96.7 ± 0.3 | 4.5 ± 0.3 |")
 
 
-def test_a_picture_takes_all_ways_to_settle():
-    ways = {f"{i}": [1.0, 0.5, 0.0] for i in range(12)}
-    (axes,) = energy_descent(ways).axes
+def test_the_picture_of_energies_tells_many_curves_apart():
+    (axes,) = energy_descent({f"{i}": [1.0, 0.5, 0.0] for i in range(12)}).axes
     assert len({(str(x.get_color()), x.get_linestyle()) for x in axes.lines}) == 12
     with pytest.raises(ValueError, match="at least one, got"):
         energy_descent({})
@@ -191,30 +177,30 @@ def test_a_picture_takes_all_ways_to_settle():
 
 
 def test_memories_are_trained_once_or_for_each_setting():
-    one = series.Series(DIGITS, ("--a=1",), Path("runs"))
+    one = Series(DIGITS, ("--a=1",), Path("runs"))
     settings = [Setting("picard", "none"), Setting("anderson", "even-odd", tol=1e-6)]
-    once = Plan.of([one], [0, 1], settings, adopted=[])
-    each = Plan.of([one], [0, 1], settings, adopted=[], train_each=True)
-    assert len(once) == len(each) == 4
-    assert len(once.trainings) == 2
-    assert len(each.trainings) == 4
-    assert each.trainings[0].series is not None
-    assert each.trainings[0].series.options == (
-        *("--a=1", "--model.deq.solver=hamdeq.Picard", "--model.deq.splitting=null"),
-    )
+    once = plan([one], [0, 1], settings, adopted=[])
+    each = plan([one], [0, 1], settings, adopted=[], train_each=True)
+    assert [len({source for source, _ in pairs}) for pairs in (once, each)] == [2, 4]
     assert len({key(*pair) for pair in (*once, *each)}) == 8
+    assert each[0][0].series == replace(
+        one,
+        options=("--a=1", "--model.deq.solver=hamdeq.Picard", "--model.deq.splitting=null"),
+    )
+    own = Setting("mine.Anderson", tol=1e-6)
+    assert own.options() == ("--model.deq.solver=mine.Anderson", "--model.deq.solver.tol=1e-06")
 
 
-def test_a_setting_changes_how_a_memory_settles_and_nothing_else():
-    deq = {"solver": {"class_path": "hamdeq.Anderson", "init_args": {"tol": 1e-3, "memory": 3}}}
+def test_a_setting_changes_how_a_memory_converges_and_nothing_else():
+    deq = {"solver": {"class_path": "hamdeq.Anderson", "init_args": {"tol": 1e-3, "history": 3}}}
     config = {"model": {"init_args": {"deq": {"init_args": deq}}}}
     Setting().apply(config)
-    assert deq["solver"]["init_args"] == {"tol": 1e-3, "memory": 3}
+    assert deq["solver"]["init_args"] == {"tol": 1e-3, "history": 3}
     Setting(max_steps=7).apply(config)
-    assert deq["solver"]["init_args"] == {"tol": 1e-3, "memory": 3, "max_steps": 7}
+    assert deq["solver"]["init_args"] == {"tol": 1e-3, "history": 3, "max_steps": 7}
     # The solver that a memory was trained with stays as it was, another one does not.
     Setting("anderson", "even-odd").apply(config)
-    assert deq["solver"]["init_args"] == {"tol": 1e-3, "memory": 3, "max_steps": 7}
+    assert deq["solver"]["init_args"] == {"tol": 1e-3, "history": 3, "max_steps": 7}
     Setting("newton", "none").apply(config)
     assert deq == {
         "solver": {"class_path": "hamdeq.Newton", "init_args": {"tol": 1e-3, "max_steps": 7}},
@@ -230,8 +216,8 @@ def test_a_solver_of_the_user_s_own_is_compared_on_the_same_weights(here, capsys
         "class Anderson(Picard):\n    damping: float = 0.5\n"
     )
     monkeypatch.syspath_prepend(here)
-    sizes = {"input": 64, "hidden1": 16, "output": 10}
-    run = a_run(here / "mine/version_0", sizes, ["input-hidden1", "hidden1-output"])
+    monkeypatch.setattr(running, "draw", lambda *args: None)
+    run = a_run(here / "mine/version_0")
     solvers = ["anderson", "mine.Anderson"]
     # A run that is not trusted: the one class that is made is the one that was named.
     main([f"--adopt={run}", "--wandb=disabled", "--max_steps=90", "--solvers", *solvers])
@@ -245,37 +231,17 @@ def test_a_solver_of_the_user_s_own_is_compared_on_the_same_weights(here, capsys
     assert capsys.readouterr().out.count("| mine | 64-16-10 |") == 2
 
 
-def test_a_solver_of_the_user_s_own_is_trained_with():
-    one = Setting("mine.Anderson", tol=1e-6)
-    assert one.options() == ("--model.deq.solver=mine.Anderson", "--model.deq.solver.tol=1e-06")
-
-
-def test_wandb_online_without_a_key_is_refused_before_anything(here, capsys, monkeypatch):
-    wandb = pytest.importorskip("wandb")
-
-    def login() -> None:
-        raise wandb.errors.UsageError("No API key configured.")
-
-    monkeypatch.setattr(wandb, "login", login)
-    with pytest.raises(SystemExit, match="2"):
-        main([str(DIGITS), "--wandb=online"])
-    assert "error: wandb online: expected an API key of wandb, got none" in capsys.readouterr().err
-    assert not (here / "runs").exists()
-
-
-def test_sizes():
+def test_options_that_give_a_chain_other_sizes():
     assert with_sizes(DIGITS, "64-20-30-10") == (
         "--model.deq.ham.sizes=[64, 20, 30, 10]",
         "--model.deq.ham.gain=[3.0, 0.3, 0.3]",
     )
-    with pytest.raises(ValueError, match="such as 784-512-10, got '64x10'"):
-        with_sizes(DIGITS, "64x10")
     with pytest.raises(ValueError, match="expected configurations of chains"):
         with_sizes(ROOT / "configs/mnist/conv.yaml", "784-10")
 
 
 def test_what_changes_no_result_trains_nothing_anew():
-    one = series.Series(DIGITS, ("--a=1",), Path("runs"))
+    one = Series(DIGITS, ("--a=1",), Path("runs"))
     moved = replace(one, bookkeeping=("--run.wandb=online", "--data.root=elsewhere"))
     assert moved.folder == one.folder
     assert replace(one, options=("--a=2",)).folder != one.folder
@@ -289,18 +255,16 @@ def test_two_configurations_of_one_name_are_told_apart(tmp_path):
     other = tmp_path / "other/digits.yaml"
     other.parent.mkdir()
     other.write_text(DIGITS.read_text())
-    both = [series.Series(path, (), Path("runs")) for path in (DIGITS, other, other)]
-    plan = Plan.of(both, [0], [Setting()], adopted=[])
-    assert [source.name for source, _ in plan] == ["configs-digits", "other-digits"]
+    both = [Series(path, (), Path("runs")) for path in (DIGITS, other, other)]
+    pairs = plan(both, [0], [Setting()], adopted=[])
+    assert [source.name for source, _ in pairs] == ["configs-digits", "other-digits"]
 
 
-def test_runs_that_there_are(tmp_path):
+def test_runs_that_exist_are_found_and_told_apart_by_their_weights(tmp_path):
     for name in ("version_0", "version_1"):
         (tmp_path / "mine" / name / "checkpoints").mkdir(parents=True)
         (tmp_path / "mine" / name / "config.yaml").write_text(DIGITS.read_text())
-    weights = tmp_path / "mine/version_1/checkpoints/best.ckpt"
-    weights.write_text("one")
-    (tmp_path / "mine/version_0/checkpoints/best.ckpt").write_text("other")
+        (tmp_path / "mine" / name / "checkpoints/best.ckpt").write_text(name)
     found = adopted(f"{tmp_path}/mine")
     assert [(run.name, run.folder) for run in found] == [
         ("mine", tmp_path / "mine/version_0"),
@@ -315,36 +279,57 @@ def test_runs_that_there_are(tmp_path):
     # A run that has gone on has other weights, which have not been measured.
     before = key(one, Setting())
     assert before == key(one, Setting())
-    weights.write_text("more")
+    (tmp_path / "mine/version_1/checkpoints/best.ckpt").write_text("more")
     assert before != key(one, Setting())
 
 
-@pytest.mark.parametrize("name", ["mnist/dam_256", "bags/mean", "mnist/reconstruct"])
-def test_memories_that_are_measured_are_those_that_classify_by_settling(name):
-    with pytest.raises(ValueError, match="expected the configuration of a HAMClassifier"):
-        read(ROOT / f"configs/{name}.yaml")
+def test_a_folder_with_an_equals_sign_is_a_folder(here):
+    run = a_run(here / "lr=0.1/version_0")
+    for text, name in ((f"{run}", "lr=0.1"), ("lr=0.1", "lr=0.1"), (f"best={run}", "best")):
+        (source,) = adopted(text)
+        assert (source.name, source.folder) == (name, run)
 
 
-def test_the_sweep_asks_what_can_be_asked(here, monkeypatch):
-    sweep = yaml.safe_load((ROOT / "configs/sweeps/convergence.yaml").read_text())
-    asked = []
-    monkeypatch.setattr(Experiment, "run", lambda self: asked.append(self.plan))
+@pytest.fixture
+def planned(here, monkeypatch):
+    """The plans of calls that carry nothing out."""
+    found = []
+    monkeypatch.setattr(Experiment, "run", lambda self: found.append(self.plan))
     monkeypatch.setattr(Experiment, "report", lambda self: "")
     monkeypatch.setattr("wandb.login", lambda: True)
+    return found
+
+
+def test_the_sweep_asks_what_can_be_asked(planned):
+    sweep = yaml.safe_load((ROOT / "configs/sweeps/convergence.yaml").read_text())
     names, values = zip(*((k, v["values"]) for k, v in sweep["parameters"].items()), strict=True)
     for chosen in itertools.product(*values):
         args = [f"--{name}={value}" for name, value in zip(names, chosen, strict=True)]
         args = [arg.replace("=configs/", f"={ROOT}/configs/") for arg in args]
         main(["--wandb=online", *args])
     # Each agent's run is one training with one measurement.
-    assert {len(plan) for plan in asked} == {len(plan.trainings) for plan in asked} == {1}
+    assert {len(pairs) for pairs in planned} == {1}
+    assert all(pairs[0][0].series is not None for pairs in planned)
     assert sweep["metric"]["name"] in Measurement.__dataclass_fields__
+
+
+def test_options_of_trainings_reach_them(planned):
+    main([str(DIGITS), "--devices=2", "--seed=3", "--data.root=there", "--a.b", "c"])
+    ((source, _),) = planned[0]
+    assert source.series is not None
+    assert source.seed == 3
+    assert source.series.options == ("--a.b=c", "--trainer.devices=2")
+    assert source.series.bookkeeping == (
+        *("--run.wandb=offline", "--run.project=hamdeq"),
+        "--data.root=there",
+    )
 
 
 # ------------------------------------------------------------------------- nothing is lost
 
 
-def test_a_whole_experiment_and_nothing_twice(here, capsys):
+@pytest.mark.slow
+def test_a_whole_experiment_and_nothing_twice(here, capsys, trainings_in_process):
     args = [str(DIGITS), "--seed", "3", "--splittings", "none", "even-odd", *QUICK]
     main(args)
     out = capsys.readouterr().out
@@ -363,89 +348,109 @@ def test_a_whole_experiment_and_nothing_twice(here, capsys):
     main(args)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.json")} == times
     # The run is there for other questions.
-    main([f"--adopt=mine={run.parent}", "--solvers", "newton", "--wandb=disabled"])
-    assert "| mine | 64-256-10 | even-odd | Newton | 1 |" in capsys.readouterr().out
     module, data = load_run(run.parent, change=Setting("newton").apply)
     assert isinstance(module.deq.solver, Newton)
     assert len(data.split("test")[0])
 
 
-def test_a_training_of_two_processes(here, capsys, digits):
-    two = ["--devices=2", "--trainer.accelerator=cpu", "--data.batch_size=64"]
-    main([str(DIGITS), "--seed=0", *two, *QUICK])
-    assert capsys.readouterr().out.count("| digits | 64-256-10 |") == 1
-    # Each saw half of the images.
-    (path,) = here.rglob("checkpoints/last.ckpt")
-    steps = torch.load(path, weights_only=False)["global_step"]
-    assert steps == math.ceil(len(digits.split("train")[0]) / (2 * 64))
-
-
-def test_a_kill_loses_what_is_in_progress_alone(here):
-    command = [sys.executable, "-m", "hamdeq.experiments.convergence", str(DIGITS), "--seeds=1"]
-    command += ["--wandb=disabled", "--trainer.max_epochs=9", "--solvers", "picard", "anderson"]
+@pytest.mark.slow
+@pytest.mark.subprocess
+def test_a_kill_loses_what_is_in_progress_alone(
+    here, capsys, measured, monkeypatch, trainings_in_process
+):
+    args = [str(DIGITS), "--seeds=1", "--wandb=disabled", "--trainer.max_epochs=9"]
+    args += ["--data.batch_size=128", "--solvers", "picard", "anderson"]
     root = here / "runs/convergence"
-
-    def killed_at(sign: str) -> None:
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 300
-        while not [*root.glob(sign)] and time.monotonic() < deadline:
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)  # the training with it
-        process.wait()
-        assert [*root.glob(sign)]
-
     # In the training, after an epoch: it goes on from there, in the same folder.
-    killed_at("configs/digits/*/seed_0/version_0/checkpoints/last.ckpt")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hamdeq.experiments.convergence", *args],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 300
+    checkpoint = "configs/digits/*/seed_0/version_0/checkpoints/last.ckpt"
+    while not [*root.glob(checkpoint)] and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)  # the training with it
+    process.wait()
+    assert [*root.glob(checkpoint)]
     assert not [*root.rglob("results.json")]
-    # After a measurement: it stays, and so does the training.
-    killed_at("measurements/*.json")
+
+    # In the second measurement: the first stays, and so does the training.
+    take = running.measure
+
+    def interrupted(*args, **options):
+        if measured:
+            raise KeyboardInterrupt
+        return take(*args, **options)
+
+    monkeypatch.setattr(running, "measure", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        main(args)
+    told = "interrupted; the same command goes on where this one stopped"
+    assert capsys.readouterr().err.splitlines()[-1] == told
     (run,) = root.rglob("results.json")
     with (run.parent / "metrics.csv").open() as file:
         trained = [row["epoch"] for row in csv.DictReader(file) if row["train/loss"]]
-    assert trained == [str(epoch) for epoch in range(9)]
+    # Each epoch once; a kill between a checkpoint and its row of metrics loses that row.
+    assert trained in ([str(epoch) for epoch in range(first, 9)] for first in (0, 1))
     before = {path: path.stat().st_mtime_ns for path in here.rglob("*.json")}
-    assert len(before) in (2, 3)
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert len(before) == 2
+    monkeypatch.setattr(running, "measure", take)
+    main(args)
+    assert measured == ["Picard", "Anderson"]
     after = {path: path.stat().st_mtime_ns for path in here.rglob("*.json")}
     assert len(after) == 3
     assert before.items() <= after.items()
-    assert (root / "table.md").read_text().count("| digits |") == 2
+    assert (root / "table.md").read_text().count("| digits |") == 1  # both of the same solver
 
 
-def test_one_failure_does_not_keep_the_rest_from_being_done(here, capsys):
-    chain = {"input": 64, "hidden1": 16, "output": 10}
-    run = a_run(here / "mine/version_0", chain, ["input-hidden1", "hidden1-output"])
-    # Three layers that settle, all connected, are not of two colours.
-    triangle = {"input": 64, "hidden1": 8, "hidden2": 8, "output": 10}
-    pairs = ["input-hidden1", "hidden1-hidden2", "hidden2-output", "hidden1-output"]
-    other = a_run(here / "odd/version_0", triangle, pairs)
-    # The weights of a third are damaged.
-    third = a_run(here / "cut/version_0", chain, ["input-hidden1", "hidden1-output"])
-    weights = third / "checkpoints/best.ckpt"
+def test_what_another_process_measures_is_left_to_it_first(tmp_path, monkeypatch, a_measurement):
+    settings = [Setting("picard"), Setting("anderson")]
+    pairs = plan([], [], settings, adopted=adopted(f"{a_run(tmp_path / 'mine/version_0')}"))
+    experiment = Experiment(pairs, tmp_path, Tracking("disabled", "", ""))
+    measured = []
+
+    def take(self, source, setting, path):
+        measured.append(setting.solver)
+        save(path, a_measurement, {})
+
+    monkeypatch.setattr(Experiment, "_take", take)
+    other = claim(experiment._paths[pairs[0]].with_suffix(".lock"))
+    other.__enter__()
+    monkeypatch.setattr(series.time, "sleep", lambda seconds: other.__exit__(None, None, None))
+    experiment.run()
+    assert measured == ["anderson", "picard"]
+
+
+def test_one_failure_does_not_keep_the_rest_from_being_done(here, capsys, measured, monkeypatch):
+    take = running.measure
+
+    def sometimes(module, data, **options):
+        if module.deq.splitting:
+            raise RuntimeError("cycle of odd length")
+        return take(module, data, **options)
+
+    monkeypatch.setattr(running, "measure", sometimes)
+    run, cut = (a_run(here / name / "version_0") for name in ("mine", "cut"))
+    weights = cut / "checkpoints/best.ckpt"
     weights.write_bytes(weights.read_bytes()[:1000])
-    args = [f"--adopt={run}", f"--adopt={other}", f"--adopt={third}"]
-    args += ["--splittings", "even-odd", "none", "--wandb=disabled"]
-    with pytest.raises(SystemExit, match=r"error: failed: odd-even-odd-.*cycle of odd len") as end:
-        main(args)
+    args = [f"--adopt={cut}", f"--adopt={run}", "--splittings", "even-odd", "none"]
+    with pytest.raises(SystemExit, match=r"failed: mine-even-odd-\S+: cycle of odd len") as end:
+        main([*args, "--wandb=disabled"])
     assert str(end.value.code).count("error: failed: cut-") == 2
-    text = capsys.readouterr().out
-    assert "| mine | 64-16-10 | even-odd |" in text
-    assert "| mine | 64-16-10 | none |" in text
-    assert "| odd | 64-8-8-10 | none |" in text
-    assert "| odd | 64-8-8-10 | even-odd |" not in text
+    (kept,) = here.glob("runs/convergence/measurements/*.json")
+    assert kept.name.startswith("mine-none-")
+    assert "| mine |" in capsys.readouterr().out
 
 
 def test_progress_counts_what_is_on_disk_whoever_did_it(tmp_path):
-    one = series.Series(DIGITS, ("--trainer.max_epochs=7",), tmp_path)
-    plan = Plan.of([one], [0, 1], [Setting()], adopted=[])
+    one = Series(DIGITS, ("--trainer.max_epochs=7",), tmp_path)
+    assert (one.length, Series(DIGITS, (), tmp_path).length) == (7, 30)
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     files[0].touch()
-    with Progress(plan.trainings, files) as progress:
+    with Progress([(one, 0), (one, 1)], files) as progress:
         assert (progress.done, progress.total) == (1, 2 * 7 + 2)
         run = one.folder / "seed_1/version_0"
         run.mkdir(parents=True)
@@ -457,23 +462,20 @@ def test_progress_counts_what_is_on_disk_whoever_did_it(tmp_path):
         assert progress.done == 1 + 7
 
 
-def test_a_claim_is_held_by_one_and_freed_by_a_kill(tmp_path):
-    path = tmp_path / "lock"
-    # Straight from its file, without all that its package imports.
-    hold = (
-        "import runpy, time\nfrom pathlib import Path\n"
-        f"claim = runpy.run_path({claims.__file__!r})['claim']\n"
-        f"with claim(Path({str(path)!r})):\n    print('held', flush=True)\n    time.sleep(600)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"held\n"
-        with claim(path, wait=False) as lock:
-            assert lock is None
-        # One who waits is asked to look meanwhile, and has it when the other is gone.
-        with claim(path, meanwhile=process.kill) as lock:
-            assert process.poll() is not None
-            assert lock is not None
+@pytest.mark.skipif(os.name == "nt", reason="Windows passes no files to children")
+def test_a_claim_is_held_by_one_with_its_children_and_freed_by_a_kill(tmp_path):
+    path = tmp_path / "new/lock"
+    with claim(path) as lock:
+        assert lock is not None
+        with claim(path, wait=False) as other:
+            assert other is None
+        child = subprocess.Popen(["sleep", "600"], pass_fds=[lock.fileno()])
+    with claim(path, wait=False) as other:
+        assert other is None
+    # One who waits is asked to look meanwhile, and has it when the other is gone.
+    with claim(path, meanwhile=child.kill) as lock:
+        assert child.wait() != 0
+        assert lock is not None
 
 
 def test_a_measurement_is_read_as_it_was_written(a_measurement, tmp_path):
@@ -513,9 +515,8 @@ def test_a_damaged_measurement_is_named(tmp_path, a_measurement, change):
 
 
 def test_damaged_residuals_are_named(tmp_path, a_measurement):
-    path = tmp_path / "a.json"
+    path, beside = tmp_path / "a.json", tmp_path / "a.pt"
     save(path, a_measurement, {"seed": 1})
-    beside = tmp_path / "a.pt"
     whole = beside.read_bytes()
     for content in (b"", whole[: len(whole) // 2], b"not a tensor"):
         beside.write_bytes(content)
@@ -526,25 +527,20 @@ def test_damaged_residuals_are_named(tmp_path, a_measurement):
         load(path)
 
 
-def test_what_is_damaged_is_measured_again(here, monkeypatch, a_measurement):
-    chain = {"input": 64, "hidden1": 16, "output": 10}
-    run = a_run(here / "mine/version_0", chain, ["input-hidden1", "hidden1-output"])
-    monkeypatch.setattr(running, "measure", lambda *args, **options: a_measurement)
-    monkeypatch.setattr(running, "draw", lambda *args: None)
-    args = [f"--adopt={run}", "--wandb=disabled"]
+def test_what_is_damaged_is_measured_again(here, measured):
+    args = [f"--adopt={a_run(here / 'mine/version_0')}", "--wandb=disabled"]
     main(args)
     (path,) = here.glob("runs/convergence/measurements/*.json")
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
-    with pytest.warns(
-        UserWarning, match=re.escape(path.name) + ": expected .*it is measured again"
-    ):
+    again = re.escape(path.name) + ": expected .*it is measured again"
+    with pytest.warns(UserWarning, match=again):
         main(args)
     assert path.read_bytes() == whole
 
 
 def test_a_run_with_damaged_results_goes_on_to_its_test(tmp_path, monkeypatch):
-    one = series.Series(DIGITS, (), tmp_path)
+    one = Series(DIGITS, (), tmp_path)
     run = one.folder / "seed_0/version_10"  # after version_9
     for folder in (run, run.with_name("version_9")):
         (folder / "checkpoints").mkdir(parents=True)
@@ -574,17 +570,14 @@ def test_a_damaged_configuration_is_named(tmp_path, text):
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=re.escape(str(path)) + ": .*expected "):
         read(path)
+    assert Series(path, (), tmp_path).length == 1
 
 
 def test_a_run_that_cannot_be_read_is_left_out_of_a_folder_of_them(tmp_path):
-    pairs = ["input-output"]
-    runs = [
-        a_run(tmp_path / f"mine/version_{i}", {"input": 64, "output": 10}, pairs) for i in (0, 1)
-    ]
+    runs = [a_run(tmp_path / f"mine/version_{i}") for i in (0, 1)]
     (runs[0] / "config.yaml").write_text("model: [")
-    with pytest.warns(
-        UserWarning, match=r"left out: \S+version_0/config.yaml: expected .* in YAML"
-    ):
+    left_out = r"left out: \S+version_0/config.yaml: expected .* in YAML"
+    with pytest.warns(UserWarning, match=left_out):
         (found,) = adopted(f"{tmp_path}/mine")
     assert found.folder == runs[1]
     with pytest.raises(ValueError, match=r"config.yaml: expected a configuration in YAML, got"):
@@ -594,32 +587,19 @@ def test_a_run_that_cannot_be_read_is_left_out_of_a_folder_of_them(tmp_path):
 # ------------------------------------------------------------------------------- mistakes
 
 
-@pytest.mark.parametrize(
-    "name", ["a/b", "..", ".", "/tmp/a", "a\\b", "x" * 300, "é" * 60, "a\nb", " "]
-)
-def test_names_that_no_file_can_have_are_refused(here, capsys, name):
-    run = a_run(here / "mine/version_0", {"input": 64, "output": 10}, ["input-output"])
-    before = sorted(here.rglob("*"))
-    with pytest.raises(SystemExit, match="2"):
-        main([f"--adopt={name}={run}", "--wandb=disabled"])
-    error = capsys.readouterr().err
-    assert "expected a name of at most 100 bytes that a file can have" in error
-    assert "give another one with --adopt NAME=FOLDER" in error
-    assert sorted(here.rglob("*")) == before
-
-
-def test_a_folder_with_an_equals_sign_is_a_folder(here):
-    run = a_run(here / "lr=0.1/version_0", {"input": 64, "output": 10}, ["input-output"])
-    for text, name in ((f"{run}", "lr=0.1"), ("lr=0.1", "lr=0.1"), (f"best={run}", "best")):
-        (source,) = adopted(text)
-        assert (source.name, source.folder) == (name, run)
+@pytest.mark.parametrize("name", ["a/b", "..", "a\\b", "x" * 300, "é" * 60, "a\nb", " "])
+def test_names_that_no_file_can_have_are_refused(tmp_path, name):
+    with pytest.raises(
+        ValueError, match=r"name: expected one of at most 100 bytes .* --adopt NAME="
+    ):
+        adopted(f"{name}={tmp_path}")
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["nowhere.yaml"], "expected files of configurations, got nowhere.yaml"),
-        ([str(DIGITS), "--seeds=0"], "--seeds: expected at least 1, got 0"),
+        ([str(DIGITS), "--seeds=0"], "--seeds: expected a positive integer, got '0'"),
         (
             [str(DIGITS), "--solvers", "andersen"],
             "such as mypackage.MySolver, got 'andersen'; did you mean",
@@ -627,20 +607,50 @@ def test_a_folder_with_an_equals_sign_is_a_folder(here):
         ([str(DIGITS), "--solvers", "nowhere.Solver"], "No module named 'nowhere'"),
         ([str(DIGITS), "--solvers", "hamdeq.HAM"], "no complete subclass of hamdeq.Solver"),
         ([str(DIGITS), "--sizes", "a-b"], "--sizes: expected numbers of neurons"),
-        (["--adopt=nothing"], "--adopt: expected a run's folder version_N"),
+        (["--adopt=nothing"], "--adopt: expected a folder version_N with config.yaml"),
+        (["--adopt=a/b=nothing"], "name: expected one of at most 100 bytes that a file can have"),
         (["7", str(DIGITS)], "expected files of configurations, got 7"),
+        ([str(DIGITS), "--wandb=online"], "expected an API key of wandb, got none"),
+        ([str(ROOT / "configs/mnist/dam_256.yaml")], "expected the configuration of a HAMClassif"),
+        ([str(ROOT / "configs/bags/mean.yaml")], "expected the configuration of a HAMClassifier"),
+        ([str(ROOT / "configs/mnist/reconstruct.yaml")], "expected the configuration of a HAMC"),
     ],
 )
-def test_mistakes_are_told(here, capsys, args, message):
+def test_mistakes_are_told_before_anything_is_done(here, capsys, monkeypatch, args, message):
+    wandb = pytest.importorskip("wandb")
+
+    def login() -> None:
+        raise wandb.errors.UsageError("No API key configured.")
+
+    monkeypatch.setattr(wandb, "login", login)
     with pytest.raises(SystemExit, match="2"):
         main(args)
     assert message in capsys.readouterr().err
-    assert not (here / "runs").exists()
+    assert not any(here.iterdir())
 
 
-def test_a_training_that_fails_says_why(here):
+def test_a_training_that_fails_says_why(here, trainings_in_process):
     with pytest.raises(SystemExit, match=r"error: failed: (?s:.)*batchsize"):
         main([str(DIGITS), *QUICK, "--seeds=1", "--data.batchsize=3"])
+
+
+@pytest.mark.subprocess
+def test_a_command_is_watched_and_ends_with_whoever_watches_it(tmp_path):
+    meanwhile = []
+    code = "import time; print('said'); time.sleep(1.2); raise SystemExit(3)"
+    with claim(tmp_path / "lock") as lock:
+        assert lock is not None
+        command = [sys.executable, "-S", "-c", code]
+        assert series._watch(command, lock, lambda: meanwhile.append(1)) == (3, "said\n")
+        assert meanwhile
+
+        def interrupt():
+            raise KeyboardInterrupt
+
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            series._watch(["sleep", "600"], lock, interrupt)
+        assert time.monotonic() - began < 60
 
 
 def test_a_folder_that_is_no_run(tmp_path):
@@ -662,9 +672,4 @@ def test_a_run_of_strange_classes_is_adopted_by_who_trusts_it(tmp_path, monkeypa
     assert "got stranger.Module, which may run any code; if you trust" in capsys.readouterr().err
     assert "stranger" not in sys.modules
     assert adopted(str(run), trust=True)
-    sys.modules.pop("stranger")  # monkeypatch would put it back in the end
-
-
-def test_a_source_is_a_series_or_a_run():
-    assert Source("a", adopted=Path("run")).folder == Path("run")
-    assert Source("a", 0, series.Series(DIGITS, (), Path("nowhere"))).folder is None
+    monkeypatch.delitem(sys.modules, "stranger")

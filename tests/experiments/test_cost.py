@@ -75,13 +75,13 @@ def test_the_picture_has_a_column_for_each_axis():
     assert top.get_legend().get_texts()[0].get_text() == "update, power 1.00"
     assert other.get_legend().get_texts()[0].get_text() == "update"
     for memory in ({"depth": curves["depth"]}, {}):
-        with pytest.raises(ValueError, match="against the same sizes"):
+        with pytest.raises(ValueError, match="memory: expected the axes of times"):
             cost_curves(curves, memory)
-    with pytest.raises(ValueError, match="against the same sizes"):
+    with pytest.raises(ValueError, match="memory: expected the axes of times"):
         cost_curves({}, {})
 
 
 def test_a_chain_has_layers_that_settle(capsys):
     with pytest.raises(SystemExit):
         main(["--depths", "2"])
-    assert "at least 3 layers, got 2" in capsys.readouterr().err
+    assert "--depths: expected an integer ≥ 3, got '2'" in capsys.readouterr().err

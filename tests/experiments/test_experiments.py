@@ -69,6 +69,9 @@ def trainer(**options) -> L.Trainer:
     )
 
 
+SHORT_LATCH = LatchDataModule(length=16, n_symbols=8, train_size=1024, val_size=0, test_size=256)
+
+
 def fit(network: nn.Module, data, epochs: int, lr: float = 1e-3) -> dict[str, float]:
     """The metrics of the test split after a training."""
     module = BinaryClassifier(network, optimizer=lambda p: torch.optim.AdamW(p, lr=lr))
@@ -217,7 +220,7 @@ def test_batches_of_several_tensors_stay_together(shuffle):
     ],
 )
 def test_wrong_sizes_are_refused(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         make()
 
 
@@ -301,25 +304,26 @@ def test_logits_of_the_wrong_shape_are_refused():
 @pytest.mark.parametrize(
     ("layer", "features"),
     [
-        (lambda: Hopfield(input_size=20), 640),
-        (lambda: HopfieldPooling(input_size=20), 20),
-        (lambda: HopfieldLayer(input_size=20, quantity=4), 640),
+        (lambda: Hopfield(input_size=8), 128),
+        (lambda: HopfieldPooling(input_size=8), 8),
+        (lambda: HopfieldLayer(input_size=8, quantity=4), 128),
     ],
     ids=["Hopfield", "HopfieldPooling", "HopfieldLayer"],
 )
 def test_hopfield_layers_latch(layer, features):
     torch.manual_seed(0)
-    found = fit(Readout(layer(), features), LatchDataModule(), epochs=2)
+    found = fit(Readout(layer(), features), SHORT_LATCH, epochs=2, lr=3e-3)
     assert found["test/accuracy"] == 1
     assert found["test/auc"] == pytest.approx(1)
 
 
 def test_lstm_does_not_latch():
     torch.manual_seed(0)
-    found = fit(Readout(LastState(20, 4), 4), LatchDataModule(), epochs=1)
-    assert found["test/accuracy"] == pytest.approx(0.5, abs=0.05)
+    found = fit(Readout(LastState(8, 4), 4), SHORT_LATCH, epochs=2, lr=3e-3)
+    assert found["test/accuracy"] == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_zero_association_finds_signals():
     """With it a head can answer "not here"; without, near misses of all signals add up."""
     found = {}
@@ -335,6 +339,8 @@ def test_the_zero_association_finds_signals():
 
 
 @needs_mnist
+@pytest.mark.slow
+@pytest.mark.data
 def test_pooling_finds_nines():
     torch.manual_seed(0)
     data = MNISTBagsDataModule(download=False, batch_size=2, train_size=120, test_size=60)
@@ -350,19 +356,15 @@ def test_pooling_finds_nines():
 # ------------------------------------------------------------------------- command line
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    return tmp_path
-
-
 QUICK = ["--trainer.enable_progress_bar=false", "--run.wandb=disabled"]
 
 
+@pytest.mark.slow
 def test_a_configuration_trains_is_tested_and_goes_on(here, capfd):
     config = str(ROOT / "configs/latch/pooling.yaml")
-    main(["fit", "--config", config, *QUICK, "--trainer.max_epochs=1"])
+    small = ["--data.train_size=256", "--data.val_size=64", "--data.test_size=64"]
+    small.append("--trainer.log_every_n_steps=1")
+    main(["fit", "--config", config, *QUICK, "--trainer.max_epochs=1", *small])
     folder = here / "runs/latch/pooling/version_0"
     results = json.loads((folder / "results.json").read_text())
     assert set(results) == {"test/accuracy", "test/auc", "test/loss", "fit_seconds"}
@@ -421,9 +423,10 @@ def test_wrong_names_are_refused(here, capfd, option, message):
     assert not (here / "runs").exists()
 
 
-def test_compare_runs_once_and_takes_means(here, capfd):
+def test_compare_runs_once_and_takes_means(here, capfd, trainings_in_process):
     config = ROOT / "configs/latch/pooling.yaml"
-    options = ["--trainer.max_epochs=1", "--data.train_size=512", "--run.wandb=disabled"]
+    options = ["--trainer.max_epochs=1", "--data.train_size=64", "--run.wandb=disabled"]
+    options.append("--trainer.log_every_n_steps=1")
     args = [str(config), "--seeds=1", *options]
     compare.main(args)
     found = series.Series(config, tuple(options), Path("runs/compare"))
@@ -445,7 +448,7 @@ def test_compare_runs_once_and_takes_means(here, capfd):
     assert series.Series(config, (), found.root).folder != found.folder
 
 
-def test_compare_says_what_fails(here, capfd, monkeypatch):
+def test_a_comparison_says_what_fails(here, capfd, monkeypatch):
     config = str(ROOT / "configs/latch/pooling.yaml")
 
     monkeypatch.setattr(series, "_watch", lambda *args: (2, "what was wrong"))
@@ -537,6 +540,28 @@ def test_help_and_errors_of_an_experiment_are_short(here, call, capsys):
     assert error.startswith("error: ")
     assert len(error.splitlines()) == 2
     assert not any(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("module", "call"),
+    [(attention, "retrieval_error"), (binary, "measure"), (measure, "peak_memory")],
+    ids=["capacity", "capacity.binary", "cost"],
+)
+def test_an_interrupted_experiment_ends_with_one_line(here, monkeypatch, capsys, module, call):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, call, interrupted)
+    sizes = {measure: ["--depths=3", "--widths=8", "--width=8", "--narrow=4", "--batch=2"]}
+    with pytest.raises(SystemExit, match="130"):
+        module.main(sizes.get(module, ["--sizes=8"]))
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+
+
+def test_a_folder_that_cannot_be_written_is_named(here):
+    (here / "file").touch()
+    with pytest.raises(SystemExit, match="error: file: File exists"):
+        attention.main(["--sizes=8", "--largest=1", "--out=file"])
 
 
 def test_the_list_of_experiments_is_whole(capsys):

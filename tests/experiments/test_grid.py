@@ -1,5 +1,6 @@
 """Many networks at once: the same numbers as one at a time, and what is reported of them."""
 
+import re
 import shutil
 
 import pytest
@@ -20,22 +21,12 @@ from hamdeq.memories import (
 from hamdeq.optim import NormalisedSGD
 
 N, K, M = 12, 6, 4
-INTERACTIONS = [
-    Polynomial(2),
-    Polynomial(5),
-    RectifiedPolynomial(3),
-    LeakyRectifiedPolynomial(4, 0.05),
-]
+PLAIN = Kernel(compiled=False)
+PAPER, OTHER = Learning(), Learning(momentum=0.6, exponent=2, decay=0.97)
 # Temperatures at which the networks of these sizes learn something, but not all.
 SCALINGS = {Normalised(): (0.7, 1.0, 1.6), Original(): (9.0, 12.0, 20.0)}
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def networks(temperatures, rates=None, *, seed=0, std=0.3, size=N, memories=K, states=M):
@@ -69,15 +60,21 @@ def alone(given, i, training):
     return memory.memories.detach(), loss, end
 
 
-@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("interaction", INTERACTIONS, ids=str)
 @pytest.mark.parametrize(
-    "learning", [Learning(), Learning(momentum=0.6, exponent=2, decay=0.97)], ids=["paper", "other"]
+    ("interaction", "scaling", "learning"),
+    [
+        (Polynomial(2), Original(), PAPER),
+        (Polynomial(5), Normalised(), OTHER),
+        (RectifiedPolynomial(3), Normalised(), PAPER),
+        (LeakyRectifiedPolynomial(4, 0.05), Normalised(), OTHER),
+        (LeakyRectifiedPolynomial(4, 0.05), Original(), PAPER),
+    ],
+    ids=lambda x: type(x).__name__,
 )
 def test_the_batch_is_one_network_at_a_time(interaction, scaling, learning):
     given = networks(SCALINGS[scaling])
-    training = Training(interaction, scaling, learning, epochs=25)
-    found = measure(given, training, kernel=Kernel(compiled=False))
+    training = Training(interaction, scaling, learning, epochs=15)
+    found = measure(given, training, kernel=PLAIN)
     for i in range(len(given)):
         _, loss, end = alone(given, i, training)
         torch.testing.assert_close(found.loss[i], loss, rtol=1e-10, atol=1e-10)
@@ -127,6 +124,8 @@ def test_a_cycle_ends_where_all_steps_would(max_steps):
     assert value[0, 1].tolist() == [1.0, -1.0]
 
 
+@pytest.mark.slow
+@pytest.mark.compile
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_compiled_is_eager():
     given = networks((0.5, 0.9, 1.4), size=9, memories=4, states=3)
@@ -134,7 +133,7 @@ def test_compiled_is_eager():
     kernel = Kernel()
     found = measure(given, training, kernel=kernel)
     assert kernel.name == "compiled"
-    plain = measure(given, training, kernel=Kernel(compiled=False))
+    plain = measure(given, training, kernel=PLAIN)
     torch.testing.assert_close(found.loss, plain.loss, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(found.distance, plain.distance)
 
@@ -149,17 +148,17 @@ def test_without_a_compiler_the_plain_program_goes_on_and_says_so(monkeypatch):
     with pytest.warns(UserWarning, match="no compiler here; install a C\\+\\+ compiler"):
         found = measure(given, training, kernel=kernel)
     assert kernel.name == "eager"
-    plain = measure(given, training, kernel=Kernel(compiled=False))
+    plain = measure(given, training, kernel=PLAIN)
     torch.testing.assert_close(found.loss, plain.loss, rtol=1e-12, atol=1e-12)
 
 
 def test_chunks_are_filled_up_and_nothing_is_counted_twice(monkeypatch):
     given, training = networks((0.9, 1.2, 1.5)), Training(Polynomial(3), Normalised(), epochs=3)
     before = given.memories.clone()
-    whole = measure(given, training, kernel=Kernel(compiled=False))
+    whole = measure(given, training, kernel=PLAIN)
     monkeypatch.setattr(Kernel, "networks", lambda self, work: 2)
     counts = []
-    parts = measure(given, training, kernel=Kernel(compiled=False), progress=counts.append)
+    parts = measure(given, training, kernel=PLAIN, progress=counts.append)
     assert counts == [2, 1]
     torch.testing.assert_close(parts.loss, whole.loss, rtol=1e-12, atol=1e-12)
     assert (given.memories == before).all()
@@ -172,7 +171,7 @@ def test_overflow_is_reported_of_the_network_that_has_it():
     memories[1] *= 1e-3
     given = Networks(memories, given.states, given.temperatures, given.rates)
     training = Training(Polynomial(400), Original(), epochs=0)
-    found = measure(given, training, kernel=Kernel(compiled=False))
+    found = measure(given, training, kernel=PLAIN)
     assert found.overflow.tolist() == [True, False]
     for name in ("distance", "loss", "recalled", "resting", "silent"):
         assert getattr(found, name).isfinite().tolist() == [False, True], name
@@ -180,9 +179,7 @@ def test_overflow_is_reported_of_the_network_that_has_it():
 
 def test_a_temperature_whose_power_overflows_is_an_overflow():
     given = networks((1e-5, 10.0))
-    found = measure(
-        given, Training(Polynomial(80), Original(), epochs=1), kernel=Kernel(compiled=False)
-    )
+    found = measure(given, Training(Polynomial(80), Original(), epochs=1), kernel=PLAIN)
     assert found.overflow.tolist() == [True, False]
 
 
@@ -190,9 +187,9 @@ def test_memories_without_a_gradient_are_counted():
     given = networks((10.0,))
     single = Networks(given.memories.float(), given.states.float(), given.temperatures, given.rates)
     training = Training(Polynomial(60), Normalised(), epochs=0)
-    assert measure(given, training, kernel=Kernel(compiled=False)).silent == 0
+    assert measure(given, training, kernel=PLAIN).silent == 0
     # Powers of a few hundredths underflow in float32.
-    assert measure(single, training, kernel=Kernel(compiled=False)).silent == 1
+    assert measure(single, training, kernel=PLAIN).silent == 1
 
 
 def test_the_unit_of_a_step():
@@ -200,7 +197,7 @@ def test_the_unit_of_a_step():
     moved = {}
     for unit in ("memory", "network", "none"):
         training = Training(Polynomial(2), Normalised(), epochs=1, unit=unit)
-        after, *_ = grid._learn(given, training, Kernel(compiled=False))
+        after, *_ = grid._learn(given, training, PLAIN)
         moved[unit] = (after.memories - given.memories)[0]
     largest = {unit: change.abs().amax(-1) for unit, change in moved.items()}
     torch.testing.assert_close(largest["memory"], torch.full((K,), 0.05).double())
@@ -208,30 +205,37 @@ def test_the_unit_of_a_step():
     assert largest["network"].min() < 0.05
     ratio = moved["none"] / moved["network"]
     torch.testing.assert_close(ratio, ratio[0, 0].expand_as(ratio))
-    _, gradient, _ = Kernel(compiled=False)(
-        given.memories, given.states, Polynomial(2), training.factors(given), 1
-    )
+    _, gradient, _ = PLAIN(given.memories, given.states, Polynomial(2), training.factors(given), 1)
     torch.testing.assert_close(moved["none"], -0.05 * gradient[0] / (M * N))
 
 
-def test_what_does_not_fit_is_refused():
-    given = networks((0.9, 1.2))
-    m, s, t, r = given.memories, given.states, given.temperatures, given.rates
-    with pytest.raises(ValueError, match=r"memories: expected \(G, K, N\)"):
-        Networks(m[0], s, t, r)
-    with pytest.raises(ValueError, match=r"states: expected \(2, M, 12\), got \(2, 4, 11\)"):
-        Networks(m, s[..., 1:], t, r)
-    with pytest.raises(ValueError, match="states: expected the memories' torch"):
-        Networks(m, s.float(), t, r)
-    with pytest.raises(ValueError, match="states: expected ±1"):
-        Networks(m, s * 0, t, r)
-    with pytest.raises(ValueError, match=r"temperatures: expected \(2,\)"):
-        Networks(m, s, t[:1], r)
-    with pytest.raises(ValueError, match="rates: expected finite numbers > 0, got -1"):
-        Networks(m, s, t, r * 0 - 1)
-    with pytest.raises(ValueError, match="schedule of temperatures"):
-        Training(Polynomial(2), Normalised(), Learning(temperatures=(1.0, 0.5)))
-    with pytest.raises(ValueError, match="unit: expected memory, network or none, got 'row'"):
-        Training(Polynomial(2), Normalised(), unit="row")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="epochs: expected an integer ≥ 0"):
-        Training(Polynomial(2), Normalised(), epochs=-1)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"memories": lambda x: x[0]}, "memories: expected (G, K, N)"),
+        ({"states": lambda x: x[..., 1:]}, "states: expected (2, M, 12), got (2, 4, 11)"),
+        ({"states": lambda x: x.float()}, "states: expected the memories' torch"),
+        ({"states": lambda x: x * 0}, "states: expected ±1"),
+        ({"temperatures": lambda x: x[:1]}, "temperatures: expected (2,)"),
+        ({"rates": lambda x: x * 0 - 1}, "rates: expected finite numbers > 0, got -1"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_networks_that_do_not_fit_are_refused(change, message):
+    given = vars(networks((0.9, 1.2)))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Networks(**(given | {name: broken(given[name]) for name, broken in change.items()}))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning": Learning(temperatures=(1.0, 0.5))}, "expected no schedule of temperatures"),
+        ({"unit": "row"}, "unit: expected 'memory', 'network' or 'none', got 'row'"),
+        ({"epochs": -1}, "epochs: expected an integer ≥ 0, got -1"),
+    ],
+    ids=["learning", "unit", "epochs"],
+)
+def test_trainings_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Training(Polynomial(2), Normalised(), **options)

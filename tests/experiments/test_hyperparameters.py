@@ -5,6 +5,8 @@ import json
 import multiprocessing
 import re
 import time
+import warnings
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,9 @@ import pytest
 import torch
 
 pytest.importorskip("matplotlib")
+pytest.importorskip("joblib")
+
+from joblib.externals.loky.backend import context
 
 from hamdeq.experiments.hyperparameters import (
     Protocol,
@@ -27,17 +32,28 @@ from hamdeq.experiments.hyperparameters.grid import Kernel, measure
 from hamdeq.experiments.hyperparameters.heat import HeatMap, heat_maps
 from hamdeq.training import files
 
+SHOWN = ("distance", "loss", "recalled")
 TINY = ["--size", "8", "--n", "2", "3", "--states", "3", "--memories", "4", "--epochs", "5"]
 TINY += ["--rates", "0.1", "0.5", "--inverse-temperatures", "0.5", "1.0", "1.5"]
 TINY += ["--formulation", "normalised", "--grid", "fine", "--kernel", "eager", "--repeats", "2"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Pictures take their time, and have tests of their own."""
+    monkeypatch.setattr(cli, "draw", lambda results, folder: folder)
+    monkeypatch.setattr(cli, "draw_overviews", lambda found, folder: [])
+
+
+def arguments_of(out: Path, *n: str) -> list[str]:
+    """The command line of the maps of these n, without wandb."""
+    arguments = [*TINY, "--wandb", "disabled", "--out", str(out)]
+    if n:
+        arguments[arguments.index("--n") + 1 : arguments.index("--states")] = n
+    return arguments
 
 
 def tiny(**changes):
@@ -133,7 +149,7 @@ def test_a_map_where_everything_overflows_has_no_best_cell():
 
 
 def test_the_command_line_writes_numbers_tables_and_figures(tmp_path, capsys):
-    main([*TINY, "--wandb", "disabled", "--out", str(tmp_path)])
+    main(arguments_of(tmp_path))
     told = capsys.readouterr().out
     assert "2 maps of 24 networks: 2 repeats" in told
     assert "--full" in told
@@ -156,12 +172,9 @@ def test_the_command_line_writes_numbers_tables_and_figures(tmp_path, capsys):
     )
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    # Pictures take their time, and have tests of their own.
-    monkeypatch.setattr(cli, "draw", lambda results, folder: folder)
-    monkeypatch.setattr(cli, "draw_overviews", lambda found, folder: [])
-    arguments = [*TINY, "--wandb", "disabled", "--out", str(tmp_path)]
-    arguments[arguments.index("--n") + 1 : arguments.index("--states")] = ["2", "3", "4"]
+    arguments = arguments_of(tmp_path, "2", "3", "4")
     main(arguments)
     maps = tmp_path / "maps"
     paths = {n: maps / f"{tiny(n=n).name}.json" for n in (2, 3, 4)}
@@ -190,19 +203,22 @@ def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert measured == [3, 4]
 
 
+@pytest.mark.subprocess
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_killed_it_loses_the_maps_in_progress_alone_and_leaves_no_process(tmp_path, monkeypatch):
-    # Processes that are forked need not import everything anew, which takes far longer than they.
-    fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr(running, "get_context", lambda method: fork)
-    monkeypatch.setattr(cli, "draw", lambda results, folder: folder)
-    monkeypatch.setattr(cli, "draw_overviews", lambda found, folder: [])
+def test_killed_it_loses_the_maps_in_progress_alone_and_leaves_no_process(tmp_path):
     maps = tmp_path / "maps"
-    arguments = [*TINY, "--wandb", "disabled", "--out", str(tmp_path)]
-    arguments[arguments.index("--n") + 1 : arguments.index("--states")] = ["2", "3", "4", "5"]
+    arguments = arguments_of(tmp_path, "2", "3", "4", "5")
     arguments[arguments.index("--epochs") + 1] = "100"
-    process = fork.Process(target=main, args=([*arguments, "--workers", "2"],))
+
+    def search():
+        # Processes that are forked need not import everything anew, which takes far longer.
+        warnings.simplefilter("ignore")  # of such processes
+        context.set_start_method("fork", force=True)
+        main([*arguments, "--workers", "2"])
+
+    process = multiprocessing.get_context("fork").Process(target=search)
     process.start()
     end = time.monotonic() + 60
     while not (done := list(maps.glob("*.json"))):
@@ -213,7 +229,7 @@ def test_killed_it_loses_the_maps_in_progress_alone_and_leaves_no_process(tmp_pa
     children = [int(pid) for task in tasks for pid in task.read_text().split()]
     process.kill()
     process.join()
-    assert len(children) == 2
+    assert len(children) >= 2  # and what joblib cleans up with
     while any(_lives(pid) for pid in children):
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -230,6 +246,7 @@ def test_killed_it_loses_the_maps_in_progress_alone_and_leaves_no_process(tmp_pa
     assert ours["measures"] == theirs["measures"]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_figure_that_a_kill_cut_off_is_drawn_again(tmp_path, monkeypatch):
     figures = tmp_path / "figures"
 
@@ -237,8 +254,7 @@ def test_a_figure_that_a_kill_cut_off_is_drawn_again(tmp_path, monkeypatch):
         files.write_file(folder / f"{results.protocol.name}.png", b"...IEND\xaeB`\x82")
 
     monkeypatch.setattr(cli, "draw", draw)
-    monkeypatch.setattr(cli, "draw_overviews", lambda found, folder: [])
-    arguments = [*TINY, "--wandb", "disabled", "--out", str(tmp_path)]
+    arguments = arguments_of(tmp_path)
     main(arguments)
     cut, whole = sorted(figures.iterdir())
     cut.write_bytes(b"...")
@@ -263,23 +279,48 @@ def test_a_map_of_another_shape_is_named(tmp_path):
         load(tiny(), tmp_path)
 
 
-def test_one_map_that_fails_does_not_keep_the_others_from_being_measured(
-    tmp_path, monkeypatch, capsys
-):
+@pytest.mark.usefixtures("no_pictures")
+def test_one_map_that_fails_does_not_keep_the_others_from_being_measured(tmp_path, monkeypatch):
     def sometimes(protocol, **options):
         if protocol.n == 2:
             raise RuntimeError("out of memory")
         return run(protocol, **options)
 
     monkeypatch.setattr(running, "run", sometimes)
-    monkeypatch.setattr(cli, "draw", lambda results, folder: folder)
-    monkeypatch.setattr(cli, "draw_overviews", lambda found, folder: [])
     with pytest.raises(
         SystemExit, match=r"error: failed: leaky-normalised-N8-n2\S+: out of memory"
     ):
-        main([*TINY, "--wandb", "disabled", "--out", str(tmp_path)])
+        main(arguments_of(tmp_path))
     assert load(tiny(n=3), tmp_path / "maps") is not None
     assert "| leaky, normalised, N = 8, fine | 3 |" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_process_that_is_killed_ends_the_search_with_what_was_not_measured(tmp_path, monkeypatch):
+    def pool(workers, **options):
+        def run(jobs):
+            for function, args, kwargs in [*jobs][:1]:
+                yield function(*args[:4], None, **kwargs)
+            raise BrokenExecutor("terminated")
+
+        return run
+
+    monkeypatch.setattr(running, "Parallel", pool)
+    with pytest.raises(SystemExit, match=r"error: failed: leaky-normalised-N8-n3\S+: a process"):
+        main([*arguments_of(tmp_path), "--workers", "2"])
+    assert load(tiny(n=2), tmp_path / "maps") is not None
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_an_interrupted_search_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def interrupted(protocol, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "run", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        main(arguments_of(tmp_path))
+    told = "interrupted; the same command goes on where this one stopped"
+    assert capsys.readouterr().err.splitlines()[-1] == told
 
 
 def _lives(pid: int) -> bool:
@@ -289,11 +330,12 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def test_wandb_has_each_map_once(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_wandb_has_each_map_once(tmp_path):
     pytest.importorskip("wandb")
-    arguments = [*TINY, "--out", str(tmp_path)]
-    arguments[arguments.index("--n") + 1 : arguments.index("--states")] = ["2"]
-    main([*arguments, "--wandb", "disabled"])
+    arguments = arguments_of(tmp_path, "2")
+    main(arguments)
+    arguments[arguments.index("disabled")] = "offline"
     main(arguments)  # what was measured without it is logged as well
     main(arguments)
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
@@ -302,114 +344,82 @@ def test_wandb_has_each_map_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--n", "0"], "--n: expected an integer ≥ 1, got '0'"),
-        (["--n", "2.5"], "--n: expected an integer ≥ 1, got '2.5'"),
+        (["--n", "0"], "--n: expected a positive integer, got '0'"),
+        (["--n", "2.5"], "--n: expected a positive integer, got '2.5'"),
         (["--rates", "0"], "--rates: expected a finite number > 0, got '0'"),
         (["--inverse-temperatures", "inf"], "expected a finite number > 0, got 'inf'"),
         (["--std", "nan"], "--std: expected a finite number > 0, got 'nan'"),
         (["--eps", "-1"], "--eps: expected a finite number ≥ 0, got '-1'"),
-        (["--workers", "0"], "--workers: expected an integer ≥ 1, got '0'"),
+        (["--workers", "0"], "--workers: expected a positive integer, got '0'"),
         (["--formulation", "new"], "--formulation: invalid choice: 'new'"),
         (["--size", "60"], "expected one of which the papers have maps"),
         (["--rate", "0.1"], "no option --rate. Did you mean --rates?"),
+        (["--out", "file/out"], "--out: expected a folder that can be written"),
     ],
 )
-def test_options_that_make_no_sense(arguments, message, tmp_path, capsys):
+def test_options_that_make_no_sense_are_refused(arguments, message, here, capsys):
+    (here / "file").touch()
     with pytest.raises(SystemExit):
-        main([*arguments, "--out", str(tmp_path / "out")])
+        main(["--out", "out", *arguments])
     assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_that_cannot_be_made(tmp_path, capsys):
-    (tmp_path / "file").touch()
-    with pytest.raises(SystemExit):
-        main([*TINY, "--out", str(tmp_path / "file" / "out")])
-    assert "--out: expected a folder that can be written" in capsys.readouterr().err
+    assert [path.name for path in here.iterdir()] == ["file"]
 
 
 def heat(**changes):
     ones = np.ones((2, 3))
-    given = {"distance": ones, "loss": ones, "recalled": ones} | changes
-    return HeatMap((0.1, 0.5), (0.5, 0.9, 1.3), **given)
+    return HeatMap((0.1, 0.5), (0.5, 0.9, 1.3), **(dict.fromkeys(SHOWN, ones) | changes))
 
 
-def panels_of(figure):
-    return [axes for axes in figure.axes if axes.images]
-
-
-def scales_of(figure):
-    return [axes for axes in figure.axes if not axes.images]
-
-
-def marks(scale):
-    return {text.get_text() for text in scale.get_xticklabels()}
+def drawn(*maps):
+    """The figure of maps with n = 2, 3, …, their panels, and the scales."""
+    named = {f"n = {n}": one for n, one in enumerate(maps, 2)}
+    figure = heat_maps(named, farthest=14.0, good=1.4)
+    panels = [axes for axes in figure.axes if axes.images]
+    return figure, panels, [axes for axes in figure.axes if not axes.images]
 
 
 def test_a_heat_map_labels_its_axes_and_hatches_what_has_no_number():
     distance = np.ones((2, 3))
     distance[1, 2] = np.nan
-    figure = heat_maps({"n = 3": heat(distance=distance)}, farthest=14.0, good=1.4)
-    panels = panels_of(figure)
+    _, panels, _ = drawn(heat(distance=distance))
     assert len(panels) == 3
     for panel in panels:
         assert [text.get_text() for text in panel.get_xticklabels()] == ["0.5", "0.9", "1.3"]
         assert [text.get_text() for text in panel.get_yticklabels()] == ["0.1", "0.5"]
         assert panel.yaxis.get_tick_params()["labelleft"]
         assert panel.get_xlabel() == "1/T"
-    assert panels[0].images[0].get_clim() == (0, 14.0)
     hatched = [len([c for c in panel.collections if c.get_hatch()]) for panel in panels]
     assert hatched == [1, 0, 0]
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_scales_say_which_end_is_good(count):
-    figure = heat_maps({f"n = {n}": heat() for n in range(count)}, farthest=14.0, good=1.4)
-    scales = scales_of(figure)
-    heads = [scale.get_title() for scale in scales]
-    assert [head.splitlines()[-1] for head in heads] == [
-        "(0 is best)",
-        "(0 is best)",
-        "(1 is best)",
-    ]
-    assert {"1.4\ngood below", "14 = √(2N)\nrandom states"} < marks(scales[0])
-    assert "1\nno prediction" in marks(scales[1])
+def test_heat_maps_share_scales_that_say_which_end_is_good():
+    _, panels, scales = drawn(heat(), heat(loss=np.zeros((2, 3))))
+    limits = [panel.images[0].get_clim() for panel in panels]
+    assert limits == [(0, 14.0), (0, 1.0), (0, 1.0)] * 2
+    assert [panel.get_title() for panel in panels] == ["n = 2", "", "", "n = 3", "", ""]
+    best = [scale.get_title().splitlines()[-1] for scale in scales]
+    assert best == ["(0 is best)", "(0 is best)", "(1 is best)"]
+    marks = [{text.get_text() for text in scale.get_xticklabels()} for scale in scales]
+    assert {"1.4\ngood below", "14 = √(2N)\nrandom states"} < marks[0]
+    assert "1\nno prediction" in marks[1]
 
 
 def test_a_loss_beyond_that_of_no_prediction_is_white_but_for_rounding():
-    loss = np.array([[0.0, 0.5, 1.0], [1.0 + 1e-9, 1.1, 2.0]])
-    figure = heat_maps({"n = 3": heat(loss=loss)}, farthest=14.0, good=1.4)
-    image = panels_of(figure)[1].images[0]
+    _, panels, _ = drawn(heat(loss=np.array([[0.0, 0.5, 1.0], [1.0 + 1e-9, 1.1, 2.0]])))
+    image = panels[1].images[0]
     white = (image.to_rgba(image.get_array())[..., :3] == 1).all(-1)
     assert white.tolist() == [[False, False, False], [False, True, True]]
 
 
-def test_several_heat_maps_share_their_scales():
-    maps = {"n = 2": heat(), "n = 3": heat(loss=np.zeros((2, 3)))}
-    figure = heat_maps(maps, farthest=14.0, good=1.4)
-    panels = panels_of(figure)
-    assert len(panels) == 6
-    limits = [panel.images[0].get_clim() for panel in panels]
-    assert limits == [(0, 14.0), (0, 1.0), (0, 1.0)] * 2
-    assert [panel.get_title() for panel in panels] == ["n = 2", "", "", "n = 3", "", ""]
-
-
-@pytest.mark.parametrize(("count", "columns"), [(2, 2), (8, 8), (9, 5), (15, 8), (17, 6)])
-def test_many_heat_maps_fill_rows_of_at_most_eight(count, columns):
-    figure = heat_maps({f"n = {n}": heat() for n in range(count)}, farthest=14.0, good=1.4)
-    panels = panels_of(figure)
+@pytest.mark.parametrize(("count", "columns"), [(1, 3), (9, 5)])
+def test_heat_maps_fill_rows_of_at_most_eight_and_no_text_is_cut_off(count, columns):
+    one = HeatMap((0.0316, 0.1), (0.00316, 0.01, 0.0316), *[np.ones((2, 3))] * 3)
+    figure, panels, _ = drawn(*[one] * count)
     assert len(panels) == 3 * count
     assert len({round(panel.get_position().x0, 6) for panel in panels}) == columns
-    assert len({round(panel.get_position().y0, 6) for panel in panels}) == 3 * -(-count // 8)
-    assert figure.get_size_inches()[0] == 10
-
-
-@pytest.mark.parametrize("count", [1, 2, 9])
-def test_no_text_of_heat_maps_is_cut_off(count):
-    one = HeatMap((0.0316, 0.1), (0.00316, 0.01, 0.0316), *[np.ones((2, 3))] * 3)
-    figure = heat_maps({f"n = {n}": one for n in range(count)}, farthest=14.142, good=1.4142)
     figure.draw_without_rendering()
     whole = figure.bbox
+    assert whole.width == 10 * figure.dpi
     for each in figure.axes:
         box = each.get_tightbbox()
         assert whole.x0 <= box.x0
@@ -418,10 +428,18 @@ def test_no_text_of_heat_maps_is_cut_off(count):
         assert box.y1 <= whole.y1
 
 
-def test_heat_maps_that_do_not_fit():
-    with pytest.raises(ValueError, match=re.escape("loss: expected a number for each of (2, 3)")):
-        heat(loss=np.ones((3, 2)))
-    with pytest.raises(ValueError, match="maps: expected at least one"):
-        heat_maps({}, farthest=14.0, good=1.4)
-    with pytest.raises(ValueError, match="good: expected a distance between 0 and 14, got 20"):
-        heat_maps({"n = 3": heat()}, farthest=14.0, good=20.0)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: heat(loss=np.ones((3, 2))), "loss: expected a number for each of (2, 3), got"),
+        (lambda: heat_maps({}, farthest=14.0, good=1.4), "maps: expected at least one, got none"),
+        (
+            lambda: heat_maps({"n = 3": heat()}, farthest=14.0, good=20.0),
+            "good: expected a distance between 0 and 14, got 20",
+        ),
+    ],
+    ids=["shape", "none", "good"],
+)
+def test_heat_maps_that_do_not_fit_are_refused(make, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()

@@ -1,15 +1,15 @@
 """How many patterns binary memories store: ``python -m hamdeq.experiments.capacity.binary``.
 
 K random patterns of N neurons are stored, and some of them recalled from themselves, one neuron at
-a time. Two things are measured: the share of neurons that want to turn over in a stored pattern,
-and the share that is wrong where recall has ended.
+a time. Measured are the share of unstable neurons of a stored pattern, which would flip, and the
+share of wrong neurons after recall.
 
-With n the interaction vertex and the load α = K (2n − 3)!! / N^(n−1), a neuron wants to turn with
+With n the interaction vertex and the load α = K (2n − 3)!! / N^(n−1), a neuron is unstable with
 the probability
 
     P = Q(1/√α),    Q(z) = ½ erfc(z/√2),
 
-and in most patterns none does up to α = 1/(2 ln N) (Krotov & Hopfield 2016, equations 5 and 6).
+and most patterns have none up to α = 1/(2 ln N) (Krotov & Hopfield 2016, equations 5 and 6).
 With F = exp about 2^(N/2) patterns are stored (Demircigil et al. 2017).
 """
 
@@ -17,14 +17,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from statistics import mean
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hamdeq.experiments.capacity.binary_picture import binary_capacity
-from hamdeq.experiments.options import Parser
+from hamdeq.experiments.options import Parser, checked, tidy
 from hamdeq.memories import (
     BinaryMemory,
     DenseAssociativeMemory,
@@ -44,14 +46,14 @@ _VERTICES = (2, 3, 4)
 
 
 class Load(NamedTuple):
-    """A memory and how much is stored in it."""
+    """A memory, its neurons, and the number of stored patterns."""
 
     memory: str
     size: int
     patterns: int
 
     def build(self) -> BinaryMemory:
-        """The memory, empty: "classical", "exp" or the interaction vertex."""
+        """Return the empty memory: of "classical", "exp" or the interaction vertex."""
         if self.memory == "classical":
             return HopfieldNetwork(self.size)
         if self.memory == "exp":  # exp of the similarity itself: its 1/(N T) is 1
@@ -61,7 +63,7 @@ class Load(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Shares of neurons, means over probes: that want to turn at first, and wrong in the end."""
+    """Shares of neurons, means over probes: unstable in the pattern, and wrong after recall."""
 
     turning: float
     wrong: float
@@ -76,28 +78,24 @@ def measure(load: Load, *, probes: int = 50, seed: int = 0) -> Measured:
     memory = load.build()
     memory.store(patterns)
     probed = patterns[:probes]
-    # Too many patterns may take long to end anywhere: where recall is by then counts.
+    # With too many patterns recall may take very long: its last state counts.
     ended = memory.recall(probed, max_steps=50, on_failure="ignore").value
     return Measured(_share(memory.fields(probed) * probed < 0), _share(ended != probed))
 
 
 def turning(load: float) -> float:
-    """P, the share of neurons that want to turn in a stored pattern, from theory."""
+    """Return P, the share of unstable neurons of a stored pattern in theory."""
     return 0.5 * math.erfc(1 / math.sqrt(2 * load))
 
 
 def stored(n: int, size: int, load: float) -> int:
-    """K = α N^(n−1) / (2n − 3)!!, the number of patterns of a load, at least 1."""
-    return max(1, round(load * size ** (n - 1) / _odd_factorial(2 * n - 3)))
+    """Return K = α N^(n−1) / (2n − 3)!!, the number of patterns of a load, at least 1."""
+    return max(1, round(load * size ** (n - 1) / math.prod(range(2 * n - 3, 0, -2))))
 
 
 def capacity(size: int) -> float:
-    """The load 1/(2 ln N) up to which most patterns have no error, from theory."""
+    """Return the load 1/(2 ln N) up to which most patterns have no error in theory."""
     return 1 / (2 * math.log(size))
-
-
-def _odd_factorial(k: int) -> int:
-    return math.prod(range(k, 0, -2))
 
 
 def _share(x: Tensor) -> float:
@@ -126,55 +124,38 @@ def main(args: Sequence[str] | None = None) -> None:
         "Capacity of binary memories: errors over the number of stored patterns.",
     )
     add = parser.add_argument
+    count = checked(int)
+    counts: dict[str, Any] = {"type": count, "nargs": "+"}
+    add("--sizes", **counts, default=[200, 500, 1000], help="neurons N of classical networks")
     add(
-        "--sizes",
-        type=int,
-        nargs="+",
-        default=[200, 500, 1000],
-        help="neurons N of classical networks",
+        "--dense-sizes", **counts, default=[50, 100], help="neurons N of dense memories, n = 2 to 4"
     )
-    add(
-        "--dense-sizes",
-        type=int,
-        nargs="+",
-        default=[50, 100],
-        help="neurons N of dense memories with n = 2, 3, 4",
-    )
-    add(
-        "--small-sizes",
-        type=int,
-        nargs="+",
-        default=[10, 14, 18, 22],
-        help="neurons N of exponential memories",
-    )
-    add(
-        "--most",
-        type=int,
-        default=14000,
-        help="largest number of patterns that dense memories store",
-    )
-    add("--probes", type=int, default=20, help="patterns to recall from each random set")
-    add("--repeats", type=int, default=3, help="random sets of patterns for each load")
+    small = [10, 14, 18, 22]
+    add("--small-sizes", **counts, default=small, help="neurons N of exponential memories")
+    add("--most", type=count, default=14000, help="most patterns that dense memories store")
+    add("--probes", type=count, default=20, help="patterns to recall from each random set")
+    add("--repeats", type=count, default=3, help="random sets of patterns for each load")
     add("--out", type=Path, default=Path("runs/binary_capacity"), help="folder for the results")
     options = parser.parse_args(args)
     loads = [*_loads(options.sizes, options.dense_sizes, options.small_sizes, options.most)]
-    rows: list[tuple[object, ...]] = []
-    means: dict[tuple[str, int, int], tuple[float, float]] = {}
-    options.out.mkdir(parents=True, exist_ok=True)
+    errors: dict[tuple[Load, int], Measured] = {}
     heads = ["memory", "N", "K", "seed", "turning", "wrong"]
-    try:
-        with Progress(len(loads) * options.repeats, description="capacity") as bar:
-            for load in loads:
-                draws = []
-                for seed in range(options.repeats):
-                    draws.append(measure(load, probes=options.probes, seed=seed))
-                    rows.append((*load, seed, *draws[-1]))
+    with tidy():
+        options.out.mkdir(parents=True, exist_ok=True)
+        try:
+            with Progress(len(loads) * options.repeats, description="capacity") as bar:
+                for load, seed in product(loads, range(options.repeats)):
+                    errors[load, seed] = measure(load, probes=options.probes, seed=seed)
                     bar.advance()
-                means[load] = Measured(*(sum(x) / len(x) for x in zip(*draws, strict=True)))
-    finally:  # What an interrupted call has measured is kept as well.
-        write_csv(options.out / "errors.csv", heads, rows)
-    figure = binary_capacity(means, turning=turning, capacity=capacity, patterns=stored)
-    save_figure(figure, options.out / "binary_capacity.png")
+        finally:  # What an interrupted call has measured is kept as well.
+            rows = [(*load, seed, *measured) for (load, seed), measured in errors.items()]
+            write_csv(options.out / "errors.csv", heads, rows)
+        means = {}
+        for load in loads:
+            draws = (errors[load, seed] for seed in range(options.repeats))
+            means[load] = Measured(*map(mean, zip(*draws, strict=True)))
+        figure = binary_capacity(means, turning=turning, capacity=capacity, patterns=stored)
+        save_figure(figure, options.out / "binary_capacity.png")
     print(f"{options.out}: errors.csv, binary_capacity.png")
 
 

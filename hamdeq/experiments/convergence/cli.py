@@ -11,14 +11,15 @@ from hamdeq.experiments.convergence.configuration import read, with_sizes
 from hamdeq.experiments.convergence.plan import (
     SOLVERS,
     SPLITTINGS,
-    Plan,
     Setting,
+    Source,
     adopted,
+    plan,
     solver_class,
 )
 from hamdeq.experiments.convergence.running import Experiment
 from hamdeq.experiments.convergence.tracking import Tracking
-from hamdeq.experiments.options import Parser
+from hamdeq.experiments.options import Parser, checked, tidy
 from hamdeq.experiments.series import Series
 from hamdeq.training.cli.configurations import configuration
 from hamdeq.training.cli.run import check_wandb
@@ -34,9 +35,8 @@ def main(args: list[str] | None = None) -> None:
     parser = _parser()
     known, options = parser.parse_split(args)
     try:
-        plan = _plan(known, options)
         experiment = Experiment(
-            plan,
+            _plan(known, options),
             known.root,
             Tracking(known.wandb, known.project, known.group or known.root.resolve().name),
             batch_size=known.batch_size,
@@ -50,13 +50,9 @@ def main(args: list[str] | None = None) -> None:
         parser.error(str(error))
     except OSError as error:
         parser.error(described(error))
-    try:
+    with tidy(resumes=True):
         experiment.run()
         print(experiment.report(), known.root, sep="\n")
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted; the same command goes on where this one stopped") from None
-    except OSError as error:
-        raise SystemExit(f"error: {described(error)}") from None
     if experiment.failures:
         raise SystemExit("\n".join(f"error: failed: {failure}" for failure in experiment.failures))
 
@@ -71,67 +67,41 @@ def _parser() -> Parser:
         "trainings. The same command goes on where it was interrupted, and several processes share "
         "the work.",
     )
-    add = parser.add_argument
-    add(
-        "configs",
-        nargs="*",
-        type=configuration,
-        default=[],
-        metavar="CONFIG",
-        help="configurations to train",
-    )
-    add(
-        "--config",
-        action="append",
-        type=configuration,
-        default=[],
-        help="one more configuration, as a sweep gives it",
-    )
-    add(
-        "--adopt",
-        action="append",
-        default=[],
-        metavar="NAME=FOLDER",
-        help="measure finished runs, too",
-    )
+    add, count = parser.add_argument, checked(int)
+    text = "configurations to train"
+    add("configs", nargs="*", type=configuration, default=[], metavar="CONFIG", help=text)
+    text = "one more configuration, as a sweep gives it"
+    add("--config", action="append", type=configuration, default=[], help=text)
+    text = "measure finished runs, too"
+    add("--adopt", action="append", default=[], metavar="NAME=FOLDER", help=text)
     add("--trust", action="store_true", help="adopt runs of any classes, which may run any code")
-    add("--seeds", type=int, default=2, help="train with the seeds from 0 to one less than this")
+    add("--seeds", type=count, default=2, help="train with the seeds from 0 to one less than this")
     add("--seed", type=int, nargs="+", help="train with these seeds instead")
-    add(
-        "--solvers",
-        nargs="+",
-        type=_solver,
-        metavar="SOLVER",
-        help=f"solvers to compare, instead of the one trained with: {', '.join(SOLVERS)}, or a "
-        "class of your own, such as mypackage.MySolver",
+    text = (
+        f"solvers to compare, instead of the one trained with: {', '.join(SOLVERS)}, or a class of "
+        "your own, such as mypackage.MySolver"
     )
+    add("--solvers", nargs="+", type=_solver, metavar="SOLVER", help=text)
     add("--splittings", nargs="+", choices=SPLITTINGS, help="splittings to compare")
-    add("--tol", type=float, help="relative residual at which a sample has converged")
-    add("--max_steps", type=int, help="largest number of iterations")
+    text = "relative residual at which a sample has converged"
+    add("--tol", type=checked(float, above=0.0), help=text)
+    add("--max_steps", type=count, help="largest number of iterations")
     add("--sizes", nargs="+", help="sizes of chains to train, such as 784-512-10")
-    add(
-        "--train",
-        choices=("once", "each"),
-        default="once",
-        help="train once, or anew for each solver and splitting",
-    )
-    add("--devices", type=int, help="devices, or processes, of each training")
+    text = "train once, or anew for each solver and splitting"
+    add("--train", choices=("once", "each"), default="once", help=text)
+    add("--devices", type=count, help="devices, or processes, of each training")
     add("--data.root", dest="data_root", help="folder of the data, for finished runs as well")
-    add("--batch_size", type=int, default=64, help="images of a batch that is measured")
+    add("--batch_size", type=count, default=64, help="images of a batch that is measured")
     add("--published", action="store_true", help="show published figures beside the measured ones")
-    add(
-        "--wandb",
-        choices=("offline", "online", "disabled"),
-        default="offline",
-        help="whether wandb records, and where to",
-    )
+    text = "whether wandb records, and where to"
+    add("--wandb", choices=("offline", "online", "disabled"), default="offline", help=text)
     add("--project", default="hamdeq", help="wandb project")
     add("--group", help="wandb group, by default the name of the root folder")
     add("--root", type=Path, default=Path("runs/convergence"), help="folder for everything")
     return parser
 
 
-def _plan(known: argparse.Namespace, options: tuple[str, ...]) -> Plan:
+def _plan(known: argparse.Namespace, options: tuple[str, ...]) -> list[tuple[Source, Setting]]:
     configs = [*known.configs, *known.config]
     solvers, splittings = known.solvers or [None], known.splittings or [None]
     if not configs and not known.adopt:
@@ -142,9 +112,6 @@ def _plan(known: argparse.Namespace, options: tuple[str, ...]) -> Plan:
         raise FileNotFoundError(f"expected files of configurations, got {', '.join(missing)}")
     if options and not configs:
         raise ValueError(f"expected no options of trainings, as nothing is trained, got {options}")
-    for name in ("seeds", "batch_size"):
-        if getattr(known, name) < 1:
-            raise ValueError(f"--{name}: expected at least 1, got {getattr(known, name)}")
     for config in configs:
         read(config)
     if known.devices is not None:
@@ -164,11 +131,11 @@ def _plan(known: argparse.Namespace, options: tuple[str, ...]) -> Plan:
     ]
     seeds = known.seed or [*range(known.seeds)]
     found = [source for text in known.adopt for source in adopted(text, trust=known.trust)]
-    return Plan.of(series, seeds, settings, adopted=found, train_each=known.train == "each")
+    return plan(series, seeds, settings, adopted=found, train_each=known.train == "each")
 
 
 def _bookkeeping(known: argparse.Namespace) -> tuple[str, ...]:
-    """Options of the trainings that change no result."""
+    """Return the options of the trainings that change no result."""
     # In a sweep the process's one run in wandb is the measurement.
     wandb = "disabled" if "WANDB_SWEEP_ID" in os.environ else known.wandb
     data = () if known.data_root is None else (f"--data.root={known.data_root}",)

@@ -1,4 +1,4 @@
-"""Configurations of memories that classify: what this experiment reads and changes in them."""
+"""Configurations of memories that classify: reading them, and options that change them."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from typing import Any
 
 import yaml
 
+from hamdeq._checks import wrong
 from hamdeq.training import HAMClassifier, UntrustedError
 
-__all__ = ["epochs_of", "memory_of", "read", "with_sizes"]
+__all__ = ["memory_of", "read", "with_sizes"]
 
 
 def read(path: Path, *, trust: bool = True) -> dict[str, Any]:
-    """A configuration whose module is a :class:`~hamdeq.training.HAMClassifier`.
+    """Read a configuration whose module is a :class:`~hamdeq.training.HAMClassifier`.
 
     Args:
         path: the file.
         trust: import the module's class, wherever it is; else only from hamdeq.
 
     Raises:
-        ValueError: it is that of another module, or of none, or damaged.
-        UntrustedError: its class is not hamdeq's, and ``trust`` is False.
+        ValueError: the configuration of another module, or of none, or a damaged one.
+        UntrustedError: the class is not hamdeq's, and ``trust`` is False.
     """
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         got = " ".join(str(error).split())
-        raise ValueError(f"{path}: expected a configuration in YAML, got {got}") from None
+        raise wrong(f"{path}", "a configuration in YAML", got) from None
     model = config.get("model") if isinstance(config, dict) else None
     model = model if isinstance(model, dict) else None
     # One that names no class holds the arguments of a HAMClassifier.
@@ -41,10 +42,8 @@ def read(path: Path, *, trust: bool = True) -> dict[str, Any]:
     except ImportError:
         found = None
     if not model or not (isinstance(found, type) and issubclass(found, HAMClassifier)):
-        raise ValueError(
-            f"{path}: expected the configuration of a HAMClassifier, whose memory settles on "
-            f"images, got {name if model else 'one without a model'}"
-        )
+        got = name if model else "one without a model"
+        raise wrong(f"{path}", "the configuration of a HAMClassifier", got)
     try:
         memory_of(config)
     except ValueError as error:
@@ -53,44 +52,33 @@ def read(path: Path, *, trust: bool = True) -> dict[str, Any]:
 
 
 def memory_of(config: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of the DEQ, or CHNDEQ, to read or to change in place."""
+    """Return the arguments of the DEQ, or CHNDEQ, to read or to change in place."""
     model = config["model"]
     args = model.get("init_args", model)
     deq = args.get("deq") if isinstance(args, dict) else None
     memory = deq.get("init_args", deq) if isinstance(deq, dict) else None
     if not isinstance(memory, dict):
-        raise ValueError("model.deq: expected a memory in the configuration, got none")
+        raise wrong("model.deq", "a memory in the configuration", "none")
     return memory
 
 
-def epochs_of(config: dict[str, Any], options: tuple[str, ...]) -> int:
-    """The epochs of a training, by its options and its configuration; at least 1."""
-    for option in reversed(options):
-        name, _, value = option.partition("=")
-        if name == "--trainer.max_epochs" and value.isdigit():
-            return max(int(value), 1)
-    return max(int((config.get("trainer") or {}).get("max_epochs") or 1), 1)
-
-
 def with_sizes(config: Path, sizes: str) -> tuple[str, ...]:
-    """The options that give a chain other sizes, such as ``784-512-10``.
+    """Return the options that give a chain other sizes, such as ``784-512-10``.
 
-    A list of gains, one for each synapse, is cut, or goes on with its last.
+    A list of gains, one for each synapse, is cut, or extended by its last.
 
     Raises:
-        ValueError: what are no sizes; a configuration of what is no chain.
+        ValueError: text that gives no sizes; a configuration of no chain.
     """
     try:
         numbers = [int(size) for size in sizes.split("-")]
     except ValueError:
-        raise ValueError(
-            f"--sizes: expected numbers of neurons such as 784-512-10, got {sizes!r}"
-        ) from None
+        raise wrong("--sizes", "numbers of neurons such as 784-512-10", repr(sizes)) from None
     deq = memory_of(read(config))
     kind = "chn" if "chn" in deq else "ham"
     chain = deq[kind].get("init_args") or {}
     if "sizes" not in chain:
-        raise ValueError(f"--sizes: expected configurations of chains, got {config} without sizes")
+        raise wrong("--sizes", "configurations of chains", f"{config} without sizes")
     options = [f"--model.deq.{kind}.sizes={numbers}"]
     gain = chain.get("gain")
     if isinstance(gain, list):

@@ -1,4 +1,4 @@
-"""How a trained memory settles on its test images."""
+"""Measuring how a trained memory converges on its test images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TRACE_STEPS = 40
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """How the test images settled.
+    """How the test images converged.
 
     Attributes:
         data: the class of the data, such as MNISTDataModule.
@@ -38,24 +38,23 @@ class Measurement:
         sizes: of its layers, from the input on.
         solver: its class, with its package where that is not hamdeq.
         splitting: how the layers were split.
-        tol: the relative residual at which a sample has settled.
+        tol: the relative residual at which a sample has converged.
         samples: test images.
-        batch_size: of those that settle at once.
-        accuracy: share of the images whose class was found.
-        iterations: mean over images of the first whose relative residual is below tol; of images
-            that never get there, the number of their iterations.
-        worst: the most iterations that an image took.
-        not_converged: share of images that did not get there.
-        evaluations: mean over batches of how often the map was evaluated for a batch.
-        multiplications: mean over images of the products of weights and activities by which one
-            settles, by PyTorch's count: of all that is computed for its batch but the product of
-            the held input, which is computed once.
+        batch_size: images of a batch.
+        accuracy: share of the images that are classified correctly.
+        iterations: mean over images of the first iteration whose relative residual is below tol, or
+            of all iterations where there is none.
+        worst: the most iterations of an image.
+        not_converged: share of images that did not converge.
+        evaluations: mean over batches of the evaluations of the map.
+        multiplications: products of weights and activations per image, by PyTorch's count, without
+            the product of the clamped input, which is computed once.
         input_multiplications: those of that product.
-        milliseconds: median time in which a batch settles, input product and start included.
-        cpu_milliseconds: the same of the processor, all threads together, whatever else it does.
-        energies: of the first images in float64, mean energy above the lowest that was found,
-            after 1, 2, 3, … iterations.
-        trace: relative residuals of the first images, ``(iterations, images)``; not kept in files.
+        milliseconds: median wall-clock time of a batch, input product and start included.
+        cpu_milliseconds: the same in processor time, all threads together.
+        energies: mean energy of the first images in float64 above the lowest that was found, after
+            1, 2, 3, … iterations.
+        trace: relative residuals of the first images, ``(iterations, images)``.
     """
 
     data: str
@@ -83,12 +82,12 @@ class Measurement:
 def measure(
     module: HAMClassifier, data: InMemoryDataModule, *, batch_size: int = 64
 ) -> Measurement:
-    """Let a classifier's test images settle, in batches: timed, counted, then again for pictures.
+    """Run a classifier on its test images in batches: timed, counted, then again for pictures.
 
     Args:
         module: with a trained memory.
         data: whose test split is used.
-        batch_size: images that settle at once, which time and evaluations depend on.
+        batch_size: images of a batch, on which time and evaluations depend.
     """
     deq = module.deq
     deq.failures = Failures("ignore")
@@ -133,13 +132,13 @@ def measure(
 
 
 def _name(kind: type) -> str:
-    """A class's name, with its package where that is not hamdeq."""
+    """Name a class, with its package where that is not hamdeq."""
     ours = kind.__module__.partition(".")[0] == "hamdeq"
     return kind.__name__ if ours else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _multiplications(compute: Callable[[State], object], clamped: State) -> int:
-    """Those of all matrix products and convolutions."""
+    """Count the multiplications of all matrix products and convolutions."""
     with FlopCounterMode(display=False) as counter:
         compute(clamped)
     return counter.get_total_flops() // 2  # a product and its sum are two operations
@@ -147,10 +146,10 @@ def _multiplications(compute: Callable[[State], object], clamped: State) -> int:
 
 @torch.no_grad()
 def energy_curve(deq: DEQ, clamped: State) -> list[float]:
-    """Mean energies after 1, 2, 3, … iterations, above the lowest that is found.
+    """Return mean energies after 1, 2, 3, … iterations, above the lowest that is found.
 
     In float64, whatever the memory's type: in float32 the energy of an image, in the thousands,
-    would hide its last few steps.
+    would hide the last few steps.
     """
     deq = copy.deepcopy(deq).double()
     clamped = {name: x.double() for name, x in clamped.items()}
@@ -166,14 +165,14 @@ def energy_curve(deq: DEQ, clamped: State) -> list[float]:
 
 
 def _trace(deq: DEQ, clamped: State) -> Tensor:
-    """Relative residuals in every iteration, whatever they are."""
-    solver = deq.solver
+    """Return the relative residuals of all iterations."""
     image = next(iter(clamped.values()))
     tiny = torch.finfo(image.dtype).tiny  # no residual is below it: all iterations are run
+    solver = deq.solver
     deq.solver = replace(solver, tol=tiny, max_steps=_TRACE_STEPS, fallback_steps=0)
     try:
         trace = deq(clamped).trace[:_TRACE_STEPS]
     finally:
         deq.solver = solver
-    missing = _TRACE_STEPS - len(trace)  # where every residual is zero it ends earlier
+    missing = _TRACE_STEPS - len(trace)  # it ends earlier where every residual is zero
     return torch.cat([trace, trace.new_zeros(missing, trace.shape[1])])

@@ -1,4 +1,4 @@
-"""What is to be measured: trained memories, and the settings under which they settle."""
+"""The plan of an experiment: trained memories, and the settings under which they converge."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ import inspect
 import itertools
 import os
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from hamdeq._checks import nearest
+from hamdeq._checks import nearest, wrong
 from hamdeq.deq import DEQ
 from hamdeq.experiments.convergence.configuration import memory_of, read
 from hamdeq.experiments.series import Series
 from hamdeq.solvers import Solver
 
-__all__ = ["SOLVERS", "SPLITTINGS", "Plan", "Setting", "Source", "adopted", "key", "solver_class"]
+__all__ = ["SOLVERS", "SPLITTINGS", "Setting", "Source", "adopted", "key", "plan", "solver_class"]
 
 _LONGEST = 100  # bytes; with what is added, a file's name must stay below 255 of them
 
@@ -37,7 +36,7 @@ SPLITTINGS: dict[str, Literal["even-odd", "sweep"] | None] = {
 
 
 def solver_class(name: str) -> type[Solver]:
-    """The class of solvers of a name of :data:`SOLVERS`, or of a path such as ``package.Class``.
+    """Import the class of a name of :data:`SOLVERS`, or of a path such as ``package.Class``.
 
     Raises:
         ValueError: there is no such class of solvers.
@@ -63,11 +62,11 @@ def solver_class(name: str) -> type[Solver]:
 
 @dataclass(frozen=True)
 class Setting:
-    """How a memory is to settle; what is None stays as it was trained.
+    """How a memory is to converge; what is None stays as it was trained.
 
     Args:
         solver: one of :data:`SOLVERS`, or the path of another class of solvers, such as
-            ``mypackage.MySolver``. The one that it was trained with keeps all its options, such as
+            ``mypackage.MySolver``. The solver of the training keeps all its options, such as
             damping; another one takes over ``tol`` and ``max_steps``.
         splitting: one of :data:`SPLITTINGS`.
         tol, max_steps: of the solver.
@@ -79,7 +78,7 @@ class Setting:
     max_steps: int | None = None
 
     def apply(self, config: dict[str, Any]) -> None:
-        """Change the configuration of a run, in place, so that its memory settles like this."""
+        """Change the configuration of a run in place."""
         deq = memory_of(config)
         solver: dict[str, Any] = deq.get("solver") or {"class_path": "hamdeq.Broyden"}
         args = dict(solver.get("init_args") or {})
@@ -97,8 +96,8 @@ class Setting:
     def replace_solver(self, deq: DEQ) -> None:
         """Give a memory the solver of this setting, where that is none of :data:`SOLVERS`.
 
-        The configuration of a run cannot name it: of a run that is not trusted only hamdeq's own
-        classes are made, and this one is named by whoever measures.
+        The configuration of a run that is not trusted may name hamdeq's own classes only, while
+        this class is named by whoever measures.
         """
         if self.solver is None or self.solver in SOLVERS:
             return
@@ -107,7 +106,7 @@ class Setting:
             deq.solver = kind(tol=trained.tol, max_steps=trained.max_steps)
 
     def options(self) -> tuple[str, ...]:
-        """The same for the training's command line."""
+        """Return the same for the training's command line."""
         found = []
         if self.solver is not None:
             name = f"hamdeq.{SOLVERS[self.solver]}" if self.solver in SOLVERS else self.solver
@@ -122,17 +121,17 @@ class Setting:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a trained memory comes from: a series, which trains it, or a run that there is.
+    """A trained memory: of a run that a series trains, or of a run that exists.
 
     Args:
-        name: what its results are called: part of the names of their files.
-        seed: which run of the series; None of a run that there is, whose configuration tells.
-        series: what trains it.
-        adopted: the folder of the run.
+        name: part of the names of its results' files.
+        seed: which run of the series.
+        series: what trains it; None for a run that exists.
+        adopted: the folder of a run that exists.
     """
 
     name: str
-    seed: int | None = None
+    seed: int = 0
     series: Series | None = None
     adopted: Path | None = None
 
@@ -141,34 +140,31 @@ class Source:
 
     @property
     def folder(self) -> Path | None:
-        """The folder of the run, None as long as it has not been trained."""
-        if self.series is None:
-            return self.adopted
-        assert self.seed is not None
-        return self.series.run_folder(self.seed)
+        """The folder of the run; None until it has been trained."""
+        return self.series.run_folder(self.seed) if self.series else self.adopted
 
     @property
     def identity(self) -> str:
         """What tells its memory from others, wherever folders have been moved to."""
         if self.series is not None:
             return f"{self.series.name} {self.series.folder.name} {self.seed}"
-        # Not the folder: the run may go on, and its weights become others.
+        # Not the folder: the run may go on, and its weights change.
         assert self.adopted is not None
         files = (self.adopted / name for name in ("config.yaml", "checkpoints/best.ckpt"))
         return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def adopted(text: str, *, trust: bool = False) -> list[Source]:
-    """The runs of ``NAME=FOLDER``, or of ``FOLDER``, which is then named by what holds its runs.
+    """Find the runs of ``NAME=FOLDER``, or of ``FOLDER``, named after what holds its runs.
 
     Args:
-        text: the folder is that of a run, ``version_N``, or one with such folders anywhere in it.
-            Of these, runs that cannot be measured are left out, with a warning.
+        text: the folder of a run, ``version_N``, or one with such folders anywhere in it. Of
+            these, runs that cannot be measured are left out, with a warning.
         trust: adopt runs of modules that are not hamdeq's, too, which may run any code.
 
     Raises:
         FileNotFoundError: no run is there, or none that has a checkpoint.
-        ValueError: a name that names no file; a run of another module than HAMClassifier.
+        ValueError: a name that no file can have; a run of another module than HAMClassifier.
     """
     # A folder may have = in its name as well.
     name, _, given = ("", "", text) if os.path.isdir(text) else text.partition("=")
@@ -181,10 +177,8 @@ def adopted(text: str, *, trust: bool = False) -> list[Source]:
     candidates = [folder] if is_run else sorted(folder.rglob("version_*"))
     runs = [run for run in candidates if (run / "checkpoints/best.ckpt").is_file()]
     if not runs:
-        raise FileNotFoundError(
-            "--adopt: expected a run's folder version_N with its config.yaml and "
-            f"checkpoints/best.ckpt, or one with such folders in it, got {given}"
-        )
+        expected = "a folder version_N with config.yaml and checkpoints/best.ckpt, or one of such"
+        raise wrong("--adopt", expected, given, kind=FileNotFoundError)
     name = name or (folder.parent if is_run else folder).name
     found, refused = [], []
     for run in runs:
@@ -205,70 +199,40 @@ def _check_name(name: str) -> None:
     short = len(os.fsencode(name)) <= _LONGEST
     if short and name.strip(". ") and name.isprintable() and not set(name) & {"/", "\\"}:
         return
-    raise ValueError(
-        f"expected a name of at most {_LONGEST} bytes that a file can have, without folders, got "
-        f"{repr(name) if short else f'one of {len(name)} characters'}; give another one with "
-        "--adopt NAME=FOLDER, or rename the configuration"
-    )
+    expected = f"one of at most {_LONGEST} bytes that a file can have, without folders"
+    got = repr(name) if short else f"one of {len(name)} characters"
+    remedy = "give another one with --adopt NAME=FOLDER, or rename the configuration"
+    raise wrong("name", expected, got, remedy)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """All pairs of a source and a setting.
+def plan(
+    series: list[Series],
+    seeds: list[int],
+    settings: list[Setting],
+    *,
+    adopted: list[Source],
+    train_each: bool = False,
+) -> list[tuple[Source, Setting]]:
+    """List all measurements, in order: every memory under every setting.
 
     Args:
-        pairs: in the order in which they are measured.
+        series: what is trained.
+        seeds: of each series.
+        settings: how each memory is to converge.
+        adopted: runs that exist.
+        train_each: whether a memory is trained anew with every setting, or once, as its
+            configuration says.
     """
-
-    pairs: tuple[tuple[Source, Setting], ...]
-
-    @classmethod
-    def of(
-        cls,
-        series: list[Series],
-        seeds: list[int],
-        settings: list[Setting],
-        *,
-        adopted: list[Source],
-        train_each: bool = False,
-    ) -> Plan:
-        """Every series with every seed, and every run that there is, under every setting.
-
-        Args:
-            series: what is trained.
-            seeds: of each.
-            settings: how each memory is to settle.
-            adopted: runs that there are.
-            train_each: whether a memory is trained anew for every setting, with that setting, or
-                once, as its configuration says.
-        """
-        names = _names([one.config for one in series])
-        pairs: list[tuple[Source, Setting]] = []
-        for seed, one, setting in itertools.product(seeds, series, settings):
-            options = (*one.options, *setting.options()) if train_each else one.options
-            trained = Series(one.config, options, one.root, one.bookkeeping)
-            pairs.append((Source(names[one.config], seed, trained), setting))
-        pairs += itertools.product(adopted, settings)
-        return cls(tuple(dict.fromkeys(pairs)))
-
-    def __iter__(self) -> Iterator[tuple[Source, Setting]]:
-        return iter(self.pairs)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    @property
-    def trainings(self) -> list[Source]:
-        """The sources that are trained, each once."""
-        return [*dict.fromkeys(source for source, _ in self.pairs if source.series)]
-
-    def settings(self, source: Source) -> list[Setting]:
-        """How the memory of a source is to settle."""
-        return [setting for other, setting in self.pairs if other == source]
+    names = _names([one.config for one in series])
+    pairs: list[tuple[Source, Setting]] = []
+    for seed, one, setting in itertools.product(seeds, series, settings):
+        options = (*one.options, *setting.options()) if train_each else one.options
+        pairs.append((Source(names[one.config], seed, replace(one, options=options)), setting))
+    return [*dict.fromkeys([*pairs, *itertools.product(adopted, settings)])]
 
 
 def _names(configs: list[Path]) -> dict[Path, str]:
-    """Of each configuration its file's name; its folder's before it, where two have the same."""
+    """Name configurations after their files; where two have the same, their folders before it."""
     stems = [config.stem for config in dict.fromkeys(configs)]
     return {
         config: config.stem
@@ -279,7 +243,7 @@ def _names(configs: list[Path]) -> dict[Path, str]:
 
 
 def key(source: Source, setting: Setting) -> str:
-    """A name for the file of a measurement, another one for everything that would change it."""
+    """Name the file of a measurement: another name for everything that would change it."""
     short = hashlib.sha256(f"{source.identity} {setting}".encode()).hexdigest()[:10]
     parts = [source.name, setting.solver, setting.splitting, short]
     return "-".join(part for part in parts if part)

@@ -12,14 +12,12 @@ from typing import Any
 import torch
 import yaml
 
-from hamdeq.experiments.claim import claim
 from hamdeq.experiments.convergence.measure import Measurement, measure
-from hamdeq.experiments.convergence.pictures import draw
-from hamdeq.experiments.convergence.plan import Plan, Setting, Source, key
-from hamdeq.experiments.convergence.progress import Progress
-from hamdeq.experiments.convergence.report import Row, csv_of, table
+from hamdeq.experiments.convergence.plan import Setting, Source, key
+from hamdeq.experiments.convergence.report import Row, csv_of, draw, table
 from hamdeq.experiments.convergence.store import load, save
 from hamdeq.experiments.convergence.tracking import Tracking, track
+from hamdeq.experiments.series import Progress, claim
 from hamdeq.training.files import DamagedFileError, described, write_file
 from hamdeq.training.load import load_run
 
@@ -31,19 +29,19 @@ class Experiment:
     """A plan, carried out in a folder that keeps what has been done.
 
     Several processes may run the same experiment in the same folder: each takes what no other has
-    taken. One that is killed loses what it was measuring, and of a training the last epoch.
+    taken. One that is killed loses its measurement in progress, and the last epoch of a training.
 
     Args:
         plan: what is to be measured.
         root: the folder.
         tracking: where measurements are logged.
-        batch_size: images that settle at once.
+        batch_size: images of a batch.
         data_root: folder of the data, where it is another one than a run was trained with.
         with_published: whether published figures stand in the table.
         trust: whether adopted runs may be of any classes; those that it trains always may.
     """
 
-    plan: Plan
+    plan: list[tuple[Source, Setting]]
     root: Path
     tracking: Tracking
     batch_size: int = 64
@@ -65,12 +63,14 @@ class Experiment:
 
     def run(self) -> None:
         """Train and measure what has not been."""
-        with Progress(self.plan.trainings, [*self._paths.values()]) as progress:
+        sources = dict.fromkeys(source for source, _ in self.plan)
+        runs = [(source.series, source.seed) for source in sources if source.series]
+        with Progress(runs, self._paths.values()) as progress:
             # First what no other process does, then what others have not finished or have lost.
             for wait in (False, True):
-                for source in dict.fromkeys(source for source, _ in self.plan):
+                for source in sources:
                     if self._trained(source, progress, wait=wait):
-                        for setting in self.plan.settings(source):
+                        for setting in (setting for of, setting in self.plan if of == source):
                             self._measure(source, setting, progress, wait=wait)
 
     def report(self) -> str:
@@ -91,9 +91,8 @@ class Experiment:
         return [Row(name, path.stem, *one) for name, path, one in found if one is not None]
 
     def _trained(self, source: Source, progress: Progress, *, wait: bool) -> bool:
-        """Train, unless that has been done; whether it has."""
+        """Train, unless that has been done; return whether it has."""
         if source.series is not None and source.folder is None and source not in self._failed:
-            assert source.seed is not None
             progress.doing(f"train {source.name}, seed {source.seed}")
             try:
                 source.series.run(source.seed, wait=wait, meanwhile=progress.look)
@@ -112,8 +111,8 @@ class Experiment:
             try:
                 self._take(source, setting, path)
             except Exception as error:
-                # Such as a splitting that this memory cannot have, or weights that are damaged,
-                # of which PyTorch and others raise errors of any kind.
+                # Such as a splitting that this memory cannot have, or damaged weights, for which
+                # PyTorch and others raise errors of any kind.
                 self._failed[path] = f"{path.stem}: {_described(error)}"
         progress.look()
 
@@ -138,7 +137,7 @@ class Experiment:
 
 
 def _loaded(path: Path, *, tell: bool = False) -> tuple[Measurement, dict[str, Any]] | None:
-    """A measurement, None where there is none, or a damaged one."""
+    """Load a measurement; None where there is none, or a damaged one."""
     try:
         return load(path)
     except DamagedFileError as error:
@@ -156,7 +155,7 @@ def _described(error: Exception) -> str:
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """When, where and of which run."""
+    """Return of which run a measurement is, when and where."""
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     return {
         "run": str(folder),

@@ -1,4 +1,4 @@
-"""Measurements on disk: each is one file, and its residuals another one beside it."""
+"""Measurements on disk: a file each, and another one for the residuals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["load", "save"]
 
 
 def save(path: Path, measurement: Measurement, about: dict[str, Any]) -> None:
-    """Write a measurement and what else is known of it, and its residuals beside."""
+    """Write a measurement and what is known about it, and its residuals beside it."""
     numbers = asdict(measurement)
     trace = io.BytesIO()
     torch.save(numbers.pop("trace"), trace)
@@ -29,10 +29,10 @@ def save(path: Path, measurement: Measurement, about: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> tuple[Measurement, dict[str, Any]] | None:
-    """Read what :func:`save` wrote; None where it has not, or has written other numbers before.
+    """Read what :func:`save` wrote; None where there is no file, or one of another version.
 
     Raises:
-        DamagedFileError: the file does not hold a measurement, or the one beside no residuals.
+        DamagedFileError: the file holds no measurement, or the one beside it no residuals.
     """
     try:
         numbers = json.loads(path.read_text(encoding="utf-8"))
@@ -54,7 +54,7 @@ def load(path: Path) -> tuple[Measurement, dict[str, Any]] | None:
         trace = torch.load(beside, weights_only=True)
     except FileNotFoundError:
         return None
-    except Exception as error:  # What torch.load raises of a damaged file is of many kinds.
+    except Exception as error:  # torch.load raises errors of many kinds
         raise DamagedFileError(beside, "residuals", type(error).__name__) from None
     if not isinstance(trace, Tensor) or trace.ndim != 2:
         raise DamagedFileError(beside, "residuals", type(trace).__name__)

@@ -1,9 +1,9 @@
-"""What a memory costs as it grows: ``python -m hamdeq.experiments.cost``.
+"""The cost of a memory that grows: ``python -m hamdeq.experiments.cost``.
 
 Chains of layers grow in depth, at a fixed width, or in one synapse, at a fixed depth. Measured are
-one even-odd update and one synchronous update of all free layers, and a training step, that is
-settling, the loss and the gradient, with a fixed number of evaluations in both directions: the
-tolerance is the smallest positive number, below which no residual gets in so few.
+one even-odd update and one synchronous update of all free layers, and a training step, that is the
+equilibrium, the loss and the gradient, with a fixed number of evaluations in both directions: the
+tolerance is the smallest positive number, which no residual reaches in so few.
 
 - Time is processor time, which goes on only while this program runs, whatever else the machine
   does: medians of rounds in each of which every memory has its turn.
@@ -28,7 +28,7 @@ import torch
 
 from hamdeq import DEQ, HAM, Anderson, ConjugateGradient, Implicit, Tanh
 from hamdeq.experiments.cost.picture import cost_curves, growth
-from hamdeq.experiments.options import Parser
+from hamdeq.experiments.options import Parser, checked, tidy
 from hamdeq.training.files import save_figure, write_csv
 from hamdeq.training.progress import Progress
 
@@ -36,8 +36,8 @@ __all__ = ["Chain", "main", "measure", "peak_memory"]
 
 _SHORTEST = 0.02  # seconds that are timed at a stretch, some thousand ticks of the clock
 _AXES = {
-    "depth": "synapses between layers that settle",
-    "width": "weights between layers that settle",
+    "depth": "synapses between free layers",
+    "width": "weights between free layers",
 }
 
 
@@ -53,16 +53,16 @@ class Chain:
 
     @property
     def synapses(self) -> int:
-        """Between layers that settle: what an update takes, twice each."""
+        """Number of synapses between free layers; an update uses each twice."""
         return len(self.sizes) - 2
 
     @property
     def weights(self) -> int:
-        """Of these synapses."""
+        """Number of weights of these synapses."""
         return sum(a * b for a, b in zip(self.sizes[1:], self.sizes[2:], strict=False))
 
     def jobs(self, batch: int, evaluations: int) -> dict[str, Callable[[], object]]:
-        """What is to be measured: ``even_odd`` and ``synchronous`` updates, a training ``step``."""
+        """Return what is measured: ``even_odd``, ``synchronous``, and a training ``step``."""
         torch.manual_seed(0)
         ham = HAM.chain(self.sizes, Tanh(), gain=0.25)
         fixed = {
@@ -100,7 +100,7 @@ class Chain:
 
 
 def peak_memory(run: Callable[[], object]) -> int:
-    """The most bytes that are allocated at once by what is run, on the CPU."""
+    """Return the most bytes that a call allocates at once on the CPU."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         run()
@@ -127,29 +127,28 @@ def _seconds(run: Callable[[], object], number: int) -> float:
 def measure(
     chains: Sequence[Chain], *, batch: int, evaluations: int, repeats: int
 ) -> list[dict[str, float]]:
-    """Medians of seconds of each job, and ``peak``, bytes of a step and the weights."""
+    """Return median seconds of each job, and ``peak``, bytes of a step and the weights."""
     jobs = [chain.jobs(batch, evaluations) for chain in chains]
     found: list[dict[str, float]] = []
     # Drawn only between measurements, as drawing takes the processor time that is measured.
-    bar = Progress(len(chains) * (repeats + 1), description="cost", steady=False)
     counts: list[dict[str, int]] = []
-    for chain, each in zip(chains, jobs, strict=True):
-        for run in each.values():
-            run()
-        first = {name: _seconds(run, 1) for name, run in each.items()}
-        counts.append({name: max(1, math.ceil(_SHORTEST / t)) for name, t in first.items()})
-        whole = chain.weights + chain.sizes[0] * chain.sizes[1] + sum(chain.sizes[1:])
-        found.append({"peak": 4 * whole + peak_memory(each["step"])})
-        bar.advance()
     times: list[dict[str, list[float]]] = [{name: [] for name in each} for each in jobs]
-    for _ in range(repeats):
-        for each, count, seconds in zip(jobs, counts, times, strict=True):
-            for name, run in each.items():
-                if count[name] > 1:
-                    run()  # what the others left in the caches is not its affair
-                seconds[name].append(_seconds(run, count[name]))
+    with Progress(len(chains) * (repeats + 1), description="cost", steady=False) as bar:
+        for chain, each in zip(chains, jobs, strict=True):
+            for run in each.values():
+                run()
+            first = {name: _seconds(run, 1) for name, run in each.items()}
+            counts.append({name: max(1, math.ceil(_SHORTEST / t)) for name, t in first.items()})
+            whole = chain.weights + chain.sizes[0] * chain.sizes[1] + sum(chain.sizes[1:])
+            found.append({"peak": 4 * whole + peak_memory(each["step"])})
             bar.advance()
-    bar.close()
+        for _ in range(repeats):
+            for each, count, seconds in zip(jobs, counts, times, strict=True):
+                for name, run in each.items():
+                    if count[name] > 1:
+                        run()  # so that the caches hold its data, not those of the others
+                    seconds[name].append(_seconds(run, count[name]))
+                bar.advance()
     for row, seconds in zip(found, times, strict=True):
         row.update({name: median(values) for name, values in seconds.items()})
     return found
@@ -160,54 +159,48 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = Parser(
         "cost", "Time and memory of updates and training steps of chains of layers that grow."
     )
-    depths = [3, 5, 9, 17, 33]
-    parser.add_argument("--depths", type=int, nargs="+", default=depths, help="numbers of layers")
-    parser.add_argument(
+    add, count = parser.add_argument, checked(int)
+    depths, widths = [3, 5, 9, 17, 33], [64, 128, 256, 512, 1024, 2048, 4096]
+    add("--depths", type=checked(int, least=3), nargs="+", default=depths, help="numbers of layers")
+    add(
         "--width",
-        type=int,
+        type=count,
         default=256,
-        help="neurons of each layer of the chains that grow in depth",
+        help="neurons of each layer of chains that grow in depth",
     )
-    parser.add_argument(
-        "--widths", type=int, nargs="+", default=[64, 128, 256, 512, 1024, 2048, 4096],
-        help="neurons of two neighbouring layers out of five; the others have --narrow",
-    )  # fmt: skip
-    parser.add_argument("--narrow", type=int, default=64, help="neurons of the other three layers")
-    parser.add_argument("--batch", type=int, default=64, help="samples of a batch")
-    parser.add_argument(
-        "--evaluations",
-        type=int,
-        default=8,
-        help="evaluations of a training step in each direction",
-    )
-    parser.add_argument(
-        "--repeats", type=int, default=7, help="rounds, of which the median is taken"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/cost"), help="folder for the results"
-    )
+    wide = "neurons of two neighbouring layers out of five; the others have --narrow"
+    add("--widths", type=count, nargs="+", default=widths, help=wide)
+    add("--narrow", type=count, default=64, help="neurons of the other three layers")
+    add("--batch", type=count, default=64, help="samples of a batch")
+    add("--evaluations", type=count, default=8, help="evaluations of a training step, each way")
+    add("--repeats", type=count, default=7, help="rounds, of which the median is taken")
+    add("--out", type=Path, default=Path("runs/cost"), help="folder for the results")
     options = parser.parse_args(args)
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # of the profiler, which reports on every run
-    if min(options.depths) < 3:
-        parser.error(f"--depths: expected at least 3 layers, got {min(options.depths)}")
-
-    options.out.mkdir(parents=True, exist_ok=True)
     thin = options.narrow
     chains = [("depth", Chain((options.width,) * depth)) for depth in options.depths]
     chains += [("width", Chain((thin, thin, width, width, thin))) for width in options.widths]
-    found = measure(
-        [chain for _, chain in chains],
-        batch=options.batch,
-        evaluations=options.evaluations,
-        repeats=options.repeats,
-    )
-    columns = ("even_odd", "synchronous", "step", "peak")
+    with tidy():
+        options.out.mkdir(parents=True, exist_ok=True)
+        found = measure(
+            [chain for _, chain in chains],
+            batch=options.batch,
+            evaluations=options.evaluations,
+            repeats=options.repeats,
+        )
+        _report(chains, found, options.out)
+
+
+def _report(
+    chains: Sequence[tuple[str, Chain]], found: Sequence[dict[str, float]], out: Path
+) -> None:
+    """Write ``cost.csv`` and ``cost.png``, and print the powers of growth."""
+    names = ("even_odd", "synchronous", "step", "peak")
     rows = [
-        [grows, "-".join(map(str, chain.sizes)), chain.synapses, chain.weights]
-        + [row[name] for name in columns]
-        for (grows, chain), row in zip(chains, found, strict=True)
+        [grows, "-".join(map(str, c.sizes)), c.synapses, c.weights, *(row[name] for name in names)]
+        for (grows, c), row in zip(chains, found, strict=True)
     ]
-    write_csv(options.out / "cost.csv", ["grows", "sizes", "synapses", "weights", *columns], rows)
+    write_csv(out / "cost.csv", ["grows", "sizes", "synapses", "weights", *names], rows)
 
     def curves(grows: str, labels: dict[str, str]) -> dict[str, dict[int, float]]:
         of = [(c, row) for (kind, c), row in zip(chains, found, strict=True) if kind == grows]
@@ -223,8 +216,8 @@ def main(args: Sequence[str] | None = None) -> None:
     }
     times = {axis: curves(grows, timed) for grows, axis in _AXES.items()}
     memory = {axis: curves(grows, {"peak": "training step"}) for grows, axis in _AXES.items()}
-    save_figure(cost_curves(times, memory), options.out / "cost.png")
+    save_figure(cost_curves(times, memory), out / "cost.png")
     for axis in times:
         powers = {**times[axis], "memory": memory[axis]["training step"]}
         print(f"{axis}: " + ", ".join(f"{name} {growth(c):.2f}" for name, c in powers.items()))
-    print(f"{options.out}: cost.csv, cost.png")
+    print(f"{out}: cost.csv, cost.png")

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hamdeq._checks import wrong
 from hamdeq.plots.palette import COLOURS, MARKERS
 
 __all__ = ["cost_curves", "growth"]
@@ -53,9 +54,7 @@ def cost_curves(
         ValueError: other axes of memory than of times, or none.
     """
     if [*times] != [*memory] or not times:
-        raise ValueError(
-            f"expected times and memory against the same sizes, got {[*times]} and {[*memory]}"
-        )
+        raise wrong("memory", f"the axes of times, at least one, {[*times]}", [*memory])
     figure = Figure(figsize=(4.5 * len(times), 6.5), dpi=150, layout="constrained")
     figure.suptitle(title)
     panels = figure.subplots(2, len(times), sharex="col", sharey="row", squeeze=False)

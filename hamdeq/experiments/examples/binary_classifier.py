@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import BinaryAUROC
 
-from hamdeq._checks import class_labels
+from hamdeq._checks import class_labels, wrong
 from hamdeq.training.module import (
     Classifier,
     OptimizerCallable,
@@ -60,10 +60,9 @@ class BinaryClassifier(Classifier):
             inputs = (self.encoding(inputs),)
         logits = self.network(*inputs)
         if logits.shape != (len(inputs[0]),):
-            raise ValueError(
-                f"network: expected logits of shape ({len(inputs[0])},), one for each sample, got "
-                f"{tuple(logits.shape)}; end it with a layer of one output, and squeeze that"
-            )
+            expected = f"logits of shape ({len(inputs[0])},), one for each sample"
+            remedy = "end it with a layer of one output, and squeeze that"
+            raise wrong("network", expected, tuple(logits.shape), remedy)
         return logits
 
     def _predict(self, inputs: Tensor | tuple[Tensor, ...]) -> Prediction:

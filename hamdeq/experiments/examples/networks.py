@@ -1,9 +1,11 @@
-"""Networks of the experiments: a layer that pools instances, and a linear read-out."""
+"""Networks of the examples: a layer that pools instances, and a linear read-out."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from hamdeq._checks import wrong
 
 __all__ = ["DigitEncoder", "GatedAttention", "LastState", "MeanPooling", "Readout"]
 
@@ -49,11 +51,9 @@ class Readout(nn.Module):
             features = self.mean(features, padding)
         features = features.flatten(1)
         if features.shape[1] != self.linear.in_features:
-            raise ValueError(
-                f"features: expected {self.linear.in_features} numbers a sample, got "
-                f"{features.shape[1]} from {type(self.layer).__name__}; "
-                f"give features={features.shape[1]}"
-            )
+            got, layer = features.shape[1], type(self.layer).__name__
+            expected = f"{self.linear.in_features} numbers a sample"
+            raise wrong("features", expected, f"{got} from {layer}", f"give features={got}")
         return self.linear(features).squeeze(1)
 
     @staticmethod

@@ -1,8 +1,8 @@
 """The papers' search for hyperparameters: ``python -m hamdeq.experiments.hyperparameters``.
 
 A dense associative memory learns random states, with every learning rate and every inverse
-temperature of a grid, in the original formulation and in the normalised one; measured is how far
-the states are then from where they end in recall.
+temperature of a grid, in the original formulation and in the normalised one; measured is the
+distance of the states from those that recall ends with.
 
 Source: McAlister et al., "Improved Robustness and Hyperparameter Selection in the Dense Associative
 Memory" (2024), section 5 and appendix A.

@@ -1,9 +1,9 @@
 """Many dense associative memories at once, each with a temperature and a learning rate of its own.
 
-A search for hyperparameters asks what becomes of every pair of temperature and rate, several times
-over. The networks are learned by the rule of :class:`~hamdeq.memories.Learning`, from the gradient
-of :func:`~hamdeq.memories.flips.loss_and_gradient`, as many at a time as stay in a core's cache;
-then what they have learned is recalled.
+A search for hyperparameters measures every pair of temperature and rate, several times. The
+networks learn by the rule of :class:`~hamdeq.memories.Learning`, from the gradient of
+:func:`~hamdeq.memories.flips.loss_and_gradient`, as many at a time as stay in a core's cache; then
+the states that they have learned are recalled.
 
 Shapes: G networks, with K memories, M states and N neurons each.
 """
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hamdeq._checks import integer
+from hamdeq._checks import integer, one_of, wrong
 from hamdeq.experiments.hyperparameters.kernels import Kernel
 from hamdeq.memories.fields import fields as binary_fields
 from hamdeq.memories.interactions import Interaction
@@ -51,22 +51,20 @@ class Networks:
     def __post_init__(self) -> None:
         shape, states = tuple(self.memories.shape), tuple(self.states.shape)
         if len(shape) != 3 or 0 in shape:
-            raise ValueError(f"memories: expected (G, K, N), none of them 0, got {shape}")
+            raise wrong("memories", "(G, K, N), none of them 0", shape)
         count, _, size = shape
         if len(states) != 3 or states[::2] != (count, size) or states[1] == 0:
-            raise ValueError(f"states: expected ({count}, M, {size}), got {states}")
+            raise wrong("states", f"({count}, M, {size})", states)
         if self.states.dtype != self.memories.dtype:
-            raise ValueError(
-                f"states: expected the memories' {self.memories.dtype}, got {self.states.dtype}"
-            )
+            raise wrong("states", f"the memories' {self.memories.dtype}", self.states.dtype)
         if not bool((self.states.abs() == 1).all()):
-            raise ValueError("states: expected ±1, got other numbers; bits become states by 2x - 1")
+            raise wrong("states", "±1", "other numbers", "bits become states by 2x - 1")
         for name in ("temperatures", "rates"):
             given = getattr(self, name)
             if tuple(given.shape) != (count,):
-                raise ValueError(f"{name}: expected ({count},), got {tuple(given.shape)}")
+                raise wrong(name, f"({count},)", tuple(given.shape))
             if not bool((given.isfinite() & (given > 0)).all()):
-                raise ValueError(f"{name}: expected finite numbers > 0, got {given.min():g}")
+                raise wrong(name, "finite numbers > 0", f"{given.min():g}")
 
     def __len__(self) -> int:
         return len(self.memories)
@@ -104,12 +102,10 @@ class Training:
 
     def __post_init__(self) -> None:
         if self.learning.temperatures is not None:
-            raise ValueError(
-                "learning: expected no schedule of temperatures, as each network has one of its "
-                f"own, got {self.learning.temperatures}"
-            )
-        if self.unit not in ("memory", "network", "none"):
-            raise ValueError(f"unit: expected memory, network or none, got {self.unit!r}")
+            remedy = "each network has a temperature of its own"
+            got = self.learning.temperatures
+            raise wrong("learning", "no schedule of temperatures", got, remedy)
+        one_of("unit", self.unit, ("memory", "network", "none"))
         object.__setattr__(self, "epochs", integer("epochs", self.epochs, least=0))
 
     def factors(self, networks: Networks) -> Factors:
@@ -128,13 +124,13 @@ class Training:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What became of each network, ``(G,)``.
+    """Results of each network, ``(G,)``.
 
     Args:
-        distance: mean Euclidean distance of the states from where they end in recall.
+        distance: mean Euclidean distance of the states from those that recall ends with.
         loss: mean of (ξ − C)^2m over states and neurons: 1 where nothing is predicted.
         recalled: share of the states that are recalled without an error.
-        resting: share of the states that come to rest.
+        resting: share of the states whose recall converges.
         silent: share of the memories that have no gradient at all in the first epoch.
         overflow: whether F or its gradient overflowed; the other numbers are NaN then.
     """
@@ -156,14 +152,14 @@ def measure(
     kernel: Kernel | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> Outcome:
-    """Let the networks learn their states, and recall them.
+    """Train the networks on their states, and recall these.
 
     Args:
-        networks: to learn; they are left as they are.
+        networks: to learn; they are not changed.
         training: how.
         max_steps: of recall, in which all neurons are updated at once.
         kernel: of the gradient; compiled by default.
-        progress: called with the number of networks that have been measured since.
+        progress: called with the number of networks measured since the last call.
     """
     kernel = Kernel() if kernel is None else kernel
     parts = []
@@ -171,7 +167,7 @@ def measure(
     while start < len(networks):
         count = kernel.networks(networks.work)
         rows = torch.arange(start, start + count, device=networks.memories.device)
-        # All chunks are of one size, lest the compiler be asked again: the last is filled up.
+        # All chunks are of one size, so that it is compiled once: the last is filled up.
         chunk = networks[rows.clamp(max=len(networks) - 1)]
         chunk, loss, silent, lost = _learn(chunk, training, kernel)
         real = torch.arange(min(count, len(networks) - start), device=rows.device)
@@ -188,7 +184,7 @@ def measure(
 def _learn(
     networks: Networks, training: Training, kernel: Kernel
 ) -> tuple[Networks, Tensor, Tensor, Tensor]:
-    """The networks after the last epoch; their losses, silent memories, and those that are lost."""
+    """Return the networks after the last epoch; their losses, silent memories, and overflows."""
     learning, states = training.learning, networks.states
     memories, factors = networks.memories.clone(), training.factors(networks)
     rates = networks.rates.to(memories)[:, None, None]
@@ -243,10 +239,10 @@ def _recalled(
 def relax(
     networks: Networks, training: Training, max_steps: int = 100
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the states are after ``max_steps`` updates of all neurons at once, as the paper does.
+    """Update all neurons at once, ``max_steps`` times, as the paper does.
 
     Returns:
-        the states ``(G, M, N)``, which of them are at rest ``(G, M)``, and the networks whose
+        The states ``(G, M, N)``, which of them have converged ``(G, M)``, and the networks whose
         fields overflow ``(G,)``.
     """
     inner: Any = training.factors(networks).inner
@@ -263,8 +259,8 @@ def relax(
         new = signs(found, now.dtype)
         overflow[moving] = found.isnan().flatten(1).any(1)
         rests[moving] = (new == now).all(-1)
-        # Updates of all neurons at once mostly end at rest or in a cycle of two states, and then
-        # what will be there after the last step is known.
+        # Updates of all neurons at once mostly end in a fixed point or in a cycle of two states,
+        # from which the state after the last step follows.
         periodic = (new == then).flatten(1).all(1) & (step > 1)
         ends = now if (max_steps - step) % 2 else new
         value[moving] = torch.where(periodic[:, None, None], ends, new)

@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from hamdeq._checks import wrong
+
 __all__ = ["HeatMap", "heat_maps"]
 
 
@@ -38,7 +40,7 @@ class HeatMap:
         shape = len(self.rates), len(self.inverse_temperatures)
         for name in ("distance", "loss", "recalled"):
             if (given := np.shape(getattr(self, name))) != shape or 0 in shape:
-                raise ValueError(f"{name}: expected a number for each of {shape}, got {given}")
+                raise wrong(name, f"a number for each of {shape}", given)
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,9 @@ def heat_maps(
         ValueError: no maps, or a good distance that is not between 0 and the farthest.
     """
     if not maps:
-        raise ValueError("maps: expected at least one, got none")
+        raise wrong("maps", "at least one", "none")
     if not 0 < good < farthest:
-        raise ValueError(f"good: expected a distance between 0 and {farthest:g}, got {good:g}")
+        raise wrong("good", f"a distance between 0 and {farthest:g}", f"{good:g}")
     measures = _measures(farthest, good)
     lines = title.count("\n") + 1 if title or len(maps) == 1 else 0
     head = 0.12 + 0.22 * lines
@@ -232,16 +234,9 @@ def _draw(panel: Axes, one: HeatMap, measure: _Measure, most: tuple[int, int]) -
         shown, origin="lower", aspect="auto", vmin=0, vmax=measure.end, cmap=colors
     )
     missing = np.argwhere(~np.isfinite(values))
+    look = {"hatch": "///", "facecolor": "none", "edgecolor": "0.45", "linewidth": 0}
     for row, column in missing:
-        panel.fill_between(
-            [column - 0.5, column + 0.5],
-            row - 0.5,
-            row + 0.5,
-            hatch="///",
-            facecolor="none",
-            edgecolor="0.45",
-            linewidth=0,
-        )
+        panel.fill_between([column - 0.5, column + 0.5], row - 0.5, row + 0.5, **look)
     axes = (panel.xaxis, one.inverse_temperatures), (panel.yaxis, one.rates)
     for (axis, ticks), count in zip(axes, most, strict=True):
         step = -(-len(ticks) // count)

@@ -1,4 +1,4 @@
-"""Which maps the papers show, and what is fixed in each of them."""
+"""The maps that the papers show, and the settings that are fixed in each of them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Protocol:
 
     @property
     def title(self) -> str:
-        """What tells a map from others, to be read."""
+        """A description of the map for readers."""
         return (
             f"{self.formulation}, {self.interaction}, n = {self.n}, N = {self.size}, "
             f"{self.states} states, {self.grid}"
@@ -109,10 +109,10 @@ class Protocol:
         return self.count * self.epochs * self.states * self.memories * self.size
 
     def function(self) -> Interaction:
-        """F.
+        """Return F.
 
         Raises:
-            ValueError: an n or an ε that there is no such function of.
+            ValueError: an n or an ε for which F is not defined.
         """
         if self.interaction == "leaky":
             return LeakyRectifiedPolynomial(self.n, self.eps)
@@ -121,13 +121,13 @@ class Protocol:
         )
 
     def training(self) -> Training:
-        """How each cell learns."""
+        """Return how each cell learns."""
         scaling = Original() if self.formulation == "original" else Normalised()
         learning = Learning(decay=0.999, momentum=0.0, exponent=1)
         return Training(self.function(), scaling, learning, self.epochs, self.unit)
 
     def networks(self) -> Networks:
-        """All of them, in the order of :attr:`shape`."""
+        """Return all networks, in the order of :attr:`shape`."""
         dtype = getattr(torch, self.dtype)
         draws = [self._draw(repeat) for repeat in range(self.repeats)]
         cells = len(self.rates) * len(self.inverse_temperatures)
@@ -151,16 +151,16 @@ class Protocol:
 
 
 def random_distance(size: int) -> float:
-    """√(2N), about how far two random states of ±1 are from one another."""
+    """Return √(2N), about the distance of two random states of ±1."""
     return (2 * size) ** 0.5
 
 
 def axes(formulation: Formulation, grid: Grid, size: int, *, full: bool) -> Axes:
-    """Rates and inverse temperatures of a map.
+    """Return the rates and inverse temperatures of a map.
 
-    The fine axis of the original formulation is that of the normalised one divided by N: of a
-    homogeneous F, which is no other network then, the two maps are one. Rates go beyond 1, where a
-    memory's entries jump from bound to bound: steep functions are learned best there.
+    The fine axis of the original formulation is that of the normalised one divided by N: for a
+    homogeneous F the two maps are then the same networks. Rates go beyond 1, where a memory's
+    entries jump from bound to bound: steep functions are learned best there.
 
     Args:
         full: twice as fine. (The papers do not say how fine their axes are.)
@@ -188,10 +188,10 @@ def papers_maps(
     sizes: Sequence[int],
     vertices: Sequence[int] | None = None,
 ) -> list[tuple[Formulation, Grid, int, int, int]]:
-    """Formulation, grid, N, states and n of the papers' maps, or of those with other n.
+    """List formulation, grid, N, states and n of the papers' maps, or of those with other n.
 
-    The papers have no map of the original formulation with N = 250, and none at all of other sizes:
-    those are had only by asking for their n.
+    The papers have no map of the original formulation with N = 250, and none of other sizes: these
+    need ``vertices``.
     """
     found = []
     for size in sizes:

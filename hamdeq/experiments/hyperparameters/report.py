@@ -1,4 +1,4 @@
-"""What is written of all maps: a table, a CSV of every cell, and figures."""
+"""Reports of all maps: a table, a CSV file of every cell, and figures."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 from hamdeq.experiments.hyperparameters.heat import heat_maps
 from hamdeq.experiments.hyperparameters.protocol import random_distance
 from hamdeq.experiments.hyperparameters.results import GOOD, MEASURES, Results
+from hamdeq.experiments.tables import markdown
 from hamdeq.training import files
 
 __all__ = ["draw", "draw_overviews", "table", "write_csv"]
 
 
 def draw(results: Results, folder: Path) -> Path:
-    """The figure of one map: distance, loss and recall side by side."""
+    """Draw a map: distance, loss and recall side by side."""
     protocol = results.protocol
     path = folder / f"{protocol.name}.png"
     far = random_distance(protocol.size)
@@ -24,7 +25,7 @@ def draw(results: Results, folder: Path) -> Path:
 
 
 def draw_overviews(found: Sequence[Results], folder: Path) -> list[Path]:
-    """Figures of all n side by side, wherever maps differ in n alone."""
+    """Draw all n side by side, wherever maps differ in n alone."""
     groups: dict[tuple[str, str, int, str], list[Results]] = {}
     for each in found:
         p = each.protocol
@@ -50,7 +51,7 @@ def draw_overviews(found: Sequence[Results], folder: Path) -> list[Path]:
 
 
 def write_csv(found: Sequence[Results], path: Path) -> None:
-    """One row for each network of each map."""
+    """Write one row for each network of each map."""
     keys = ["interaction", "formulation", "size", "states", "grid", "n"]
     heads = [*keys, "rate", "inverse_temperature", "repeat", *MEASURES, "overflow"]
     rows = []
@@ -67,7 +68,7 @@ def write_csv(found: Sequence[Results], path: Path) -> None:
 
 
 def table(found: Sequence[Results]) -> str:
-    """A Markdown table: of each map the best cell, and where the distance is small.
+    """Return a Markdown table: the best cell of each map, and where the distance is small.
 
     Small is below a tenth of √(2N), the distance of random states.
     """
@@ -75,7 +76,7 @@ def table(found: Sequence[Results]) -> str:
         "map", "n", "best distance", "at 1/T", "rate", "its loss", "its recall",
         "cells < 0.1 √(2N)", "their 1/T", "their rates", "overflows", "CPU seconds",
     ]  # fmt: skip
-    lines = [heads, ["---"] * len(heads)]
+    lines = []
     for each in found:
         p, r = each.protocol, each.region()
         lines.append(
@@ -94,11 +95,11 @@ def table(found: Sequence[Results]) -> str:
                 f"{each.cpu_seconds:.0f}",
             ]
         )
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return markdown(heads, lines)
 
 
 def _mean(*repeats: int) -> str:
-    """Over what a cell is averaged."""
+    """Say over what a cell is averaged."""
     return "one draw" if repeats == (1,) else f"mean of {_listed(repeats)} repeats"
 
 

@@ -1,4 +1,4 @@
-"""A map's results: measured, and kept in a file of their own."""
+"""Results of a map: measuring them, and keeping them in a file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GOOD = 0.1
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """What has been measured of a map.
+    """Results of a map.
 
     Args:
         protocol: of the map.
@@ -55,7 +55,7 @@ class Results:
 
     @property
     def picture(self) -> HeatMap:
-        """What is drawn."""
+        """The numbers that are drawn."""
         p = self.protocol
         return HeatMap(
             rates=p.rates,
@@ -66,14 +66,14 @@ class Results:
         )
 
     def region(self, share: float = GOOD) -> dict[str, Any]:
-        """The best cell, and where the distance is below a share of that of random states."""
+        """Return the best cell, and where the distance is below a share of random states'."""
         p, distance = self.protocol, self.mean("distance")
         filled = np.where(np.isnan(distance), np.inf, distance)
         best = np.unravel_index(int(filled.argmin()), filled.shape)
         rows, columns = np.nonzero(filled < share * random_distance(p.size))
         rates = [p.rates[i] for i in rows]
         inverse = [p.inverse_temperatures[i] for i in columns]
-        # Ties of the best are common, at zero: of those the middle one along 1/T.
+        # Several cells are often equally good, at zero.
         ties = np.nonzero((filled == filled[best]).any(0))[0]
         return {
             "best": float(filled[best]),
@@ -106,10 +106,10 @@ class Results:
 
 
 def load(protocol: Protocol, folder: Path) -> Results | None:
-    """The results of a map; None where it has not been measured.
+    """Load the results of a map; None where it has not been measured.
 
     Raises:
-        DamagedFileError: its file does not hold them.
+        DamagedFileError: its file does not hold the results.
     """
     path = folder / f"{protocol.name}.json"
     try:
@@ -138,7 +138,7 @@ def run(
     Args:
         protocol: of the map.
         compiled: whether to compile, where there is a compiler.
-        progress: called with the work that has been done since.
+        progress: called with the work done since the last call.
     """
     # The compiler keeps a few programs for each function, and here is one for each n.
     torch.compiler.reset()
@@ -158,7 +158,7 @@ def run(
 
 
 def _nested(x: Any) -> Any:
-    """Lists with null where a number is not one, which JSON has no word for."""
+    """Put None for NaN, for which JSON has no word."""
     if isinstance(x, list):
         return [_nested(each) for each in x]
     return None if math.isnan(x) else x

@@ -1,24 +1,25 @@
-"""Maps in several processes, with a bar of what is left."""
+"""Measuring maps, in several processes if asked for, with a bar of the work that is left."""
 
 from __future__ import annotations
 
+import functools
 import os
-import queue
+import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from functools import partial
-from multiprocessing import connection, get_context, parent_process
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from joblib import Parallel, delayed
 
 from hamdeq.experiments.hyperparameters.protocol import Protocol
 from hamdeq.experiments.hyperparameters.results import Results, load, run
-from hamdeq.training.files import DamagedFileError
+from hamdeq.training.files import DamagedFileError, described
 from hamdeq.training.progress import Progress
 
 __all__ = ["run_all"]
@@ -30,16 +31,16 @@ def run_all(
     *,
     workers: int,
     compiled: bool,
-    failed: Callable[[Protocol, Exception], object],
+    failed: Callable[[Protocol, str], object],
 ) -> Iterator[Results]:
-    """Measure what has not been, and yield each map once its file is written.
+    """Measure what has not been measured, and yield each map once its file is written.
 
     Args:
         protocols: of the maps.
         folder: of the results' files.
-        workers: processes of one thread each; with 1 all is done in this one.
+        workers: processes of one thread each; with 1 all is done in this process.
         compiled: whether to compile, where there is a compiler.
-        failed: called with what a map failed of. The others are measured all the same.
+        failed: called with a map that fails and why; the others are measured all the same.
     """
     left = [protocol for protocol in protocols if not _is_measured(protocol, folder)]
     done = len(protocols) - len(left)
@@ -49,16 +50,25 @@ def run_all(
         return
     with Progress(sum(p.work for p in left), counted=False) as bar:
         bar.describe(f"{done} of {len(protocols)} maps")
-        maps = _here(left, folder, bar, compiled) if workers == 1 else None
-        for protocol, found in maps or _elsewhere(left, folder, bar, workers, compiled):
-            try:
-                result = found()
-            except Exception as error:
-                failed(protocol, error)
-                continue
-            done += 1
-            bar.describe(f"{done} of {len(protocols)} maps")
-            yield result
+        alone = workers == 1
+        parent, advance = (None, bar.advance) if alone else (os.getpid(), None)
+        jobs = (delayed(_measured)(p, folder, compiled, advance, parent) for p in left)
+        pool: Any = Parallel(workers, return_as="generator_unordered")
+        open_maps = {*left}
+        try:
+            for protocol, outcome in pool(jobs):
+                open_maps.remove(protocol)
+                if not alone:
+                    bar.advance(protocol.work)
+                if isinstance(outcome, str):
+                    failed(protocol, outcome)
+                    continue
+                done += 1
+                bar.describe(f"{done} of {len(protocols)} maps")
+                yield outcome
+        except BrokenExecutor:
+            for protocol in (p for p in left if p in open_maps):
+                failed(protocol, "a process was killed, perhaps for want of memory")
 
 
 def _is_measured(protocol: Protocol, folder: Path) -> bool:
@@ -69,67 +79,35 @@ def _is_measured(protocol: Protocol, folder: Path) -> bool:
         return False
 
 
-_Found = tuple[Protocol, Callable[[], Results]]
-"""A map, and what gives its results, or raises what it failed of."""
-
-
-def _here(left: list[Protocol], folder: Path, bar: Any, compiled: bool) -> Iterator[_Found]:
-    for protocol in left:
-        yield protocol, partial(_measured, protocol, folder, compiled, bar.advance)
-
-
-def _elsewhere(
-    left: list[Protocol], folder: Path, bar: Any, workers: int, compiled: bool
-) -> Iterator[_Found]:
-    context = get_context("spawn")
-    progress = context.Queue()
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start, initargs=(progress,)
-    ) as pool:
-        maps = {pool.submit(_work, protocol, folder, compiled): protocol for protocol in left}
-        running = set(maps)
-        try:
-            while running:
-                ended, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-                while True:
-                    try:
-                        bar.advance(progress.get_nowait())
-                    except queue.Empty:
-                        break
-                for each in ended:
-                    yield maps[each], each.result
-        except BaseException:
-            # Interrupted: those that have not begun need not.
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
 def _measured(
-    protocol: Protocol, folder: Path, compiled: bool, progress: Callable[[int], Any]
-) -> Results:
-    results = run(protocol, compiled=compiled, progress=progress)
-    results.save(folder)
-    return results
-
-
-_progress: Any = None
-
-
-def _start(progress: Any) -> None:
-    """Set up a process: one thread, as two of them would wait for each other's cores."""
-    global _progress
-    _progress = progress
-    torch.set_num_threads(1)
-    parent = parent_process()
+    protocol: Protocol,
+    folder: Path,
+    compiled: bool,
+    progress: Callable[[int], Any] | None,
+    parent: int | None,
+) -> tuple[Protocol, Results | str]:
+    """Measure a map and write its file; return its results, or why it failed."""
     if parent is not None:
-        threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
+        _set_up(parent)
+    try:
+        results = run(protocol, compiled=compiled, progress=progress)
+        results.save(folder)
+    except Exception as error:
+        told = described(error) if isinstance(error, OSError) else str(error)
+        return protocol, told or type(error).__name__
+    return protocol, results
 
 
-def _follow(sentinel: Any) -> None:
-    """End with the parent, also where that is killed and can tell no one."""
-    connection.wait([sentinel])
-    os._exit(1)
+@functools.cache
+def _set_up(parent: int) -> None:
+    """Set up a process: one thread, as two would wait for each other's cores, and a short life."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
 
+    def follow() -> None:
+        """End with the parent, also where it is killed and can tell no one."""
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
 
-def _work(protocol: Protocol, folder: Path, compiled: bool) -> Results:
-    return _measured(protocol, folder, compiled, _progress.put)
+    threading.Thread(target=follow, daemon=True).start()
