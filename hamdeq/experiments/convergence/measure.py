@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from hamdeq.chn import CHNDEQ
 from hamdeq.data import InMemoryDataModule
 from hamdeq.deq import DEQ
 from hamdeq.energy.model import State
-from hamdeq.solvers import Anderson, Failures
+from hamdeq.solvers import Anderson
 from hamdeq.training import HAMClassifier
 
 __all__ = ["Measurement", "energy_curve", "measure"]
@@ -90,8 +91,11 @@ def measure(
         batch_size: images of a batch, on which time and evaluations depend.
     """
     deq = module.deq
-    deq.failures = Failures("ignore")
-    deq.solver = replace(deq.solver, fallback_steps=0)  # which would count as the solver's own
+    # Steps of the fallback would count as the solver's own.
+    how: dict[str, Any] = {
+        "solver": replace(deq.solver, fallback_steps=0),
+        "on_failure": "ignore",
+    }
     images, labels = data.split("test")
     image = module.as_input(images)
     steps, converged, right, evaluations, wall, cpu = [], [], [], [], [], []
@@ -99,7 +103,7 @@ def measure(
     for x, y in zip(image.split(batch_size), labels.split(batch_size), strict=True):
         clamped = {module.input: x}
         start, start_cpu = time.perf_counter(), time.process_time()
-        solution = deq(clamped)
+        solution = deq(clamped, **how)
         wall.append(time.perf_counter() - start)
         cpu.append(time.process_time() - start_cpu)
         steps.append(solution.steps)
@@ -107,7 +111,7 @@ def measure(
         right.append(solution.value[module.output].argmax(1) == y)
         evaluations.append(solution.n_evals)
         inputs += _multiplications(deq.reduced, clamped)
-        total += _multiplications(deq, clamped)
+        total += _multiplications(deq, clamped, **how)
     return Measurement(
         data=type(data).__name__,
         model="CHN" if isinstance(deq, CHNDEQ) else "HAM",
@@ -137,10 +141,10 @@ def _name(kind: type) -> str:
     return kind.__name__ if ours else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _multiplications(compute: Callable[[State], object], clamped: State) -> int:
+def _multiplications(compute: Callable[..., object], clamped: State, **how: Any) -> int:
     """Count the multiplications of all matrix products and convolutions."""
     with FlopCounterMode(display=False) as counter:
-        compute(clamped)
+        compute(clamped, **how)
     return counter.get_total_flops() // 2  # a product and its sum are two operations
 
 
@@ -156,10 +160,10 @@ def energy_curve(deq: DEQ, clamped: State) -> list[float]:
     tiny = torch.finfo(torch.float64).tiny
     curve = []
     for steps in range(1, _ENERGY_STEPS + 1):
-        deq.solver = replace(deq.solver, tol=tiny, max_steps=steps, fallback_steps=0)
-        curve.append(deq.energy(deq(clamped).value))
-    deq.solver = Anderson(tol=1e-13, max_steps=200)
-    curve.append(deq.energy(deq(clamped).value))
+        solver = replace(deq.solver, tol=tiny, max_steps=steps, fallback_steps=0)
+        curve.append(deq.energy(deq(clamped, solver=solver, on_failure="ignore").value))
+    solver = Anderson(tol=1e-13, max_steps=200)
+    curve.append(deq.energy(deq(clamped, solver=solver, on_failure="ignore").value))
     energies = torch.stack(curve)
     return (energies[:-1] - energies.amin(0)).mean(1).tolist()
 
@@ -168,11 +172,7 @@ def _trace(deq: DEQ, clamped: State) -> Tensor:
     """Return the relative residuals of all iterations."""
     image = next(iter(clamped.values()))
     tiny = torch.finfo(image.dtype).tiny  # no residual is below it: all iterations are run
-    solver = deq.solver
-    deq.solver = replace(solver, tol=tiny, max_steps=_TRACE_STEPS, fallback_steps=0)
-    try:
-        trace = deq(clamped).trace[:_TRACE_STEPS]
-    finally:
-        deq.solver = solver
+    solver = replace(deq.solver, tol=tiny, max_steps=_TRACE_STEPS, fallback_steps=0)
+    trace = deq(clamped, solver=solver, on_failure="ignore").trace[:_TRACE_STEPS]
     missing = _TRACE_STEPS - len(trace)  # it ends earlier where every residual is zero
     return torch.cat([trace, trace.new_zeros(missing, trace.shape[1])])
