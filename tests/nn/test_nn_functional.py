@@ -83,9 +83,15 @@ def some_mask(kind: str, *shape: int) -> Tensor | None:
 
 
 class TestBruteForce:
-    @pytest.mark.parametrize("memory", MEMORIES)
-    @pytest.mark.parametrize("kind", MASKS)
-    @pytest.mark.parametrize("leads", LEADS, ids=str)
+    @pytest.mark.parametrize(
+        ("leads", "kind", "memory"),
+        [
+            (leads, MASKS[(k + shift) % len(MASKS)], memory)
+            for k, leads in enumerate(LEADS)
+            for shift, memory in ((0, "softmax"), (2, "sparsemax"), (5, "softmax"))
+        ],
+        ids=str,
+    )
     def test_values(self, leads: Any, kind: str, memory: str) -> None:
         x, stored = normal(*leads[0], 3, 4, seed=1), normal(*leads[1], 5, 4, seed=2)
         lead = torch.broadcast_shapes(*leads)
@@ -100,8 +106,11 @@ class TestBruteForce:
                 torch.testing.assert_close(value, low, **CLOSE)
                 assert (value >= -1e-13).all()
 
-    @pytest.mark.parametrize("memory", [None, Sparsemax(), Entmax(1.5)], ids=repr)
-    @pytest.mark.parametrize("leads", LEADS[1::2], ids=str)
+    @pytest.mark.parametrize(
+        ("leads", "memory"),
+        [(LEADS[1], None), (LEADS[3], Sparsemax()), (LEADS[5], None), (LEADS[4], Entmax(1.5))],
+        ids=str,
+    )
     def test_settled_is_where_many_updates_end(self, leads: Any, memory: Any) -> None:
         x, stored = normal(*leads[0], 3, 4, seed=1), normal(*leads[1], 5, 4, seed=2)
         lead = torch.broadcast_shapes(*leads)
@@ -142,9 +151,13 @@ class TestBruteForce:
         leaves = [t.requires_grad_() for t in (x, stored, beta, mask)]
         for steps in (1, 2):
             assert gradcheck(
-                lambda x, k, b, m, n=steps: retrieve(x, k, b, n, mask=m, lagrangian=memory), leaves
+                lambda x, k, b, m, n=steps: retrieve(x, k, b, n, mask=m, lagrangian=memory),
+                leaves,
+                fast_mode=True,
             )
-        assert gradcheck(lambda x, k, b, m: energy(x, k, b, mask=m, lagrangian=memory), leaves)
+        assert gradcheck(
+            lambda x, k, b, m: energy(x, k, b, mask=m, lagrangian=memory), leaves, fast_mode=True
+        )
         exact = Anderson(tol=1e-13, max_steps=3000)
 
         def rest(x: Tensor, k: Tensor, b: Tensor, m: Tensor) -> Tensor:
@@ -153,7 +166,7 @@ class TestBruteForce:
         assert gradcheck(rest, leaves, fast_mode=True)
 
     @given(st.integers(0, 10**6), st.floats(0.05, 20.0), st.sampled_from([0.1, 1.0, 10.0]))
-    @settings(max_examples=20, deadline=None, derandomize=True)
+    @settings(max_examples=10, deadline=None, derandomize=True)
     def test_energy_is_positive_and_falls(self, seed: int, beta: float, scale: float) -> None:
         x, stored = scale * normal(2, 4, seed=seed), scale * normal(6, 4, seed=seed + 1)
         mask = some_mask("float" if seed % 2 else "none", 2, 6)
@@ -266,3 +279,14 @@ class TestNotFinite:
         assert solution.status.tolist() == [[Status.CONVERGED] * 3, [Status.INVALID] * 3]
         torch.testing.assert_close(solution.value[0], settle(X, Y).value[0], **CLOSE)
         assert solution.value[1].isnan().all()
+
+
+def test_large_patterns_of_half_precision_give_numbers():
+    x = (200 * normal(4, 8)).half()
+    assert not pattern_separation(x).isnan().any()
+    assert not energy(x, x).isnan().any()
+    assert not error_bound(x).isnan().any()
+
+
+def test_weights_need_not_sum_to_one() -> None:
+    assert metastability(torch.tensor([2.0, 2.0])) == pytest.approx(2.0)
