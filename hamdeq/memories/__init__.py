@@ -1,25 +1,25 @@
 """Binary memories: classical Hopfield networks and dense associative memories.
 
-States are ±1. :class:`HopfieldNetwork` has weights between its neurons, and
-:class:`DenseAssociativeMemory` memory vectors, of which an :class:`Interaction` function lets few
-speak at a time.
+States are ±1. :class:`HopfieldNetwork` has weights between its neurons;
+:class:`DenseAssociativeMemory` has memory vectors, and an :class:`Interaction` function that lets
+only the most similar of them contribute.
 """
 
-from hamdeq.memories.continuous import Interacting
-from hamdeq.memories.dense import DenseAssociativeMemory
+from hamdeq.memories.dense import DenseAssociativeMemory, Learning
 from hamdeq.memories.feed_forward import FeedForward
 from hamdeq.memories.interactions import (
     Exponential,
+    Interacting,
     Interaction,
     LeakyRectifiedPolynomial,
+    Normalised,
+    Original,
     Polynomial,
     RectifiedPolynomial,
+    Scaling,
 )
-from hamdeq.memories.learning import Learning
-from hamdeq.memories.network import HopfieldNetwork
+from hamdeq.memories.network import Hebbian, HopfieldNetwork, PseudoInverse, Rule, Storkey
 from hamdeq.memories.recall import Asynchronous, BinaryMemory, Synchronous, Updates
-from hamdeq.memories.rules import Hebbian, PseudoInverse, Rule, Storkey
-from hamdeq.memories.scaling import Normalised, Original, Scaling
 
 __all__ = [
     "Asynchronous",

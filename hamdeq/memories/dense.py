@@ -2,28 +2,77 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from hamdeq._checks import class_labels, integer
+from hamdeq._checks import class_labels, instance, integer, number, wrong
+from hamdeq.energy.ham import HAM
 from hamdeq.memories import flips
-from hamdeq.memories.continuous import Interacting, two_layers
 from hamdeq.memories.fields import Single, fields
-from hamdeq.memories.interactions import Interaction, Polynomial
-from hamdeq.memories.learning import Learning
-from hamdeq.memories.recall import BinaryMemory, Walk
-from hamdeq.memories.scaling import Factors, Normalised, Scaling
-from hamdeq.memories.states import check_states
+from hamdeq.memories.interactions import (
+    Factors,
+    Interacting,
+    Interaction,
+    Normalised,
+    Polynomial,
+    Scaling,
+    two_layers,
+)
+from hamdeq.memories.recall import BinaryMemory, Walk, check_states
+from hamdeq.optim.normalised import normalised
 
 if TYPE_CHECKING:
-    from lightning import Trainer
     from typing_extensions import Self
 
-    from hamdeq.energy.ham import HAM
+__all__ = ["DenseAssociativeMemory", "Learning"]
 
-__all__ = ["DenseAssociativeMemory"]
+
+@dataclass(frozen=True)
+class Learning:
+    """Gradient descent of (ξ − C)^2m, a memory's step divided by its gradient's largest entry.
+
+        V <- momentum · V + ∇_ζ ℓ,    ζ_μ <- clamp(ζ_μ − rate · decay^epoch · V_μ / max|V_μ|)
+
+    Args:
+        rate: of the first epoch: how far the entry with the largest gradient moves.
+        decay: factor of the rate, each epoch.
+        momentum: 0 for none, less than 1.
+        exponent: m, a positive integer; the larger, the more large errors count.
+        temperatures: T of the first epoch and of the last, linear in between; None for that of the
+            memory's scaling.
+
+    Source: Krotov & Hopfield (NIPS 2016), appendix A, with the values of McAlister et al. (2024).
+    """
+
+    rate: float = 0.1
+    decay: float = 0.999
+    momentum: float = 0.0
+    exponent: int = 1
+    temperatures: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        number("rate", self.rate, above=0)
+        number("decay", self.decay, above=0, most=1)
+        number("momentum", self.momentum, least=0, below=1)
+        object.__setattr__(self, "exponent", _exponent(self.exponent))
+        given = self.temperatures
+        if given is not None and not (isinstance(given, tuple | list) and len(given) == 2):
+            raise wrong("temperatures", "the first and the last", repr(given))
+        for t in given or ():
+            number("temperatures", t, above=0)
+
+    def temperature(self, epoch: int, epochs: int) -> float | None:
+        """T of an epoch, counted from 0; None for that of the memory's scaling."""
+        if self.temperatures is None:
+            return None
+        first, last = self.temperatures
+        return first + (last - first) * (epoch / (epochs - 1) if epochs > 1 else 0.0)
 
 
 class DenseAssociativeMemory(BinaryMemory):
@@ -32,6 +81,10 @@ class DenseAssociativeMemory(BinaryMemory):
     A neuron takes the sign of Σ_μ [F(ON) − F(OFF)], where ON and OFF are ζ_μ·ξ with the neuron at
     +1 and at −1. Memories are given (:meth:`store`) or learned (:meth:`fit`). With
     ``Polynomial(2)`` it is the classical network with Hebb's rule.
+
+    Σ_μ [F(ON) − F(OFF)] is the finite difference of −ΣF between a neuron's two states. Where F is
+    convex, −ΣF is the energy that eliminating the memory layer of :meth:`as_ham` leaves; where it
+    is not (``interaction.is_convex`` is False) no such claim is made, and :meth:`as_ham` raises.
 
     Args:
         size: N, neurons of a state, without those of classes.
@@ -70,22 +123,15 @@ class DenseAssociativeMemory(BinaryMemory):
         std: float = 0.1,
     ) -> None:
         super().__init__()
-        size = integer("size", size, expected="an integer of at least 1")
-        memories, classes = (
-            integer(name, value, least=0, expected="an integer of at least 0")
-            for name, value in (("memories", memories), ("classes", classes))
-        )
+        size = integer("size", size)
+        memories = integer("memories", memories, least=0)
+        classes = integer("classes", classes, least=0)
         interaction = Polynomial(3) if interaction is None else interaction
         scaling = Normalised() if scaling is None else scaling
-        if not isinstance(interaction, Interaction):
-            raise TypeError(
-                "interaction: expected an interaction function such as RectifiedPolynomial(3), "
-                f"got {interaction!r}"
-            )
-        if not isinstance(scaling, Scaling):
-            raise TypeError(f"scaling: expected Normalised() or Original(), got {scaling!r}")
-        if not std >= 0:
-            raise ValueError(f"std: expected a number ≥ 0, got {std!r}")
+        such = "an interaction function such as RectifiedPolynomial(3)"
+        instance("interaction", interaction, Interaction, such)
+        instance("scaling", scaling, Scaling, "Normalised() or Original()")
+        mean, std = number("mean", mean), number("std", std, least=0)
         self.inputs = size
         self.classes = classes
         self.size: int = size + classes
@@ -100,16 +146,8 @@ class DenseAssociativeMemory(BinaryMemory):
     _stored = "memories"
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.memories.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.memories.device
-
-    @property
     def factors(self) -> Factors:
-        """Factors of similarities inside F, and of differences outside."""
+        """Factors of similarities inside F, and of differences of F outside."""
         return self.scaling.factors(self.size, self.interaction)
 
     def store(self, states: Tensor) -> Self:
@@ -156,7 +194,7 @@ class DenseAssociativeMemory(BinaryMemory):
         return self._predicted(states, slice(None))
 
     def classify(self, inputs: Tensor) -> Tensor:
-        """C of the class neurons, updated once from −1, with the inputs held: ``(batch, classes)``.
+        """C of the class neurons, updated once from −1, inputs clamped: ``(batch, classes)``.
 
         Args:
             inputs: ``(batch, N)``, finite numbers, in [−1, 1] where the memories are.
@@ -209,31 +247,60 @@ class DenseAssociativeMemory(BinaryMemory):
         learning: Learning | None = None,
         *,
         epochs: int = 500,
-        trainer: Trainer | None = None,
+        callback: Callable[[int, float, DenseAssociativeMemory], object] | None = None,
     ) -> Tensor:
         """Learn the memories from states, ``(count, N)``: the paper's descent of :meth:`loss`.
 
-        It is computed in float64, as powers of small similarities are lost in float32, and needs
-        the extra ``train``.
+        It is computed in float64, as powers of small similarities are lost in float32.
 
         Args:
-            states: what is to be at rest, ±1.
+            states: what is to be stable, ±1.
             learning: rate, decay, momentum, error exponent, temperatures.
             epochs: each over all states at once.
-            trainer: a Lightning Trainer of your own, for loggers and callbacks; its ``max_epochs``
-                counts then.
+            callback: called after each epoch as ``callback(epoch, loss, memory)``: the number of
+                the epoch, from 0; the loss before its step; and the memory after it, a copy in
+                float64 that goes on learning. It may raise ``StopIteration`` to end here.
 
         Returns:
             the loss before each epoch's step, ``(epochs,)``.
 
         Raises:
             ValueError: states that do not fit, or no memories to learn.
-            OverflowError: F overflows.
+            OverflowError: F overflows. The memories are then as they were.
         """
-        from hamdeq.training.memory import learn
-
         self._check(states)
-        return learn(self, states, learning or Learning(), epochs=epochs, trainer=trainer)
+        learning, epochs = learning or Learning(), integer("epochs", epochs, least=0)
+        learner, states = deepcopy(self).double(), states.double()
+        # The steps of NormalisedSGD, without its first use's import of torch's compiler.
+        velocity, rate = torch.zeros_like(learner.memories), learning.rate
+        losses: list[Tensor] = []
+        warned = False
+        for epoch in range(epochs):
+            temperature = learning.temperature(epoch, epochs)
+            if temperature is not None:
+                learner.scaling = learner.scaling.at(temperature)
+            with torch.enable_grad():
+                loss = learner.loss(states, learning.exponent)
+                (gradient,) = torch.autograd.grad(loss, learner.memories)
+            losses.append(loss.detach())
+            # Saturated predictions have no gradient, and powers of small similarities underflow.
+            if not warned and not gradient.any() and loss > 1e-6:
+                warned = True
+                warnings.warn(_STUCK.format(epoch=epoch, loss=loss.item()), stacklevel=2)
+            with torch.no_grad():
+                velocity.mul_(learning.momentum).add_(gradient)
+                learner.memories.sub_(rate * normalised(velocity))
+                learner.clamp_()
+            rate *= learning.decay
+            if callback is not None:
+                try:
+                    callback(epoch, loss.item(), learner)
+                except StopIteration:
+                    break
+        self.scaling = learner.scaling
+        with torch.no_grad():
+            self.memories.copy_(learner.memories)
+        return torch.stack(losses).cpu() if losses else states.new_zeros(0)
 
     def as_ham(self, beta: float = 1.0) -> HAM:
         """The same memory with graded neurons: layers ``state`` and ``memories``.
@@ -252,7 +319,7 @@ class DenseAssociativeMemory(BinaryMemory):
     def _error(
         self, states: Tensor, targets: Tensor, neurons: slice, exponent: int
     ) -> tuple[Tensor, Tensor]:
-        exponent = integer("exponent", exponent, expected="a positive integer m")
+        exponent = _exponent(exponent)
         self._outer(self.factors.outer)
         loss, predicted = flips.PredictionError.apply(  # type: ignore[misc]
             self.memories, states, targets, self.interaction, self.factors, exponent, neurons
@@ -266,7 +333,7 @@ class DenseAssociativeMemory(BinaryMemory):
 
     def _with_classes(self, inputs: Tensor) -> Tensor:
         if not self.classes:
-            raise ValueError("classes: expected a memory with class neurons; give classes=10")
+            raise wrong("classes", "a memory with class neurons", "none", "give classes=10")
         self._check_stored()
         check_states("inputs", inputs, self.inputs, self, binary=False)
         off = inputs.new_full((len(inputs), self.classes), -1.0)
@@ -278,10 +345,8 @@ class DenseAssociativeMemory(BinaryMemory):
 
     def _check_stored(self) -> None:
         if not len(self.memories):
-            raise ValueError(
-                "memories: expected at least one, got none; store(states), or create the memory "
-                "with memories=K and fit(states)"
-            )
+            remedy = "store(states), or create the memory with memories=K and fit(states)"
+            raise wrong("memories", "at least one", "none", remedy)
 
     def _outer(self, outer: float) -> float:
         if outer > torch.finfo(self.dtype).max:
@@ -314,3 +379,14 @@ class DenseAssociativeMemory(BinaryMemory):
             f"{self.inputs}, {self.interaction}, scaling={self.scaling}, "
             f"memories={len(self.memories)}{classes}"
         )
+
+
+_STUCK = (
+    "no memory learns in epoch {epoch}: the gradient is zero at a loss of {loss:.3g}. Near 1, "
+    "similarities are too small for their power: lower the temperature, or begin with larger "
+    "memories (std=0.5); near 4, predictions are saturated and wrong: raise the temperature"
+)
+
+
+def _exponent(m: int) -> int:
+    return integer("exponent", m, expected="a positive integer m")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hamdeq._checks import class_labels, integer
+from hamdeq._checks import class_labels, instance, integer, wrong
 from hamdeq._recorded import Recorded
 from hamdeq.memories.dense import DenseAssociativeMemory
-from hamdeq.memories.scaling import Scaling
-from hamdeq.memories.states import check_states
+from hamdeq.memories.interactions import Scaling
+from hamdeq.memories.recall import check_states
 
 __all__ = ["FeedForward"]
 
@@ -37,11 +37,9 @@ class FeedForward(Recorded, nn.Module):
 
     def __init__(self, memory: DenseAssociativeMemory) -> None:
         super().__init__()
-        if not isinstance(memory, DenseAssociativeMemory):
-            raise TypeError(f"memory: expected a DenseAssociativeMemory, got {memory!r}")
+        self.memory: DenseAssociativeMemory = instance("memory", memory, DenseAssociativeMemory)
         if not memory.classes:
-            raise ValueError("memory: expected one with class neurons, got none; give classes=10")
-        self.memory = memory
+            raise wrong("memory", "one with class neurons", "none", "give classes=10")
 
     @property
     def memories(self) -> nn.Parameter:

@@ -5,7 +5,9 @@ With ``s_μ = ζ_μ·ξ``, one of ON and OFF is s_μ itself, and the other s_μ 
     Dᵢ = Σ_μ [F(ON) − F(OFF)] = ξᵢ Σ_μ [F(s_μ) − F(s_μ − 2ξᵢζ_μi)].
 
 So F is taken once of each similarity and once of each turned one; a state needs K × N numbers, and
-as many states are taken at once as fit in a block.
+as many states are taken at once as fit in a block. Of few neurons, such as those of classes, the
+products with all of ζ are much of the work: these are taken of all states at once, and only what
+has an axis of neurons goes block by block, as ``(…, M, n, K)`` with long rows.
 
 Shapes: memories ``(…, K, N)``, states ``(…, M, N)``, with the same leading axes, which are those of
 independent networks.
@@ -20,14 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hamdeq.memories.few import are_few, error_of_few, saturated, states_at_once
-from hamdeq.memories.interactions import Interaction
-from hamdeq.memories.scaling import Factors
+from hamdeq.memories.interactions import Factors, Interaction
 
 __all__ = [
     "PredictionError",
+    "are_few",
     "blockwise",
     "error_of_block",
+    "error_of_few",
     "loss_and_gradient",
     "margins",
     "similarities",
@@ -35,6 +37,8 @@ __all__ = [
 
 # Numbers in a block: it should stay in a core's cache from the first operation to the last.
 _BLOCK = 2**18
+# Similarities that are held at once.
+_SPAN = 2**22
 
 Parts = tuple[Tensor, Tensor, Tensor]
 """Loss ``(…)``, its gradient ``(…, K, N)``, predictions ``(…, M, n)``."""
@@ -89,20 +93,15 @@ def loss_and_gradient(
     if kernel is None:
         kernel = error_of_block
         if are_few(memories, neurons):
-            kernel, rows = partial(error_of_few, rows=rows), states_at_once(memories)
-    total: Parts | None = None
+            kernel = partial(error_of_few, rows=rows)
+            rows = max(1, _SPAN // max(memories[..., :1].numel(), 1))
+    total, slope = memories.new_zeros(memories.shape[:-2]), torch.zeros_like(memories)
     predictions = []
     for x, t in zip(states.split(rows, -2), targets.split(rows, -2), strict=True):
         loss, gradient, predicted = kernel(memories, x, t, interaction, factors, exponent, neurons)
+        total, slope = total + loss, slope.add_(gradient)
         predictions.append(predicted)
-        total = (
-            (loss, gradient, predicted)
-            if total is None
-            else (total[0] + loss, total[1] + gradient, predicted)
-        )
-    if total is None:
-        return memories.new_zeros(memories.shape[:-2]), torch.zeros_like(memories), targets
-    return total[0], total[1], torch.cat(predictions, -2)
+    return total, slope, torch.cat(predictions, -2) if predictions else targets
 
 
 def error_of_block(
@@ -115,23 +114,66 @@ def error_of_block(
     neurons: slice,
 ) -> Parts:
     """:func:`loss_and_gradient` of as many states as fit in a block."""
-    inner, outer = factors
-    own, flipped = similarities(memories, states, inner, neurons)
+    own, flipped = similarities(memories, states, factors.inner, neurons)
     x = states[..., neurons]
     f_own, slope_own = interaction.both(own)
     f, slope = interaction.both(flipped)
-    predicted = saturated(x * (f_own.sum(-1, keepdim=True) - f.sum(-2)), outer)
-    error = targets - predicted
-    odd = error ** (2 * exponent - 1)
-    # By D, with the factor that similarities have inside F.
-    back = (-2 * exponent * outer * inner) * odd * (1 - predicted * predicted)
+    margin = x * (f_own.sum(-1, keepdim=True) - f.sum(-2))
+    predicted, loss, back = _error(margin, targets, factors, exponent)
     turned = back * x
     through = (slope @ turned[..., None]).squeeze(-1)
     of_own = slope_own * turned.sum(-1, keepdim=True) - through
     gradient = of_own.mT @ states
-    direct = (back.unsqueeze(-2) * slope).sum(-3)
-    gradient[..., neurons] += 2 * direct
-    return (error * odd).sum((-2, -1)), gradient, predicted
+    gradient[..., neurons] += 2 * (back.unsqueeze(-2) * slope).sum(-3)
+    return loss, gradient, predicted
+
+
+def error_of_few(
+    memories: Tensor,
+    states: Tensor,
+    targets: Tensor,
+    interaction: Interaction,
+    factors: Factors,
+    exponent: int,
+    neurons: slice,
+    *,
+    rows: int,
+) -> Parts:
+    """:func:`error_of_block` of few neurons, with ``rows`` states in a block."""
+    own = factors.inner * (states @ memories.mT)
+    f_own, slope_own = interaction.both(own)
+    resting = f_own.sum(-1, keepdim=True)
+    x = states[..., neurons]
+    step = (-2 * factors.inner * x).unsqueeze(-1)
+    chosen = memories[..., neurons].mT.contiguous()
+    loss, direct = memories.new_zeros(memories.shape[:-2]), torch.zeros_like(chosen)
+    predictions, of_own = [], []
+    parts = (each.split(rows, -2) for each in (own, slope_own, resting, x, targets))
+    for a, b, c, u, t, d in zip(*parts, step.split(rows, -3), strict=True):
+        f, slope = interaction.both(torch.addcmul(a.unsqueeze(-2), d, chosen.unsqueeze(-3)))
+        predicted, part, back = _error(u * (c - f.sum(-1)), t, factors, exponent)
+        turned = back * u
+        through = (turned.unsqueeze(-2) @ slope).squeeze(-2)
+        of_own.append(b * turned.sum(-1, keepdim=True) - through)
+        direct += (back.mT.unsqueeze(-2) @ slope.transpose(-3, -2)).squeeze(-2)
+        loss += part
+        predictions.append(predicted)
+    gradient = torch.cat(of_own, -2).mT @ states
+    gradient[..., neurons] += 2 * direct.mT
+    return loss, gradient, torch.cat(predictions, -2)
+
+
+def _error(
+    margin: Tensor, targets: Tensor, factors: Factors, exponent: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """C = tanh(outer · D), Σ (t − C)^2m, and its gradient by D times the factor inside F."""
+    inner, outer = factors
+    # NaN where D has overflowed, of which the tanh would be ±1.
+    predicted = torch.tanh(outer * margin) + 0.0 * margin
+    error = targets - predicted
+    odd = error ** (2 * exponent - 1)
+    back = (-2 * exponent * outer * inner) * odd * (1 - predicted * predicted)
+    return predicted, (error * odd).sum((-2, -1)), back
 
 
 class PredictionError(torch.autograd.Function):
@@ -183,12 +225,15 @@ def similarities(
     return own, torch.addcmul(own[..., None], step.unsqueeze(-2), turned, value=-1)
 
 
+def are_few(memories: Tensor, neurons: slice) -> bool:
+    """Whether so few neurons are predicted that :func:`error_of_few` is the faster way."""
+    size = memories.shape[-1]
+    return 8 * len(range(*neurons.indices(size))) <= size
+
+
 def _rows(memories: Tensor, neurons: slice) -> int:
-    *lead, count, size = memories.shape
-    each = count * len(range(*neurons.indices(size)))
-    for n in lead:
-        each *= n
-    return max(1, _BLOCK // max(each, 1))
+    """States in a block."""
+    return max(1, _BLOCK // max(memories[..., neurons].numel(), 1))
 
 
 def blockwise(

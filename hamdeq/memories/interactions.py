@@ -1,34 +1,53 @@
-"""Interaction functions F: how sharply a dense associative memory tells its memories apart.
+"""Interaction functions F, where their scale sits, and F as the Lagrangian of a memory layer.
 
-The energy is ``E(ξ) = −Σ_μ F(ζ_μ·ξ)``. The steeper F, the less a memory has to say about states
-that are not like it, and the more memories find room. F is the Lagrangian of the memory layer that
-has been eliminated, one neuron for each ζ_μ (:mod:`hamdeq.elimination`), which must be convex.
+The energy is ``E(ξ) = −Σ_μ F(ζ_μ·ξ)``. The steeper F, the less a memory contributes at states that
+are not like it, and the more memories find room. Where F is convex it is the Lagrangian of a layer
+with a neuron for each ζ_μ, and E is what remains of a HAM when that layer is eliminated
+(:mod:`hamdeq.elimination`). Where it is not, ``is_convex`` is False, and E is a function of states
+and no more.
+
+A neuron's prediction is ``C = tanh(outer · Σ_μ [F(inner · ON) − F(inner · OFF)])``; a
+:class:`Scaling` gives the two factors.
 
 Source: Krotov & Hopfield, "Dense Associative Memory for Pattern Recognition" (NIPS 2016), section
 2; McAlister et al., "Improved Robustness and Hyperparameter Selection in the Dense Associative
-Memory" (2024), equations 5 to 7 and 12; Demircigil et al. (2017) for the exponential.
+Memory" (2024), equations 5 to 8, 12 and 14; Demircigil et al. (2017) for the exponential.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hamdeq._checks import whole
+from hamdeq._checks import number, whole, wrong
+from hamdeq.energy.ham import HAM
+from hamdeq.energy.model import Neurons
+from hamdeq.lagrangians import Lagrangian, Tanh
+from hamdeq.lagrangians.base import total
+from hamdeq.synapses import Dense
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "Exponential",
+    "Factors",
+    "Interacting",
     "Interaction",
     "LeakyRectifiedPolynomial",
+    "Normalised",
+    "Original",
     "Polynomial",
     "RectifiedPolynomial",
+    "Scaling",
     "power_of_two",
+    "two_layers",
 ]
-
 
 # The power of ½ that is still far from the smallest number of float64.
 _STEEPEST = 500
@@ -56,12 +75,12 @@ class Interaction(ABC):
 
     @property
     def steepness(self) -> int:
-        """The power of T by which the original formulation divides F, n, or 1 where F has none."""
+        """The power n of T by which the original formulation divides F; 1 where F has none."""
         return 1
 
     @property
     def is_convex(self) -> bool:
-        """Whether F is the Lagrangian of a layer of neurons."""
+        """Whether F is convex, and thus the Lagrangian of a layer that can be eliminated."""
         return True
 
     @property
@@ -81,17 +100,16 @@ class Interaction(ABC):
 
 @dataclass(frozen=True)
 class _Power(Interaction):
-    """What the functions with a vertex n share."""
+    """Base of the functions with a vertex n."""
 
     n: int = 2
 
     def __post_init__(self) -> None:
         n = whole(self.n)
         if n is None or not 1 <= n <= _STEEPEST:
-            raise ValueError(
-                f"n: expected a positive integer up to {_STEEPEST}, the interaction vertex, got "
-                f"{self.n!r}; 2 is the classical network, more are steeper"
-            )
+            expected = f"a positive integer up to {_STEEPEST}, the interaction vertex"
+            remedy = "2 is the classical network, more are steeper"
+            raise wrong("n", expected, repr(self.n), remedy)
         object.__setattr__(self, "n", n)
 
     @property
@@ -145,7 +163,7 @@ class RectifiedPolynomial(_Homogeneous):
 
 @dataclass(frozen=True)
 class _Below(_Homogeneous):
-    """F(x) = max(−x, 0): what leaks, but for its slope."""
+    """F(x) = max(−x, 0): the leak, without its slope."""
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return torch.relu(-x), -(x < 0).to(x.dtype)
@@ -153,9 +171,7 @@ class _Below(_Homogeneous):
 
 @dataclass(frozen=True)
 class LeakyRectifiedPolynomial(_Power):
-    """F(x) = xⁿ where x ≥ 0, −εx below.
-
-    It is not homogeneous: where the scale sits changes what it does.
+    """F(x) = xⁿ where x ≥ 0, −εx below; not homogeneous, so that its scale matters.
 
     Args:
         n: interaction vertex, a positive integer.
@@ -166,16 +182,13 @@ class LeakyRectifiedPolynomial(_Power):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.eps, int | float) and math.isfinite(self.eps) and self.eps >= 0):
-            raise ValueError(
-                f"eps: expected a finite slope ε ≥ 0, such as 1e-2, got {self.eps!r}; with 0 it is "
-                "RectifiedPolynomial"
-            )
+        remedy = "1e-2 is usual; with 0 it is RectifiedPolynomial"
+        object.__setattr__(self, "eps", number("eps", self.eps, least=0, remedy=remedy))
 
     @property
     def parts(self) -> tuple[tuple[float, Interaction], ...]:
         power = (1.0, RectifiedPolynomial(self.n))
-        return (power, (float(self.eps), _Below(1))) if self.eps else (power,)
+        return (power, (self.eps, _Below(1))) if self.eps else (power,)
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         f, slope = _rectified(x, self.n)
@@ -187,8 +200,8 @@ class LeakyRectifiedPolynomial(_Power):
 class Exponential(Interaction):
     """F(x) = exp(x): capacity exponential in the number of neurons (Demircigil et al. 2017).
 
-    It is not homogeneous: ``exp(αx)`` is ``exp(x)ᵅ``, another function, with another temperature.
-    A scale inside F is a parameter of the memory, and can change the sign of an update.
+    Not homogeneous: ``exp(αx)`` is ``exp(x)ᵅ``, with another temperature. A scale inside F is a
+    parameter of the memory, and can change the sign of an update.
     """
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,6 +212,118 @@ class Exponential(Interaction):
         # A common summand inside is a common positive factor outside.
         largest = torch.maximum(own.amax(-1), flipped.amax(-1)).amax(-1)[..., None, None]
         return own - largest, flipped - largest
+
+
+class Factors(NamedTuple):
+    """Factors of similarities inside F, and of differences of F outside; numbers or tensors."""
+
+    inner: float
+    outer: float
+
+
+@dataclass(frozen=True)
+class Scaling(ABC):
+    """The temperature of a memory, and where it acts.
+
+    Args:
+        temperature: T > 0. The lower, the steeper the predictions.
+    """
+
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        t = number("temperature", self.temperature, above=0)
+        object.__setattr__(self, "temperature", t)
+
+    @abstractmethod
+    def factors(self, size: int, interaction: Interaction) -> Factors:
+        """The two factors, of a memory with ``size`` neurons."""
+
+    def at(self, temperature: float) -> Self:
+        """The same at another temperature."""
+        return replace(self, temperature=temperature)
+
+    @property
+    def is_gauged(self) -> bool:
+        """Whether updates may be computed at any scale that leaves their signs."""
+        return True
+
+
+@dataclass(frozen=True)
+class Normalised(Scaling):
+    """Scale inside F, per neuron: ``C = tanh Σ_μ [F(ON/(N T)) − F(OFF/(N T))]``.
+
+    Similarities lie in ±1/T, whatever N and n, and updates are exact in float32 up to n = 120.
+    """
+
+    def factors(self, size: int, interaction: Interaction) -> Factors:
+        return Factors(1.0 / (size * self.temperature), 1.0)
+
+
+@dataclass(frozen=True)
+class Original(Scaling):
+    """Scale outside F: ``C = tanh(T⁻ⁿ Σ_μ [F(ON) − F(OFF)])``, as Krotov & Hopfield wrote it.
+
+    F of similarities up to N overflows: of N = 10⁴ at n = 10 in float32, at n = 78 in float64. That
+    is reported, never returned as a number.
+    """
+
+    def factors(self, size: int, interaction: Interaction) -> Factors:
+        n = interaction.steepness
+        # In logarithms, since T⁻ⁿ may be neither 0 nor ∞.
+        if abs(n * math.log10(self.temperature)) > 300:
+            raise OverflowError(
+                f"temperature: T⁻ⁿ is out of range at T = {self.temperature:g} and n = {n}; use "
+                "Normalised()"
+            )
+        return Factors(1.0, self.temperature**-n)
+
+    @property
+    def is_gauged(self) -> bool:
+        return False
+
+
+class Interacting(Lagrangian):
+    """A memory layer's Lagrangian L(x) = Σ_μ F(inner · x_μ), of an interaction function.
+
+    Its elimination leaves −Σ_μ F(inner · ζ_μ·g), the energy of a dense associative memory.
+
+    Args:
+        interaction: F, which must be convex.
+        inner: factor of similarities, > 0.
+
+    Raises:
+        ValueError: F is not convex.
+    """
+
+    def __init__(self, interaction: Interaction, inner: float = 1.0) -> None:
+        super().__init__()
+        if not interaction.is_convex:
+            remedy = "use an even n, or RectifiedPolynomial, which agrees with it where x > 0"
+            raise wrong("interaction", "a convex function", interaction, remedy)
+        self.interaction = interaction
+        self.inner: float = number("inner", inner, above=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return total(self.interaction(self.inner * x))
+
+    def activation(self, x: Tensor) -> Tensor:
+        return self.inner * self.interaction.derivative(self.inner * x)
+
+    def extra_repr(self) -> str:
+        return f"{self.interaction}, inner={self.inner:.4g}"
+
+
+def two_layers(memories: Tensor, lagrangian: Lagrangian, beta: float) -> HAM:
+    """Layers ``state`` (N, Tanh(β)) and ``memories`` (K), with a copy of ζ ``(K, N)`` between."""
+    count, size = memories.shape
+    with torch.random.fork_rng(devices=[]):  # its initial weights are of no use
+        synapse = Dense(size, count)
+    synapse.weight = torch.nn.Parameter(memories.detach().mT.clone())
+    return HAM(
+        {"state": Neurons(size, Tanh(beta)), "memories": Neurons(count, lagrangian)},
+        [(("state", "memories"), synapse)],
+    )
 
 
 def power_of_two(own: Tensor, flipped: Tensor) -> Tensor:

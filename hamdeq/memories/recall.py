@@ -1,8 +1,8 @@
-"""Recall: binary neurons that turn over until none wants to.
+"""Recall: flip binary neurons until the state is stable.
 
 A neuron takes the sign of its field, the energy with it at −1 less that with it at +1, and +1 where
-both are equal. One at a time, each turn lets the energy fall, or raises a neuron at equal energy:
-the state comes to rest. All at once, they may go round in a cycle.
+both are equal. One at a time, each flip lowers the energy, or raises a neuron at equal energy: the
+state converges. All at once, states may enter a cycle.
 """
 
 from __future__ import annotations
@@ -14,19 +14,72 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from hamdeq._checks import integer
+from hamdeq._checks import boolean, instance, integer, wrong
 from hamdeq._recorded import Recorded
-from hamdeq.memories.states import check_states, signs
 from hamdeq.solvers import Failures, OnFailure, Solution, Status
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Asynchronous", "BinaryMemory", "Synchronous", "Updates", "Walk"]
+__all__ = [
+    "Asynchronous",
+    "BinaryMemory",
+    "Synchronous",
+    "Updates",
+    "Walk",
+    "check_states",
+    "signs",
+]
+
+
+class _Placed(Protocol):
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+
+def signs(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """+1 where x ≥ 0, −1 below: ``sign`` with sign(0) = +1."""
+    return torch.where(x >= 0, 1.0, -1.0).to(dtype)
+
+
+def check_states(name: str, x: Any, size: int, like: _Placed, *, binary: bool = True) -> None:
+    """Check that states are ``(batch, size)``, ±1, with the dtype and device of ``like``.
+
+    All that is wrong is named at once. With ``binary=False`` any finite numbers will do.
+
+    Raises:
+        TypeError: not a tensor.
+        ValueError: anything else.
+    """
+    instance(name, x, Tensor, f"a tensor (batch, {size})")
+    problems = []
+    if x.dim() != 2:
+        remedy = "; give one state as x[None]" if x.dim() == 1 else "; flatten them to (batch, N)"
+        problems.append(f"expected shape (batch, {size}), got {tuple(x.shape)}{remedy}")
+    elif x.shape[1] != size:
+        problems.append(f"expected {size} neurons, got {x.shape[1]}")
+    if x.dtype != like.dtype:
+        problems.append(f"expected the memory's {like.dtype}, got {x.dtype}; use .to(memory.dtype)")
+    if x.device != like.device:
+        problems.append(
+            f"expected the memory's device {like.device}, got {x.device}; use .to(memory.device)"
+        )
+    if not x.is_meta and x.dtype != torch.bool:
+        fine = x.abs() == 1 if binary else x.isfinite()
+        if not bool(fine.all()):
+            bad = x[~fine].flatten()[0].item()
+            kind = "±1" if binary else "finite numbers"
+            remedy = "; bits become states by 2 * x - 1" if bad == 0 and binary else ""
+            problems.append(f"expected {kind}, got {bad:g} among them{remedy}")
+    if problems:
+        raise ValueError(f"{name}: " + "; ".join(problems))
 
 
 class Walk(Protocol):
-    """A batch of states of which one neuron at a time is looked at."""
+    """A batch of states, updated one neuron at a time."""
 
     def field(self, neuron: int) -> Tensor:
         """The field on a neuron, up to a positive factor for each sample: ``(batch,)``."""
@@ -45,14 +98,14 @@ class BinaryMemory(Recorded, nn.Module, ABC):
     _stored: str
 
     @property
-    @abstractmethod
     def dtype(self) -> torch.dtype:
         """The dtype of the memory, and of its states."""
+        return getattr(self, self._stored).dtype
 
     @property
-    @abstractmethod
     def device(self) -> torch.device:
         """The device of the memory, and of its states."""
+        return getattr(self, self._stored).device
 
     @abstractmethod
     def store(self, states: Tensor) -> Self:
@@ -72,16 +125,16 @@ class BinaryMemory(Recorded, nn.Module, ABC):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         # As many patterns as there are in the file, whatever there are here.
-        given, held = state_dict.get(prefix + self._stored), getattr(self, self._stored)
+        given, own = state_dict.get(prefix + self._stored), getattr(self, self._stored)
         # (A parameter of the right shape is kept: optimisers know it.)
         if (
             isinstance(given, Tensor)
-            and given.shape[1:] == held.shape[1:]
-            and given.shape != held.shape
+            and given.shape[1:] == own.shape[1:]
+            and given.shape != own.shape
         ):
-            empty = held.detach().new_empty(given.shape)
-            if isinstance(held, nn.Parameter):
-                empty = nn.Parameter(empty, requires_grad=held.requires_grad)
+            empty = own.detach().new_empty(given.shape)
+            if isinstance(own, nn.Parameter):
+                empty = nn.Parameter(empty, requires_grad=own.requires_grad)
             setattr(self, self._stored, empty)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -94,53 +147,52 @@ class BinaryMemory(Recorded, nn.Module, ABC):
         max_steps: int = 100,
         on_failure: OnFailure = "warn",
     ) -> Solution:
-        """Let the neurons turn over until no one wants to.
+        """Flip neurons until the state is stable.
 
         Args:
-            probes: states to begin with, ``(batch, N)`` of ±1.
+            probes: states to start from, ``(batch, N)`` of ±1.
             clamped: True for neurons that keep their state, ``(N,)`` or ``(batch, N)``.
             updates: :class:`Asynchronous` (default) or :class:`Synchronous`.
             max_steps: updates of all neurons, at most.
-            on_failure: for samples that do not come to rest: warn, raise or ignore.
+            on_failure: for samples that do not converge: warn, raise or ignore.
 
         Returns:
             A :class:`~hamdeq.Solution`. Its ``value`` is ``(batch, N)``; ``steps`` the updates of
             all neurons until nothing changed, the last of which found that; ``residual`` 2√(n/N)
-            for n neurons that want to turn, and ``trace`` the same of those that turned. A sample
-            that came back to an earlier state has the status ``CYCLE`` and a state of the cycle;
-            one whose energy overflows has ``OVERFLOW`` and the state before.
+            for n neurons that disagree with their field, and ``trace`` the same of those that
+            flipped. A sample that came back to an earlier state has the status ``CYCLE`` and a
+            state of the cycle; one whose energy overflows has ``OVERFLOW`` and the state before.
 
         Raises:
             ValueError: probes that do not fit the memory, or are not ±1.
             ConvergenceError: with ``on_failure="raise"``.
         """
         check_states("probes", probes, self.size, self)
-        held = _held(clamped, probes)
+        mask = _mask(clamped, probes)
         max_steps = integer("max_steps", max_steps)
         updates = Asynchronous() if updates is None else updates
-        if not isinstance(updates, Updates):
-            raise TypeError(f"updates: expected Asynchronous() or Synchronous(), got {updates!r}")
+        instance("updates", updates, Updates, "Asynchronous() or Synchronous()")
         failures = Failures(on_failure)
         with torch.no_grad():
-            solution = updates.run(self, probes, held, max_steps)
+            solution = updates.run(self, probes, mask, max_steps)
         failures(solution, "recall", remedy=_REMEDY)
         return solution
 
 
-_REMEDY = "neurons were still turning over after max_steps updates of all of them; allow more"
+_REMEDY = "neurons were still flipping after max_steps updates of all of them; allow more"
 
 
 class Updates(ABC):
-    """In which order neurons are updated."""
+    """An order in which neurons are updated."""
 
     @abstractmethod
-    def run(self, memory: BinaryMemory, x: Tensor, held: Tensor, max_steps: int) -> Solution:
+    def run(self, memory: BinaryMemory, x: Tensor, clamped: Tensor, max_steps: int) -> Solution:
         """Update until nothing changes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Asynchronous(Updates):
-    """One neuron after the other: the energy never rises, and the state comes to rest.
+    """One neuron after the other: the energy never rises, and the state converges.
 
     Args:
         order: the neurons in the order of their updates, each at least once; None for a new random
@@ -151,8 +203,8 @@ class Asynchronous(Updates):
     order: Tensor | None = None
     seed: int = 0
 
-    def run(self, memory: BinaryMemory, x: Tensor, held: Tensor, max_steps: int) -> Solution:
-        log = _Log(memory, x, held)
+    def run(self, memory: BinaryMemory, x: Tensor, clamped: Tensor, max_steps: int) -> Solution:
+        log = _Log(memory, x, clamped)
         given = None if self.order is None else _neurons(self.order, memory.size)
         generator = torch.Generator().manual_seed(self.seed)
         while log.running(max_steps):
@@ -177,10 +229,10 @@ class Asynchronous(Updates):
 
 @dataclass(frozen=True)
 class Synchronous(Updates):
-    """All neurons at once: fast, but the state may go round in a cycle, which is reported."""
+    """All neurons at once: fast, but the state may enter a cycle, which is reported."""
 
-    def run(self, memory: BinaryMemory, x: Tensor, held: Tensor, max_steps: int) -> Solution:
-        log = _Log(memory, x, held)
+    def run(self, memory: BinaryMemory, x: Tensor, clamped: Tensor, max_steps: int) -> Solution:
+        log = _Log(memory, x, clamped)
         while log.running(max_steps):
             fields = memory.fields(log.state)
             new = torch.where(log.clamped, log.state, signs(fields, x.dtype))
@@ -190,11 +242,11 @@ class Synchronous(Updates):
 
 @dataclass(eq=False)
 class _Log:
-    """The samples of a recall: those that still move, and how the others ended."""
+    """The samples of a recall: those that still change, and how the others ended."""
 
     memory: BinaryMemory
     x: Tensor
-    all_held: Tensor
+    mask: Tensor
     count: int = 0
     trace: list[Tensor] = field(default_factory=list)
 
@@ -204,16 +256,16 @@ class _Log:
         self.steps = torch.zeros(n, dtype=torch.int64, device=self.x.device)
         self.status = torch.full_like(self.steps, Status.MAX_STEPS.value)
         self.rows = torch.arange(n, device=self.x.device)
-        self.state, self.clamped = self.x, self.all_held
+        self.state, self.clamped = self.x, self.mask
         # Brent's search for a cycle: a state of the past, renewed at powers of two.
         self.past, self.renewal = self.x, 1
 
     def running(self, max_steps: int) -> bool:
-        """Whether samples still move, and may."""
+        """Whether samples still change, and may."""
         return len(self.rows) > 0 and self.count < max_steps
 
     def add(self, new: Tensor, lost: Tensor, *, follows: bool = False) -> None:
-        """A further step; with ``follows`` each state follows from the one before alone."""
+        """Add a step; with ``follows`` each state is a function of the one before alone."""
         self.count += 1
         new = torch.where(lost[:, None], self.state, new)
         turned = (new != self.state).sum(1)
@@ -239,10 +291,10 @@ class _Log:
         if len(rows):
             x = self.value[rows]
             fields = self.memory.fields(x)
-            wanted = torch.where(self.all_held[rows], x, signs(fields, x.dtype))
+            wanted = torch.where(self.mask[rows], x, signs(fields, x.dtype))
             residual[rows] = _residual((wanted != x).sum(1), x)
             still = rows[(residual[rows] == 0) & (self.status[rows] == Status.MAX_STEPS.value)]
-            self.status[still] = Status.CONVERGED.value  # at rest since the last of max_steps
+            self.status[still] = Status.CONVERGED.value  # stable since the last of max_steps
             residual[rows[fields.isnan().any(1)]] = torch.nan
         trace = torch.stack(self.trace) if self.trace else self.x.new_zeros(0, len(self.x))
         stopped = torch.arange(len(trace), device=self.x.device)[:, None] >= self.steps
@@ -262,25 +314,20 @@ def _residual(turned: Tensor, x: Tensor) -> Tensor:
     return 2.0 * (turned.to(x.dtype) / max(x.shape[1], 1)).sqrt()
 
 
-def _held(clamped: Tensor | None, x: Tensor) -> Tensor:
+def _mask(clamped: Tensor | None, x: Tensor) -> Tensor:
+    """Which neurons of each sample are clamped."""
     if clamped is None:
         return torch.zeros_like(x, dtype=torch.bool)
-    if not isinstance(clamped, Tensor) or clamped.dtype != torch.bool:
-        kind = clamped.dtype if isinstance(clamped, Tensor) else type(clamped).__name__
-        raise TypeError(f"clamped: expected a boolean tensor, got {kind}; use mask.bool()")
+    boolean("clamped", clamped, "use mask.bool()")
     if tuple(clamped.shape) not in (tuple(x.shape), (x.shape[1],)):
-        raise ValueError(
-            f"clamped: expected shape ({x.shape[1]},) or {tuple(x.shape)}, got "
-            f"{tuple(clamped.shape)}"
-        )
+        expected = f"shape ({x.shape[1]},) or {tuple(x.shape)}"
+        raise wrong("clamped", expected, tuple(clamped.shape))
     return clamped.to(x.device).expand_as(x)
 
 
 def _neurons(order: Tensor, size: int) -> list[int]:
     neurons = [int(i) for i in order]
     if set(neurons) != set(range(size)):
-        raise ValueError(
-            f"order: expected each of the neurons 0 to {size - 1} at least once, got "
-            f"{len(set(neurons))} of them in {len(neurons)} places"
-        )
+        expected = f"each of the neurons 0 to {size - 1} at least once"
+        raise wrong("order", expected, f"{len(set(neurons))} of them in {len(neurons)} places")
     return neurons

@@ -9,8 +9,7 @@ import torch
 from contracts import assert_copies_agree, assert_prints, normal
 
 from hamdeq import Exp, Picard, RePU, Softmax, Tanh, TwoLayer, eliminate, fixed_point, trajectory
-from hamdeq.memories import Exponential, RectifiedPolynomial
-from hamdeq.memories.continuous import Interacting
+from hamdeq.memories import Exponential, Interacting, RectifiedPolynomial
 from hamdeq.nn import functional
 
 K, N = 7, 24

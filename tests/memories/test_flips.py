@@ -1,5 +1,8 @@
 """One bit turned over: margins, signs and gradients, against both states of a neuron."""
 
+import itertools
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from contracts import normal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hamdeq.memories import (
+    Asynchronous,
     DenseAssociativeMemory,
     Exponential,
     LeakyRectifiedPolynomial,
@@ -14,11 +18,11 @@ from hamdeq.memories import (
     Original,
     Polynomial,
     RectifiedPolynomial,
+    Synchronous,
     flips,
 )
-from hamdeq.memories.few import are_few
 from hamdeq.memories.fields import fields as binary_fields
-from hamdeq.memories.scaling import Factors
+from hamdeq.memories.interactions import Factors
 
 INTERACTIONS = [
     Polynomial(2),
@@ -58,7 +62,7 @@ def fields_of(memories, states, interaction, scaling, size):
 
 
 @pytest.mark.parametrize("neurons", NEURONS, ids=str)
-@pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("lead", [(), (2, 3)])
 @pytest.mark.parametrize("interaction", INTERACTIONS, ids=repr)
 def test_margins_are_those_of_both_states(interaction, lead, neurons):
     memories, states = networks(lead)
@@ -105,11 +109,11 @@ def exact(memories, states, table):
     return torch.tensor((total >= 0).astype(bool))
 
 
-@pytest.mark.parametrize("n", [2, 3, 5, 20, 50, 100])
-def test_signs_are_those_of_long_integers_on_1e5_neurons(n):
+@pytest.mark.parametrize("n", [2, 5, 20, 100])
+def test_signs_are_those_of_long_integers(n):
     torch.manual_seed(n)
     size = 100
-    memories, states = signs(12, size, dtype=torch.float32), signs(1000, size, seed=1).float()
+    memories, states = signs(12, size, dtype=torch.float32), signs(200, size, seed=1).float()
     for interaction, table in power_tables(n, size + 2):
         expected = exact(memories, states, table)
         memory = DenseAssociativeMemory(size, interaction).store(memories)
@@ -123,10 +127,10 @@ def test_signs_are_those_of_long_integers_on_1e5_neurons(n):
             assert torch.equal(fields >= 0, expected)
 
 
-@pytest.mark.parametrize(("size", "copies"), [(7, 3), (9, 5), (30, 6), (99, 7), (100, 11)])
+@pytest.mark.parametrize(("size", "copies"), [(7, 3), (30, 6), (99, 7), (100, 11)])
 def test_memories_that_cancel_leave_the_word_to_the_faint_ones(size, copies):
     wrong = 0
-    for seed in range(10):
+    for seed in range(3):
         # Memories with neuron 0 up and down in equal number, and few that are far from both.
         a = signs(1, size, seed=seed)
         b = a.clone()
@@ -142,10 +146,10 @@ def test_memories_that_cancel_leave_the_word_to_the_faint_ones(size, copies):
     assert wrong == 0
 
 
-@pytest.mark.parametrize("temperature", [0.3, 0.9, 1.0, 7.0])
+@pytest.mark.parametrize("temperature", [0.3, 0.9, 7.0])
 @pytest.mark.parametrize("interaction", [Exponential(), LeakyRectifiedPolynomial(3)], ids=repr)
 def test_ties_are_exact_whatever_the_scale_inside(interaction, temperature):
-    for size in range(2, 60):
+    for size in (2, 3, 7, 20, 33, 59):
         down = signs(1, size, seed=size)
         down[0, 0] = -1.0
         up = down.clone()
@@ -157,10 +161,63 @@ def test_ties_are_exact_whatever_the_scale_inside(interaction, temperature):
         assert memory._walk(down).field(0) == 0
 
 
+def rational(memories, x, n, eps, scale):
+    """Σ_μ [F(ON) − F(OFF)] of every state and neuron, in rational numbers."""
+
+    def f(s):
+        return (scale * s) ** n if s >= 0 else -Fraction(eps) * scale * s
+
+    found = []
+    for state in x.int().tolist():
+        row = []
+        for i, own in enumerate(state):
+            total = Fraction(0)
+            for memory in memories.int().tolist():
+                rest = sum(a * b for a, b in zip(memory, state, strict=True)) - memory[i] * own
+                total += f(rest + memory[i]) - f(rest - memory[i])
+            row.append(total)
+        found.append(row)
+    return found
+
+
+@pytest.mark.parametrize(("n", "eps"), [(1, "0.5"), (1, "0.1"), (2, "0.3"), (3, "1"), (40, "0.01")])
+@pytest.mark.parametrize("scaling", [Normalised(0.7), Original()], ids=str)
+def test_leaky_fields_have_the_exact_sign(n, eps, scaling):
+    ties = 0
+    for size in (3, 4):
+        inside = 1 / (size * Fraction(str(scaling.temperature)))
+        scale = inside if isinstance(scaling, Normalised) else Fraction(1)
+        for seed in range(1):
+            generator = torch.Generator().manual_seed(seed)
+            memories = torch.randint(0, 2, (5, size), generator=generator) * 2.0 - 1
+            function = LeakyRectifiedPolynomial(n, float(eps))
+            memory = DenseAssociativeMemory(size, function, scaling=scaling).store(memories)
+            x = torch.tensor([*itertools.product([-1.0, 1.0], repeat=size)])
+            wanted = rational(memories, x, n, eps, scale)
+            expected = torch.tensor([[1.0 if d >= 0 else -1.0 for d in row] for row in wanted])
+            ties += sum(d == 0 for row in wanted for d in row)
+            assert torch.equal(torch.where(memory.fields(x) >= 0, 1.0, -1.0), expected)
+            # One neuron at a time, and many networks at once, decide alike.
+            once = {"max_steps": 1, "on_failure": "ignore"}
+            together = memory.recall(x, updates=Synchronous(), **once).value
+            assert torch.equal(together, expected)
+            for i in range(size if size == 3 else 0):
+                others = torch.arange(size) != i
+                turned = memory.recall(x, clamped=others, updates=Asynchronous(), **once).value
+                assert torch.equal(turned[:, i], expected[:, i])
+            inner = torch.full((2, 1, 1), float(scale), dtype=torch.float64)
+            both = binary_fields(
+                memories.expand(2, -1, -1), x.expand(2, -1, -1), function,
+                inner if scaling.is_gauged else 1.0, gauged=scaling.is_gauged,
+            )  # fmt: skip
+            assert torch.equal(torch.where(both >= 0, 1.0, -1.0), expected.expand(2, -1, -1))
+    assert ties > 0 or (n, eps) != (1, "0.5")
+
+
 @pytest.mark.parametrize("n", [2, 3, 20, 100])
-def test_scale_inside_a_power_leaves_every_sign_on_1e5_neurons(n):
+def test_scale_inside_a_power_leaves_every_sign(n):
     memories = normal(12, 100).clamp(-1, 1)  # learned ones are no integers
-    states = signs(1000, 100, seed=1)
+    states = signs(100, 100, seed=1)
     for interaction in (Polynomial(n), RectifiedPolynomial(n)):
         fields = [
             fields_of(memories, states, interaction, scaling, 100)
@@ -214,7 +271,7 @@ def error_from_scratch(memories, states, targets, interaction, factors, exponent
 
 
 @pytest.mark.parametrize("neurons", NEURONS, ids=str)
-@pytest.mark.parametrize("exponent", [1, 2, 3])
+@pytest.mark.parametrize("exponent", [1, 3])
 @pytest.mark.parametrize("interaction", INTERACTIONS, ids=repr)
 def test_gradient_is_that_of_autograd_and_of_finite_differences(interaction, exponent, neurons):
     memories, states = networks((2,))
@@ -245,12 +302,32 @@ def test_gradient_is_that_of_autograd_and_of_finite_differences(interaction, exp
     torch.testing.assert_close((plus - minus) / (2 * step), slope, rtol=1e-7, atol=1e-8)
 
 
+@pytest.mark.parametrize("lead", [(), (2, 3)])
+@pytest.mark.parametrize("exponent", [1, 3])
+@pytest.mark.parametrize("interaction", [Polynomial(3), LeakyRectifiedPolynomial(4)])
+def test_gradient_of_few_neurons_is_that_of_a_block(lead, exponent, interaction, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*lead, *shape, generator=generator, dtype=torch.float64)
+
+    factors = Factors(0.2 + draw(1, 1).abs() if lead else 0.3, 0.7)  # type: ignore[arg-type]
+    given = (0.3 * draw(7, 60), draw(11, 60), draw(11, 4).sign())
+    rest = (interaction, factors, exponent, slice(56, None))
+    wanted = flips.loss_and_gradient(*given, *rest, kernel=flips.error_of_block)
+    for block, span in ((2**18, 2**22), (60, 2**22), (60, 35)):
+        monkeypatch.setattr(flips, "_BLOCK", block)
+        monkeypatch.setattr(flips, "_SPAN", span)
+        for one, other in zip(flips.loss_and_gradient(*given, *rest), wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
 def test_blocks_of_any_size_give_the_same(monkeypatch):
     memories, states = networks((2,))
     targets = signs(*states.shape, seed=2)
     interaction, factors = RectifiedPolynomial(3), Factors(INNER, 1.0)
     results = []
-    assert [are_few(memories, s) for s in NEURONS] == [False, False, True]
+    assert [flips.are_few(memories, s) for s in NEURONS] == [False, False, True]
     for block, rows in ((2**18, 3276), (200, 2), (1, 1)):  # states at a time
         monkeypatch.setattr(flips, "_BLOCK", block)
         assert flips._rows(memories, slice(None)) == rows

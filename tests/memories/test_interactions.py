@@ -24,11 +24,6 @@ ALL = [
     LeakyRectifiedPolynomial(3, 0.5),
     Exponential(),
 ]
-POWERS = [Polynomial, RectifiedPolynomial, LeakyRectifiedPolynomial]
-
-
-def names(value):
-    return repr(value) if not isinstance(value, type) else value.__name__
 
 
 class TestAsLagrangian(LagrangianContract):
@@ -37,11 +32,8 @@ class TestAsLagrangian(LagrangianContract):
     @pytest.fixture(
         autouse=True,
         params=[
-            Interacting(Polynomial(2)),
             Interacting(Polynomial(4), 0.3),
             Interacting(RectifiedPolynomial(2), 0.5),
-            Interacting(RectifiedPolynomial(3)),
-            Interacting(Exponential()),
             Interacting(Exponential(), 0.3),
         ],
         ids=lambda x: f"{x.interaction}, {x.inner}",
@@ -83,7 +75,7 @@ class TestLeakyAsLagrangian(LagrangianContract):
         (LeakyRectifiedPolynomial(3, 0.5), [-2.0, 0.0, 3.0], [1.0, 0.0, 27.0], [-0.5, 0.0, 27.0]),
         (Exponential(), [-1.0, 0.0, 1.0], [1 / math.e, 1.0, math.e], [1 / math.e, 1.0, math.e]),
     ],
-    ids=names,
+    ids=repr,
 )
 def test_values_by_hand(interaction, x, value, slope):
     x, value, slope = (torch.tensor(v, dtype=torch.float64) for v in (x, value, slope))
@@ -91,7 +83,7 @@ def test_values_by_hand(interaction, x, value, slope):
     torch.testing.assert_close(interaction.derivative(x), slope, rtol=1e-15, atol=0)
 
 
-@pytest.mark.parametrize("interaction", ALL, ids=names)
+@pytest.mark.parametrize("interaction", ALL, ids=repr)
 def test_derivative_is_that_of_autograd(interaction):
     # With an exact zero, where rectified ones have their kink.
     x = torch.cat([2 * normal(50), torch.zeros(1, dtype=torch.float64)]).requires_grad_()
@@ -102,7 +94,7 @@ def test_derivative_is_that_of_autograd(interaction):
     assert torch.equal(interaction.derivative(x), slope)
 
 
-@pytest.mark.parametrize("n", range(1, 30))
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 16, 29])
 def test_powers_are_those_of_integers(n):
     x = torch.arange(-3, 4, dtype=torch.float64)
     expected = torch.tensor([float(int(a) ** n) for a in x], dtype=torch.float64)
@@ -110,7 +102,7 @@ def test_powers_are_those_of_integers(n):
     assert torch.equal(RectifiedPolynomial(n)(x), expected * (x > 0))
 
 
-@pytest.mark.parametrize("interaction", ALL, ids=names)
+@pytest.mark.parametrize("interaction", ALL, ids=repr)
 def test_degree_is_that_of_a_homogeneous_function(interaction):
     x, k = 3 * normal(200), interaction.degree
     if k is not None:
@@ -126,7 +118,7 @@ def test_degree_is_that_of_a_homogeneous_function(interaction):
         assert ratios.max() > 1.5 * ratios.min()  # one factor for all x there is not
 
 
-@pytest.mark.parametrize("interaction", ALL, ids=names)
+@pytest.mark.parametrize("interaction", ALL, ids=repr)
 def test_convexity_is_that_of_sampled_midpoints(interaction):
     a, b = 2 * normal(2000), 2 * normal(2000, seed=1)
     fa, fb = interaction(a), interaction(b)
@@ -136,9 +128,9 @@ def test_convexity_is_that_of_sampled_midpoints(interaction):
     assert convex == interaction.is_convex
 
 
-@pytest.mark.parametrize("n", [2, 3, 20, 101])
+@pytest.mark.parametrize("n", [2, 101])
 @pytest.mark.parametrize("kind", [Polynomial, RectifiedPolynomial])
-@pytest.mark.parametrize("size", [1e-150, 1e-3, 1.0, 100.0, 1e150])
+@pytest.mark.parametrize("size", [1e-150, 1.0, 1e150])
 def test_gauge_of_powers_is_a_power_of_two(n, kind, size):
     own, flipped = size * normal(3, 4, 1), size * normal(3, 4, 5, seed=1)
     a, b = kind(n).gauge(own, flipped)
@@ -177,29 +169,6 @@ def test_rectified_power_as_lagrangian_is_repu_but_for_its_factor():
         )
 
 
-@pytest.mark.parametrize("kind", POWERS)
-@pytest.mark.parametrize("n", [0, -1, 2.5, 2.0, True, "3", None])
-def test_other_vertices_are_refused(kind, n):
-    with pytest.raises(ValueError, match=r"n: expected a positive integer.*got "):
-        kind(n)
-
-
-@pytest.mark.parametrize("eps", [-0.1, math.inf, math.nan, "0.1", None])
-def test_other_slopes_are_refused(eps):
-    with pytest.raises(ValueError, match=r"eps: expected a finite slope ε ≥ 0.*got "):
-        LeakyRectifiedPolynomial(3, eps)
-    assert LeakyRectifiedPolynomial(3, 0).eps == 0
-
-
-@pytest.mark.parametrize("kind", [Normalised, Original])
-@pytest.mark.parametrize("temperature", [0, 0.0, -1.0, math.inf, math.nan, "1", None])
-def test_other_temperatures_are_refused(kind, temperature):
-    with pytest.raises(ValueError, match=r"temperature: expected a finite number > 0, got "):
-        kind(temperature)
-    with pytest.raises(ValueError, match=r"temperature: expected"):
-        kind().at(temperature)
-
-
 def test_factors_by_hand():
     assert Normalised(0.5).factors(100, Polynomial(7)) == (1 / 50, 1.0)
     assert Original(2.0).factors(100, Polynomial(7)) == (1.0, 1 / 128)
@@ -208,11 +177,3 @@ def test_factors_by_hand():
     assert Original(2.0).at(4.0) == Original(4.0)
     with pytest.raises(OverflowError, match=r"T⁻ⁿ is out of range at T = 0\.001 and n = 120"):
         Original(1e-3).factors(100, Polynomial(120))
-
-
-def test_what_is_not_convex_is_no_lagrangian():
-    for n in (3, 5):
-        with pytest.raises(ValueError, match=rf"convex function, got Polynomial\(n={n}\).*even n"):
-            Interacting(Polynomial(n))
-    with pytest.raises(ValueError, match="inner: expected a finite number > 0"):
-        Interacting(Polynomial(2), 0.0)

@@ -1,6 +1,7 @@
 """What binary memories refuse, and what they say."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -9,11 +10,16 @@ from hamdeq.memories import (
     Asynchronous,
     DenseAssociativeMemory,
     Exponential,
+    FeedForward,
+    Hebbian,
     HopfieldNetwork,
+    Interacting,
+    LeakyRectifiedPolynomial,
     Learning,
     Normalised,
     Original,
     Polynomial,
+    RectifiedPolynomial,
     Synchronous,
 )
 
@@ -110,7 +116,7 @@ def test_no_memories():
     [
         ({"max_steps": 0}, ValueError, "max_steps: expected a positive integer, got 0"),
         ({"max_steps": 1.5}, ValueError, r"max_steps: expected a positive integer, got 1\.5"),
-        ({"updates": "async"}, TypeError, r"updates: expected Asynchronous\(\) or .*'async'"),
+        ({"updates": "async"}, TypeError, r"updates: expected Asynchronous\(\) or Sync.*got str"),
         ({"updates": Synchronous}, TypeError, "updates: expected"),
         ({"updates": Asynchronous(torch.arange(9))}, ValueError, "order: expected each.*got 9 of"),
         ({"on_failure": "stop"}, ValueError, "on_failure: expected 'warn'"),
@@ -126,65 +132,78 @@ def test_arguments_of_recall(make, arguments, kind, message):
         make().recall(ones(2, N), **arguments)
 
 
-# ------------------------------------------------- the dense associative memory
+# ------------------------------------------------------------- constructors and arguments
+
+MAKE = {
+    "network": lambda **options: HopfieldNetwork(**{"size": 5} | options),
+    "dense": lambda **options: DenseAssociativeMemory(**{"size": 5} | options),
+    "Learning": Learning,
+    "Polynomial": Polynomial,
+    "Rectified": RectifiedPolynomial,
+    "Leaky": lambda **options: LeakyRectifiedPolynomial(**{"n": 3} | options),
+    "Normalised": Normalised,
+    "Original": Original,
+    "Normalised.at": Normalised().at,
+    "Interacting": lambda **options: Interacting(**{"interaction": Polynomial(2)} | options),
+    "as_ham of zeros": HopfieldNetwork(5).as_ham,
+    "as_ham": hopfield().as_ham,
+    "not convex": lambda: DenseAssociativeMemory(5, Polynomial(3), memories=1).as_ham(),
+    "fit": lambda **options: dense(memories=2).fit(ones(1, N), **options),
+    "loss": lambda **options: dense(memories=2).loss(ones(1, N), **options),
+}
+SIZE, NUMBER = "expected a positive integer", "expected a finite number"
+# What is called, an argument, wrong values of it, and what is expected.
+ARGUMENTS = [
+    ("network", "size", (0, -1, 2.5, True, "3"), f"size: {SIZE}, got "),
+    ("dense", "size", (0, 2.5, True), f"size: {SIZE}, got "),
+    ("dense", "memories", (-1, torch.ones(2, 5)), "memories: expected an integer ≥ 0, got "),
+    ("dense", "classes", (-1, "10"), "classes: expected an integer ≥ 0, got "),
+    ("dense", "std", (-0.1, math.nan), f"std: {NUMBER} ≥ 0, got "),
+    ("Learning", "rate", (0.0, math.inf), f"rate: {NUMBER} > 0, got "),
+    ("Learning", "decay", (0.0, 1.1), f"decay: {NUMBER} > 0 and ≤ 1, got "),
+    ("Learning", "momentum", (1.0, -0.1), f"momentum: {NUMBER} ≥ 0 and < 1, got "),
+    ("Learning", "exponent", (0, 1.5, True), f"exponent: {SIZE} m, got "),
+    ("Learning", "temperatures", ((1.0,), 1.0, ()), "temperatures: expected the first and the l"),
+    ("Learning", "temperatures", ((1.0, 0.0), (-1.0, 1.0)), f"temperatures: {NUMBER} > 0, got "),
+    ("Polynomial", "n", (0, -1, 2.5, 2.0, True, "3", None), f"n: {SIZE} up to 500, the inter"),
+    ("Rectified", "n", (0, 501), f"n: {SIZE} up to 500, the interaction vertex, got "),
+    ("Leaky", "n", (0, True), f"n: {SIZE} up to 500, the interaction vertex, got "),
+    ("Leaky", "eps", (-0.1, math.inf, math.nan), f"eps: {NUMBER} ≥ 0, got "),
+    ("Normalised", "temperature", (0, -1.0, math.inf), f"temperature: {NUMBER} > 0, got "),
+    ("Original", "temperature", (0, math.nan), f"temperature: {NUMBER} > 0, got "),
+    ("Normalised.at", "temperature", (0,), f"temperature: {NUMBER} > 0, got 0"),
+    ("Interacting", "inner", (0.0,), f"inner: {NUMBER} > 0, got 0.0"),
+    ("Interacting", "interaction", (Polynomial(3), Polynomial(5)), "interaction: expected a conv"),
+    (
+        "not convex",
+        None,
+        (),
+        "interaction: expected a convex function, got Polynomial(n=3); use an",
+    ),
+    ("as_ham of zeros", None, (), "weights: expected some that are not zero, got zeros; store(sta"),
+    ("as_ham", "beta", (0.0,), f"beta: {NUMBER} > 0"),
+    ("fit", "epochs", (-1, 1.5, True, "3", None), "epochs: expected an integer ≥ 0, got "),
+    ("loss", "exponent", (0, -1, 1.5, True, "1"), f"exponent: {SIZE} m, got "),
+]
+KINDS = [
+    ("network", "rule", ("hebbian", Hebbian), "rule: expected Hebbian(), PseudoInverse() or"),
+    ("dense", "interaction", (3, Exponential), "interaction: expected an interaction function s"),
+    ("dense", "scaling", ("normalised", Original), "scaling: expected Normalised() or Original()"),
+    ("dense", "beta", (1.0,), "unexpected keyword argument 'beta'"),
+    ("Learning", "rate", ("fast", None), f"rate: {NUMBER} > 0, got "),
+    ("Leaky", "eps", ("0.1", None), f"eps: {NUMBER} ≥ 0, got "),
+    ("Normalised", "temperature", ("1", None, True), f"temperature: {NUMBER} > 0, got "),
+]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "kind", "message"),
-    [
-        ({"size": 0}, ValueError, "size: expected an integer of at least 1, got 0"),
-        ({"size": 2.5}, ValueError, r"size: expected an integer of at least 1, got 2\.5"),
-        ({"size": True}, ValueError, "size: expected an integer"),
-        ({"memories": -1}, ValueError, "memories: expected an integer of at least 0, got -1"),
-        ({"memories": torch.ones(2, 5)}, ValueError, "memories: expected an integer"),
-        ({"classes": "10"}, ValueError, "classes: expected an integer of at least 0, got '10'"),
-        ({"interaction": 3}, TypeError, r"interaction: .*such as RectifiedPolynomial\(3\), got 3"),
-        ({"interaction": Exponential}, TypeError, "interaction: expected"),
-        ({"scaling": "normalised"}, TypeError, r"scaling: expected Normalised\(\) or Original\(\)"),
-        ({"scaling": Original}, TypeError, "scaling: expected"),
-        ({"std": -0.1}, ValueError, r"std: expected a number ≥ 0, got -0\.1"),
-        ({"std": math.nan}, ValueError, "std: expected"),
-        ({"beta": 1.0}, TypeError, "unexpected keyword argument 'beta'"),
-    ],
+    ("call", "name", "values", "message", "kind"),
+    [(*row, ValueError) for row in ARGUMENTS] + [(*row, TypeError) for row in KINDS],
 )
-def test_arguments_of_the_dense_memory(arguments, kind, message):
-    with pytest.raises(kind, match=message):
-        DenseAssociativeMemory(**{"size": 5, **arguments})
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"rate": 0.0}, "rate: expected a finite number > 0, got 0"),
-        ({"rate": math.inf}, "rate: expected"),
-        ({"decay": 0.0}, "decay: expected 0 < decay ≤ 1"),
-        ({"decay": 1.1}, "decay: expected"),
-        ({"momentum": 1.0}, "momentum: expected 0 ≤ momentum < 1"),
-        ({"momentum": -0.1}, "momentum: expected"),
-        ({"exponent": 0}, "exponent: expected a positive integer m, got 0"),
-        ({"exponent": 1.5}, "exponent: expected"),
-        ({"exponent": True}, "exponent: expected"),
-        ({"temperatures": (1.0, 0.0)}, "temperatures: expected finite numbers > 0, got 0"),
-        ({"temperatures": (1.0,)}, "temperatures: expected the first and the last"),
-        ({"temperatures": 1.0}, "temperatures: expected the first and the last"),
-        ({"temperatures": ()}, "temperatures: expected the first and the last"),
-    ],
-)
-def test_arguments_of_learning(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        Learning(**arguments)
-
-
-@pytest.mark.parametrize("epochs", [-1, 1.5, True, "3", None])
-def test_epochs_that_would_never_end(epochs):
-    with pytest.raises(ValueError, match="epochs: expected an integer ≥ 0, got "):
-        dense(memories=2).fit(ones(1, N), epochs=epochs)
-
-
-def test_exponents_of_the_loss():
-    for exponent in (0, -1, 1.5, True, "1"):
-        with pytest.raises(ValueError, match="exponent: expected a positive integer m, got"):
-            dense(memories=2).loss(ones(1, N), exponent)
+def test_wrong_arguments_say_what_is_expected(call, name, values, message, kind):
+    for arguments in [{name: value} for value in values] or [{}]:
+        with pytest.raises(kind, match=re.escape(message)):
+            MAKE[call](**arguments)
 
 
 @pytest.mark.parametrize(
@@ -261,3 +280,57 @@ def test_an_exponential_that_overflows():
     with pytest.raises(OverflowError, match="loss: "):
         memory.fit(ones(1, 800), epochs=2)
     assert torch.equal(memory.memories, start)
+
+
+OVERFLOWS = [
+    (Polynomial(100), Original()),
+    (RectifiedPolynomial(100), Original()),
+    (LeakyRectifiedPolynomial(100), Original()),
+    (Polynomial(200), Original(0.5)),
+    (Exponential(), Normalised(1e-3)),
+]
+
+
+@pytest.mark.parametrize(("interaction", "scaling"), OVERFLOWS, ids=str)
+def test_what_overflows_is_never_a_number(interaction, scaling):
+    size, classes = 12, 2
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 2, (6, size), generator=generator) * 2.0 - 1
+    labels = torch.tensor([0, 1, 0, 1, 0, 1])
+    memory = DenseAssociativeMemory(size, interaction, scaling=scaling).store(x)
+    for path in (memory.energy, memory.predict, memory.loss):
+        with pytest.raises(OverflowError, match="overflows"):
+            path(x)
+    answers = torch.ones(6, classes)
+    memory = DenseAssociativeMemory(size, interaction, scaling=scaling, classes=classes)
+    memory.store(torch.cat([x, answers], 1))
+    for path in (memory.classify, lambda x: memory.class_loss(x, labels)):
+        with pytest.raises(OverflowError, match="overflows"):
+            path(x)
+    layered = FeedForward(memory)
+    for path in (layered.classify, lambda x: layered.class_loss(x, labels)):
+        with pytest.raises(OverflowError, match="overflows"):
+            path(x)
+
+
+def test_a_factor_that_overflows_is_never_a_number():
+    """Of states that say nothing of each other, whose margins are zero, it would be NaN."""
+    memory = DenseAssociativeMemory(2, Polynomial(200), scaling=Original(0.5)).store(
+        torch.tensor([[1.0, 1.0]])
+    )
+    memory.memories.data.fill_(0.0)
+    for path in (memory.predict, memory.loss):
+        with pytest.raises(OverflowError, match="factor"):
+            path(torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("function", [Polynomial(43), RectifiedPolynomial(43)], ids=str)
+def test_an_infinite_margin_is_no_perfect_prediction(function):
+    """F overflows at a state that is stored, and with a neuron turned over does not."""
+    memory = DenseAssociativeMemory(8, function, scaling=Original()).store(torch.ones(1, 8))
+    with pytest.raises(OverflowError, match="overflows"):
+        memory.loss(torch.ones(1, 8))
+    memory = DenseAssociativeMemory(7, function, scaling=Original(), classes=1)
+    memory.store(torch.ones(1, 8))
+    with pytest.raises(OverflowError, match="overflows"):
+        memory.class_loss(torch.ones(1, 7), torch.tensor([0]))

@@ -1,4 +1,4 @@
-"""Recall: neurons that turn over until none wants to, and how it is reported when they do not."""
+"""Recall: neurons flip until the state is stable, and what is reported when it never is."""
 
 import itertools
 import warnings
@@ -53,6 +53,10 @@ MEMORIES = {
     "Original": lambda: learned(Polynomial(3), Original()),
 }
 every_memory = pytest.mark.parametrize("make", MEMORIES.values(), ids=MEMORIES.keys())
+# Integers, a function with a scale inside and a leak, and the original formulation.
+some_memories = pytest.mark.parametrize(
+    "make", [MEMORIES[name] for name in ("Hebbian", "Leaky", "Original")]
+)
 every_update = pytest.mark.parametrize("updates", [Asynchronous(), Synchronous()], ids=repr)
 
 
@@ -66,9 +70,9 @@ def wanted(memory, x, clamped=None):
 
 
 @every_memory
-def test_energy_never_rises_and_every_state_comes_to_rest(make):
+def test_energy_never_rises_and_every_state_converges(make):
     memory = make()
-    x = signs(40, N, seed=7)
+    x = signs(20, N, seed=7)
     energy = [memory.energy(x)]
     for step in range(60):
         # One step a call, in an order of our own: what recall makes of its steps is seen outside.
@@ -139,7 +143,7 @@ class Table(BinaryMemory):
         self.register_buffer("successor", torch.tensor(successor))
         self.size = (len(successor) - 1).bit_length()
 
-    dtype, device = torch.float64, torch.device("cpu")
+    dtype = torch.float64  # type: ignore[assignment]
 
     def store(self, states):
         raise NotImplementedError
@@ -161,7 +165,7 @@ class Table(BinaryMemory):
         raise NotImplementedError
 
 
-def test_two_neurons_that_oppose_one_another_go_round():
+def test_two_neurons_that_oppose_each_other_cycle():
     network = HopfieldNetwork(2).store(torch.tensor([[1.0, -1.0]]))
     x = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
     solution = network.recall(x, updates=Synchronous(), on_failure="ignore")
@@ -174,8 +178,8 @@ def test_two_neurons_that_oppose_one_another_go_round():
     assert network.recall(x).converged.all()
 
 
-@pytest.mark.parametrize("length", [2, 3, 5, 8, 13])
-@pytest.mark.parametrize("tail", [0, 1, 4])
+@pytest.mark.parametrize("length", [2, 5, 13])
+@pytest.mark.parametrize("tail", [0, 4])
 def test_cycles_of_any_length_are_found(length, tail):
     successor = [*range(1, tail + length), tail] + [15 + 2] * 15
     successor = (successor + [31] * 32)[:32]
@@ -189,7 +193,7 @@ def test_cycles_of_any_length_are_found(length, tail):
         memory.recall(x, updates=Synchronous())
 
 
-def test_a_sample_that_rests_late_is_no_cycle():
+def test_a_sample_that_converges_late_is_no_cycle():
     memory = Table([*range(1, 32), 31])
     solution = memory.recall(memory.states(range(32)), updates=Synchronous())
     assert (solution.status == Status.CONVERGED).all()
@@ -208,34 +212,31 @@ def test_one_synchronous_step_is_the_sign_of_the_fields(make):
 
 
 @every_update
-@every_memory
-def test_clamped_neurons_keep_their_state_and_the_others_come_to_rest(make, updates):
-    memory, x = make(), signs(12, N, seed=10)
-    each = normal(12, N, seed=11) > 0.5
+@some_memories
+def test_clamped_neurons_keep_their_state_and_the_others_converge(make, updates):
+    memory, x = make(), signs(8, N, seed=10)
+    each = normal(8, N, seed=11) > 0.5
     for clamped in (each[0], each):
         solution = memory.recall(x, clamped=clamped, updates=updates, on_failure="ignore")
-        held = clamped.expand_as(x)
-        assert torch.equal(solution.value[held], x[held])
+        mask = clamped.expand_as(x)
+        assert torch.equal(solution.value[mask], x[mask])
         rows = solution.converged
         assert rows.any()
-        assert not wanted(memory, solution.value, held)[rows].any()
-        alone = [
-            memory.recall(x[i : i + 1], clamped=held[i], updates=updates, on_failure="ignore")
-            for i in range(len(x))
-        ]
-        assert torch.equal(solution.value, torch.cat([s.value for s in alone]))
+        assert not wanted(memory, solution.value, mask)[rows].any()
+    for i in (0, 5):
+        alone = memory.recall(x[i : i + 1], clamped=each[i], updates=updates, on_failure="ignore")
+        assert torch.equal(solution.value[i], alone.value[0])
     free = memory.recall(x, updates=updates, on_failure="ignore").value
-    assert (free != x)[each].any()  # they would have turned
-    all_held = torch.ones(N, dtype=torch.bool)
-    solution = memory.recall(x, clamped=all_held, updates=updates)
+    assert (free != x)[each].any()  # they would have flipped
+    solution = memory.recall(x, clamped=torch.ones(N, dtype=torch.bool), updates=updates)
     assert torch.equal(solution.value, x)
-    assert solution.steps.tolist() == [1] * 12
+    assert solution.steps.tolist() == [1] * 8
 
 
 @every_update
-@every_memory
+@some_memories
 def test_a_sample_does_not_depend_on_its_batch(make, updates):
-    memory, x = make(), signs(12, N, seed=12)
+    memory, x = make(), signs(5, N, seed=12)
     together = memory.recall(x, updates=updates, on_failure="ignore")
     for i in range(len(x)):
         alone = memory.recall(x[i : i + 1], updates=updates, on_failure="ignore")
@@ -250,7 +251,7 @@ def test_a_sample_does_not_depend_on_its_batch(make, updates):
 
 
 @every_update
-@every_memory
+@some_memories
 def test_what_is_given_is_not_written_to(make, updates):
     memory, x, clamped = make(), signs(12, N, seed=12), normal(12, N) > 1
     order = torch.arange(N)
@@ -270,10 +271,10 @@ def test_what_is_given_is_not_written_to(make, updates):
 
 
 @every_update
-@every_memory
-def test_fields_of_the_solution(make, updates):
-    memory, x = make(), signs(30, N, seed=13)
-    for max_steps in (1, 2, 3, 100):
+@some_memories
+def test_residual_trace_and_status_describe_the_value(make, updates):
+    memory, x = make(), signs(12, N, seed=13)
+    for max_steps in (1, 3, 100):
         s = memory.recall(x, updates=updates, max_steps=max_steps, on_failure="ignore")
         n = wanted(memory, s.value).sum(1)
         # ‖f(x) − x‖/‖f(x)‖ of n neurons that want to turn, each by 2.
@@ -293,7 +294,7 @@ def test_fields_of_the_solution(make, updates):
             torch.testing.assert_close(s.trace[0], 2 * (moved / N).sqrt().double())
 
 
-def test_what_is_at_rest_takes_one_step_and_says_nothing():
+def test_a_stable_state_takes_one_step_without_a_warning():
     memory = DenseAssociativeMemory(N, Polynomial(3)).double().store(PATTERNS)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -303,10 +304,10 @@ def test_what_is_at_rest_takes_one_step_and_says_nothing():
     assert not solution.residual.any()
 
 
-def test_running_out_of_steps_is_said_and_can_be_raised():
+def test_running_out_of_steps_warns_or_raises():
     memory = Table([*range(1, 32), 31])
     x = memory.states([0, 30])
-    with pytest.warns(ConvergenceWarning, match="1 of 2 samples: neurons were still turning over"):
+    with pytest.warns(ConvergenceWarning, match="1 of 2 samples: neurons were still flipping"):
         solution = memory.recall(x, updates=Synchronous(), max_steps=5)
     assert solution.status.tolist() == [Status.MAX_STEPS, Status.CONVERGED]
     assert memory.numbers(solution.value).tolist() == [5, 31]
@@ -322,11 +323,11 @@ def test_overflow_is_reported_and_the_state_before_is_kept(updates):
     size, x = 100, signs(3, 100, dtype=torch.float32)
     patterns = signs(2, 100, seed=1, dtype=torch.float32)
     x[0] = patterns[0]  # 100²⁰ overflows float32, random similarities of about 10 do not
-    held = torch.ones(3, size, dtype=torch.bool)  # nor do they grow
-    held[0] = False
+    mask = torch.ones(3, size, dtype=torch.bool)  # nor do they grow
+    mask[0] = False
     memory = DenseAssociativeMemory(size, Polynomial(20), scaling=Original()).store(patterns)
     with pytest.warns(ConvergenceWarning, match=r"1 of 3.*overflows.*scaling=Normalised\(\)"):
-        solution = memory.recall(x, clamped=held, updates=updates)
+        solution = memory.recall(x, clamped=mask, updates=updates)
     assert solution.status[0] == Status.OVERFLOW
     assert solution.residual[0].isnan()
     assert solution.converged.tolist() == [False, True, True]

@@ -19,11 +19,10 @@ from torch import Tensor
 
 from hamdeq._checks import integer, one_of, wrong
 from hamdeq.experiments.hyperparameters.kernels import Kernel
+from hamdeq.memories.dense import Learning
 from hamdeq.memories.fields import fields as binary_fields
-from hamdeq.memories.interactions import Interaction
-from hamdeq.memories.learning import Learning
-from hamdeq.memories.scaling import Factors, Scaling
-from hamdeq.memories.states import signs
+from hamdeq.memories.interactions import Factors, Interaction, Scaling
+from hamdeq.memories.recall import signs
 from hamdeq.optim.normalised import normalised
 
 __all__ = ["Kernel", "Networks", "Outcome", "Training", "measure", "relax"]

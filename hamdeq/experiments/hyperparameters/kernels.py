@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from hamdeq.memories import flips
-from hamdeq.memories.interactions import Interaction
-from hamdeq.memories.scaling import Factors
+from hamdeq.memories.interactions import Factors, Interaction
 
 __all__ = ["Kernel"]
 
