@@ -180,7 +180,7 @@ def fit(cli, root: str, epochs: int, size: str, config: str, *args: str) -> str:
     ("config", "size"), [("dam_256", "memory.size"), ("dam_1000", "memory.size")]
 )
 def test_configurations_run(cli, tmp_path, config, size):
-    output = fit(cli, "whole", 1, size, config, "--trainer.limit_train_batches=2")
+    output = fit(cli, "whole", 1, size, config, "--trainer.limit_train_batches=5")
     results = json.loads((tmp_path / "whole/version_0/results.json").read_text())
     assert f"test F1              {results['test/f1']:.4f}" in output
 
