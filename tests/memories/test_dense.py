@@ -8,7 +8,6 @@ import sys
 
 import pytest
 import torch
-from contracts import normal
 
 from hamdeq import eliminate
 from hamdeq.memories import (
@@ -23,6 +22,7 @@ from hamdeq.memories import (
     Synchronous,
 )
 from hamdeq.optim import NormalisedSGD
+from hamdeq.testing import normal
 
 INTERACTIONS = [
     Polynomial(2),

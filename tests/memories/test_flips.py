@@ -6,7 +6,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from contracts import normal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hamdeq.memories import (
@@ -23,6 +22,7 @@ from hamdeq.memories import (
 )
 from hamdeq.memories.fields import fields as binary_fields
 from hamdeq.memories.interactions import Factors
+from hamdeq.testing import normal
 
 INTERACTIONS = [
     Polynomial(2),

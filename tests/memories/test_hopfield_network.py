@@ -6,7 +6,6 @@ import pickle
 
 import pytest
 import torch
-from contracts import normal
 
 from hamdeq import eliminate
 from hamdeq.memories import (
@@ -19,6 +18,7 @@ from hamdeq.memories import (
     Storkey,
     Synchronous,
 )
+from hamdeq.testing import normal
 
 RULES = [Hebbian(), PseudoInverse(), Storkey()]
 every_rule = pytest.mark.parametrize("rule", RULES, ids=repr)

@@ -5,7 +5,6 @@ import warnings
 
 import pytest
 import torch
-from contracts import normal
 
 from hamdeq import ConvergenceError, ConvergenceWarning, Status
 from hamdeq.memories import (
@@ -23,6 +22,7 @@ from hamdeq.memories import (
     Storkey,
     Synchronous,
 )
+from hamdeq.testing import normal
 
 N = 24
 

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from contracts import normal
 from torch import nn
 
 from hamdeq.optim import NormalisedSGD
+from hamdeq.testing import normal
 
 
 def by_hand(rows, gradients, lr, momentum=0.0, bound=1.0, free=0):
