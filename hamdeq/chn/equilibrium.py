@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from hamdeq.chn.network import CHN, activations_of, slope_of, terms_of
+from hamdeq.chn.network import CHN, InStates
 from hamdeq.deq import DEQ, Inputs
 from hamdeq.elimination.reduced import Reduced
 from hamdeq.energy.clamping import Clamped
 from hamdeq.energy.ham import HAM
-from hamdeq.energy.model import Evaluation, LayeredEnergy, State
+from hamdeq.energy.model import LayeredEnergy, State
 from hamdeq.implicit import Adjoint
 from hamdeq.solvers import OnFailure, Solver
 
@@ -115,7 +115,7 @@ class CHNDEQ(DEQ):
     def _reduce(self, model: Clamped) -> Reduced:
         if self.splitting is not None:
             return super()._reduce(model)
-        return _Synchronous(model)  # pyright: ignore[reportReturnType]
+        return _Synchronous(model)
 
     def _initial(self, model: Clamped, init: State) -> State:
         x = super()._initial(model, self.chn.to_ham_state(init))
@@ -125,49 +125,19 @@ class CHNDEQ(DEQ):
         return self.chn.energy(x)
 
 
-class _Synchronous:
-    """The energy of a CHN's free layers as a function of s, with the update s <- s − ∇E(s).
+class _Synchronous(Reduced):
+    """A CHN's energy of which nothing is eliminated, as a function of s."""
 
-    In the terms of an energy model: linear neurons, whose activation is s and whose energy is
-    ½‖s‖², in the field ρ′(s) I(ρ(s)), minus the gradient of all other energies.
-    """
+    def __init__(
+        self,
+        model: LayeredEnergy,
+        hidden: Collection[str] = (),
+        colours: Sequence[Collection[str]] | None = None,
+    ) -> None:
+        super().__init__(model, hidden, colours)
+        self._remain(InStates(model), self.hidden)
 
-    # Layers that act on each other, and on themselves, can fall into a cycle.
-    descends = False
-
-    def __init__(self, model: LayeredEnergy) -> None:
-        self.model = model
-        self.visible = model.layers
-
-    def check_state(self, x: State) -> None:
-        self.model.check_state(x)
-
-    def restore(self, x: State) -> State:
-        return x
-
-    def activations(self, x: State) -> State:
-        return dict(x)
-
-    def fields(self, g: State) -> State:
-        return self._fields(g, activations_of(self.model, g))
-
-    def update(self, x: State) -> State:
-        return self.fields(x)
-
-    def energy(self, x: State) -> Tensor:
-        constant = self.model.constant_terms().values()
-        return terms_of(self.model, x, activations_of(self.model, x)).sum(0) + sum(constant)
-
-    def step(self, x: State) -> Evaluation:
-        rho = activations_of(self.model, x)
-        fields = self._fields(x, rho)
-        return Evaluation(dict(x), fields, fields, True, lambda: terms_of(self.model, x, rho))
-
-    def select(self, rows: Tensor) -> _Synchronous:
-        return _Synchronous(self.model.select(rows))
-
-    def _fields(self, s: State, rho: State) -> State:
-        return {
-            name: slope_of(self.model, name, x) * self.model.field(rho, name)
-            for name, x in s.items()
-        }
+    @property
+    def descends(self) -> bool:
+        """False: layers that act on each other, and on themselves, can fall into a cycle."""
+        return False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +16,11 @@ from hamdeq.elimination.colouring import two_colouring
 from hamdeq.elimination.eliminate import eliminate
 from hamdeq.energy.ham import HAM
 from hamdeq.energy.model import Connection, LayeredEnergy, Neurons, State
-from hamdeq.lagrangians import BengioFischer, Lagrangian, Sigmoid
-from hamdeq.lagrangians.base import total
+from hamdeq.lagrangians import BengioFischer, Identity, Lagrangian, Sigmoid
 from hamdeq.lagrangians.inverse_table import log_slope
+from hamdeq.synapses import Shape
 
-__all__ = ["CHN", "InnerIterations", "activations_of", "neurons_of", "slope_of", "terms_of"]
+__all__ = ["CHN", "InStates", "InnerIterations"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,27 +127,18 @@ class CHN(Recorded, nn.Module):
 
     def activations(self, s: State) -> State:
         """ρ(s) of every layer in s."""
-        return activations_of(self.ham.prepared(), s)
+        return InStates(self.ham.prepared()).rho(s)
 
     def energy(self, s: State) -> Tensor:
         """E(s) = ½‖s‖² + Σ_s E_s(ρ(s)): ``(batch,)``."""
-        self.ham.check_state(s)
-        ham = self.ham.prepared()
-        return terms_of(ham, s, activations_of(ham, s)).sum(0)
+        return InStates(self.ham.prepared()).energy(s)
 
     def update(self, s: State, *, clamped: Collection[str] = ()) -> State:
         """One step s <- ρ′(s) ⊙ I(ρ(s)) = s − ∇E(s) of all layers at once; clamped layers stay.
 
         It may raise the energy, and easily falls into a cycle; half a step rarely does.
         """
-        self.ham.check_names(clamped)
-        self.ham.check_state(s)
-        ham = self.ham.prepared()
-        g = activations_of(ham, s)
-        return {
-            name: x if name in clamped else slope_of(ham, name, x) * ham.field(g, name)
-            for name, x in s.items()
-        }
+        return InStates(self.ham.prepared()).update(s, clamped=clamped)
 
     def minimise(
         self, s: State, layers: Collection[str], *, inner: InnerIterations | None = None
@@ -162,17 +155,15 @@ class CHN(Recorded, nn.Module):
             ValueError: an unknown layer, or layers that have no such minimum.
         """
         self.ham.check_state(s)
-        ham = self.ham.prepared()
-        hidden = eliminate(ham, layers).hidden
-        g = activations_of(ham, s)
+        network = InStates(self.ham.prepared())
         found = {}
-        for name in hidden:
-            field, x = ham.field(g, name), s[name]
+        for name, field in eliminate(network.ham, layers).minimum(network.rho(s)).items():
+            x = s[name]
             if inner is None:
-                x = neurons_of(ham, name).from_ham(field)
+                x = network.neurons(name).from_ham(field)
             else:
                 for _ in range(inner.steps):
-                    x = x + inner.damping * (slope_of(ham, name, x) * field - x)
+                    x = x + inner.damping * (network.slope(name, x) * field - x)
             found[name] = x
         return s | found
 
@@ -200,30 +191,70 @@ class CHN(Recorded, nn.Module):
     def to_ham_state(self, s: State) -> State:
         """u = ς(s) = s/ρ′(s) of every layer in s."""
         self.ham.check_state(s, tuple(s))
-        return {name: neurons_of(self.ham, name).to_ham(x) for name, x in s.items()}
+        return {name: InStates(self.ham).neurons(name).to_ham(x) for name, x in s.items()}
 
     def from_ham_state(self, u: State) -> State:
         """s = ς⁻¹(u) of every layer in u."""
         self.ham.check_state(u, tuple(u))
-        return {name: neurons_of(self.ham, name).from_ham(x) for name, x in u.items()}
+        return {name: InStates(self.ham).neurons(name).from_ham(x) for name, x in u.items()}
 
 
-def neurons_of(model: LayeredEnergy, name: str) -> BengioFischer:
-    """The Lagrangian of a layer of the HAM, which knows ρ and ς."""
-    return model.layer(name).lagrangian  # pyright: ignore[reportReturnType]
+class InStates(LayeredEnergy):
+    """The energy of a CHN as a function of s, with the update s <- s − ∇E(s).
+
+    In the terms of a HAM these are linear neurons, whose activation is s and whose energy is ½‖s‖²,
+    in the field ρ′(s) ⊙ I(ρ(s)), minus the gradient of all other energies.
+
+    Args:
+        ham: the network as a HAM, some of its layers clamped or none.
+    """
+
+    def __init__(self, ham: LayeredEnergy) -> None:
+        self.ham = ham
+        self.connections = ham.connections
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers' names."""
+        return self.ham.layers
+
+    def layer(self, name: str) -> Neurons:
+        """The neurons of a layer, of which s is the activation."""
+        return _linear(self.ham.layer(name).shape)
+
+    def neurons(self, name: str) -> BengioFischer:
+        """The Lagrangian of a layer of the HAM, which knows ρ and ς."""
+        return self.ham.layer(name).lagrangian  # pyright: ignore[reportReturnType]
+
+    def rho(self, s: State) -> State:
+        """ρ(s) of every layer in s."""
+        return {name: self.neurons(name).rho.activation(x) for name, x in s.items()}
+
+    def slope(self, name: str, s: Tensor) -> Tensor:
+        """ρ′(s) of a layer."""
+        return torch.exp(log_slope(self.neurons(name).rho, s)[0])
+
+    def check_state(self, *args: Any, **options: Any) -> None:
+        self.ham.check_state(*args, **options)
+
+    def activations(self, x: State) -> State:
+        return dict(x)
+
+    def fields(self, g: State, to: Collection[str] | None = None) -> State:
+        """ρ′(s) ⊙ I(ρ(s)) of some layers."""
+        rho = self.rho(g)
+        return {a: self.slope(a, g[a]) * self.ham.field(rho, a) for a in (g if to is None else to)}
+
+    def interactions(self, g: State, connections: Iterable[Connection]) -> State:
+        return self.ham.interactions(self.rho(g), connections)
+
+    def constant_terms(self) -> State:
+        return self.ham.constant_terms()
+
+    def select(self, rows: Tensor) -> InStates:
+        return InStates(self.ham.select(rows))
 
 
-def activations_of(model: LayeredEnergy, s: State) -> State:
-    """ρ(s) of every layer in s."""
-    return {name: neurons_of(model, name).rho.activation(x) for name, x in s.items()}
-
-
-def slope_of(model: LayeredEnergy, name: str, s: Tensor) -> Tensor:
-    """ρ′(s) of a layer."""
-    return torch.exp(log_slope(neurons_of(model, name).rho, s)[0])
-
-
-def terms_of(model: LayeredEnergy, s: State, rho: State) -> Tensor:
-    """½‖s‖² of each layer, and the synapses' energies: ``(terms, batch)``."""
-    squares = [0.5 * total(x * x) for x in s.values()]
-    return torch.stack([*squares, *model.interactions(rho, model.connections).values()])
+@cache
+def _linear(shape: Shape) -> Neurons:
+    return Neurons(shape, Identity())

@@ -1,23 +1,4 @@
-"""Elimination of layers: even-odd splitting, integrating out hidden neurons, attention.
-
-These are one operation. Let B be layers with no synapse among themselves (an independent set), in
-each of which every synapse is linear. With all other layers held, the energy is convex in each
-layer of B, and its minimum is known:
-
-    min over g_B of  L*_B(g_B) − ⟨I_B, g_B⟩  =  −L_B(I_B),    attained at  g_B = ∇L_B(I_B).
-
-So B can be removed exactly. Its part of the energy becomes −L_B(I_B(g_A)), and what is left
-updates by ``x_A <- I_A(∇L_B(I_B(g_A)))``.
-
-- A chain with B its odd layers: even-odd splitting (Goemaere et al. 2023, equation 7).
-- A linear query layer and a softmax layer of memories X, B the memories: x <- Xᵀ softmax(βXx),
-  attention (Ramsauer et al. 2021, equation 3).
-- B a layer of rectified powers: dense associative memory (Krotov & Hopfield 2016).
-
-When what is left is itself independent, as for two colours of a graph, each step minimises the
-energy over one half and then over the other: it never rises. When it is not, its layers are brought
-to their minimum one colour after another (a Gauss-Seidel sweep), and the same holds.
-"""
+"""The one operation of this package: see :mod:`hamdeq.elimination`."""
 
 from __future__ import annotations
 
@@ -37,13 +18,14 @@ def eliminate(
     """Remove layers from an energy exactly, by setting them to their minimum.
 
     Args:
-        ham: a :class:`~hamdeq.HAM`, or one with some layers held (:func:`~hamdeq.clamp`).
+        ham: a :class:`~hamdeq.HAM`, or one with some layers clamped (:func:`~hamdeq.clamp`).
         hidden: the layers to remove: free, without a synapse among themselves.
         colours: the layers that remain, in sets; a step updates these one after another, each with
             what those before it have become (a Gauss-Seidel sweep). By default all at once.
 
     Returns:
-        an energy model of the remaining layers, which restores the full state.
+        an energy model of the remaining layers, which restores the full state. Of layers of
+        memories, softmax or sparse, it is an :class:`~hamdeq.elimination.Attention`.
 
     Raises:
         TypeError: no energy of layers; a string in place of names.

@@ -100,29 +100,29 @@ class Reduced:
     def update(self, x: State, *, clamped: Collection[str] = ()) -> State:
         """One step, x_A <- I_A(∇L_B(I_B(g_A))): the hidden layers settle, then the visible ones."""
         self = self.prepared()
-        self.model.check_names(clamped)
+        self._remaining.check_names(clamped)
         self.check_state(x)
-        g = self.model.activations(x)
+        g = self._remaining.activations(x)
         fresh = self._sweep(g, self._inner(g), [name for name in x if name not in clamped])
         return {name: fresh.get(name, x[name]) for name in x}
 
     def activations(self, x: State) -> State:
         """g = ∇L(x) of every layer in x."""
-        return self.model.activations(x)
+        return self._remaining.activations(x)
 
     def fields(self, g: State) -> State:
         """The field on every visible layer, once the hidden ones have settled."""
         self = self.prepared()
-        return self._remaining.fields(g | self.model.activations(self._inner(g)), self.visible)
+        return self._remaining.fields(g | self._remaining.activations(self._inner(g)), self.visible)
 
     def _sweep(self, g: State, hidden: State, layers: Collection[str]) -> State:
         """The fields that some visible layers take on, colour by colour."""
-        everything, fresh = g | self.model.activations(hidden), {}
+        everything, fresh = g | self._remaining.activations(hidden), {}
         for colour in self.colours:
             new = self._remaining.fields(everything, [name for name in colour if name in layers])
             fresh |= new
             if colour is not self.colours[-1]:
-                everything |= self.model.activations(new)
+                everything |= self._remaining.activations(new)
         return fresh
 
     def energy(self, x: State) -> Tensor:
@@ -133,22 +133,22 @@ class Reduced:
         """
         self = self.prepared()
         self.check_state(x)
-        g = self.model.activations(x)
-        layers = {name: self.model.layer(name).energy(x_a) for name, x_a in x.items()}
-        terms = (
-            self.model.constant_terms() | layers | self._remaining.interactions(g, self._untouched)
-        )
+        g = self._remaining.activations(x)
+        model = self._remaining
+        terms = model.constant_terms()
+        terms |= {name: model.layer(name).energy(x_a) for name, x_a in x.items()}
+        terms |= model.interactions(g, self._untouched)
         return torch.stack([*terms.values(), *self._gains(self._inner(g))]).sum(0)
 
     def step(self, x: State) -> Evaluation:
         """The update, and what is known besides of the energy at x."""
         self = self.prepared()
-        g = self.model.activations(x)
+        g = self._remaining.activations(x)
         hidden = self._inner(g)
         update = self._sweep(g, hidden, self.visible)
         fields, at_once = update, len(self.colours) < 2
         if not at_once:
-            fields = self._remaining.fields(g | self.model.activations(hidden), self.visible)
+            fields = self._remaining.fields(g | self._remaining.activations(hidden), self.visible)
 
         def terms() -> Tensor:
             return torch.stack(
@@ -159,7 +159,7 @@ class Reduced:
 
     def _gains(self, hidden: State) -> list[Tensor]:
         """−L_B(I_B) of each hidden layer."""
-        return [-self.model.layer(name).potential(field) for name, field in hidden.items()]
+        return [-self._remaining.layer(name).potential(field) for name, field in hidden.items()]
 
     def select(self, rows: Tensor) -> Reduced:
         """The same energy for some samples of the batch, given by index."""

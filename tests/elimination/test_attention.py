@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from contracts import normal
 from torch import Tensor
 from torch.nn.utils.parametrizations import weight_norm
 
+import hamdeq.elimination
 from hamdeq import (
     HAM,
     Anderson,
@@ -378,3 +380,10 @@ def test_a_large_bank_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         second = torch.autograd.grad(first[0].sin().sum(), inputs, allow_unused=True)
         found.append([value, reduced.energy(x), *first, *(g for g in second if g is not None)])
     torch.testing.assert_close(*found, **CLOSE)
+
+
+def test_the_package_shows_the_three_families() -> None:
+    torch.manual_seed(0)
+    failed, tried = doctest.testmod(hamdeq.elimination)
+    assert failed == 0
+    assert tried >= 10
