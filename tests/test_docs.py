@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import pydoc
 import re
 import subprocess
 import sys
@@ -98,6 +99,18 @@ def test_the_house_is_described_as_it_stands():
     for path, name in steps:
         code = (ROOT / "hamdeq" / path).read_text()
         assert re.search(rf"^ *(def|class) {name}\b", code, re.MULTILINE), (path, name)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/api").glob("*.md")), ids=name)
+def test_the_reference_names_what_there_is(page):
+    if page.stem == "training":
+        pytest.importorskip("lightning")
+    module = "hamdeq"
+    for directive, given in re.findall(r"^\.\. (\w+):: ([\w.]+)$", page.read_text(), re.MULTILINE):
+        if directive == "currentmodule":
+            module = given
+        elif directive.startswith("auto"):
+            assert pydoc.locate(given) or pydoc.locate(f"{module}.{given}"), given
 
 
 def test_readme_is_short():
