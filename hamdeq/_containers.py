@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import GetAttrKey, register_pytree_node, tree_map_only
 
+from hamdeq._checks import wrong
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -52,7 +54,7 @@ class Container:
 
     @classmethod
     def _leaves(cls) -> list[str]:
-        return [each.name for each in fields(cls) if each.name not in cls._aside]  # type: ignore[arg-type]
+        return [field.name for field in fields(cls) if field.name not in cls._aside]  # type: ignore[arg-type]
 
     def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> Self:
         """The same on another device.
@@ -65,10 +67,8 @@ class Container:
             TypeError: a dtype, which the counts and flags of a result do not have.
         """
         if isinstance(device, torch.dtype):
-            raise TypeError(
-                f"to: expected a device, got {device}; convert the tensors that it should be of, "
-                "such as solution.value"
-            )
+            remedy = "convert the tensors that it should be of, such as solution.value"
+            raise wrong("to", "a device", device, remedy, kind=TypeError)
         return self._map(lambda x: x.to(device, non_blocking=non_blocking))
 
     def cpu(self) -> Self:
@@ -84,4 +84,4 @@ class Container:
         mapped = tree_map_only(Tensor, f, self)
         # An empty list stays the one into which results are put later.
         lists = {a: x for a in self._aside if isinstance(x := getattr(self, a), list) and x}
-        return replace(mapped, **{a: [each._map(f) for each in x] for a, x in lists.items()})
+        return replace(mapped, **{a: [result._map(f) for result in x] for a, x in lists.items()})

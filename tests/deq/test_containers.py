@@ -28,12 +28,12 @@ def tensors(x: Any) -> Iterator[Tensor]:
     if isinstance(x, Tensor):
         yield x
     elif isinstance(x, dict):
-        for each in x.values():
-            yield from tensors(each)
+        for value in x.values():
+            yield from tensors(value)
     elif hasattr(x, "__dataclass_fields__"):
-        for each in fields(x):
-            if each.name != "adjoint":
-                yield from tensors(getattr(x, each.name))
+        for field in fields(x):
+            if field.name != "adjoint":
+                yield from tensors(getattr(x, field.name))
 
 
 def same(a: Any, b: Any) -> bool:

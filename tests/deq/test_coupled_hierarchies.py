@@ -1,13 +1,16 @@
 """Chains with softmax, layer norm and the sphere among their layers: one equilibrium, by whatever
 splitting and solver; descent; gradients. And HAM.chain with a Lagrangian for each layer."""
 
+from __future__ import annotations
+
 import functools
 import itertools
 import re
+from typing import Any
 
 import pytest
 import torch
-from contracts import EPS, normal
+from torch import Tensor
 
 from hamdeq import (
     DEQ,
@@ -31,24 +34,15 @@ from hamdeq import (
     two_colouring,
 )
 
+EPS = torch.finfo(torch.float64).eps
 S, N, R = Softmax, lambda: LayerNorm(0.7, 0.1), lambda: Spherical(0.1)
 # The Lagrangians of the free layers.
-CHAINS = {
-    "3, softmax hidden": [S, Identity],
+CHAINS: dict[str, list[Any]] = {
     "3, softmax output": [Tanh, S],
     "3, layer norm hidden": [N, Sigmoid],
-    "3, layer norm output": [Sigmoid, N],
-    "3, spherical hidden": [R, Identity],
-    "3, spherical output": [Tanh, R],
-    "4, softmax": [S, S, S],
-    "4, layer norm": [N, N, N],
     "4, spherical": [R, R, R],
     "4, mixed": [N, S, R],
-    "5, softmax": [S, S, S, S],
-    "5, layer norm": [N, N, N, N],
-    "5, spherical": [R, R, R, R],
-    "5, mixed": [R, N, Tanh, S],
-    "5, mixed again": [S, Identity, N, R],
+    "5, mixed": [S, Identity, N, R],
 }
 TOL = 1e-12
 SOLVERS = {
@@ -58,105 +52,81 @@ SOLVERS = {
     "newton": Newton(tol=1e-13),
 }
 chains = pytest.mark.parametrize("kind", CHAINS)
-solvers = pytest.mark.parametrize("solver", SOLVERS)
 splittings = pytest.mark.parametrize("splitting", ["even-odd", None])
 
 
-def memory(kind, weights=0.2, biases=0.5, seed=0):
-    """A chain in float64; with the default weights it has one equilibrium."""
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def memory(kind: str) -> HAM:
+    """A chain in float64 with one equilibrium."""
     free = [make() for make in CHAINS[kind]]
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     ham = HAM.chain([*[5, 7, 6, 6][: len(free)], 4], [Identity(), *free]).double()
     with torch.no_grad():
         for p in ham.synapses.parameters():
-            p.copy_(weights * torch.randn_like(p) if p.dim() == 2 else biases * torch.randn_like(p))
+            p.copy_((0.2 if p.dim() == 2 else 0.5) * torch.randn_like(p))
     return ham
 
 
-def images(batch=4):
-    return normal(batch, 5, seed=7)
+def images() -> Tensor:
+    return normal(4, 5, seed=7)
 
 
-def deq(kind, solver, splitting, adjoint=None):
+def deq(kind: str, splitting: Any, adjoint: Any = None) -> DEQ:
+    solver = SOLVERS["newton"]
     return DEQ(
         memory(kind), splitting=splitting, solver=solver, adjoint=adjoint, on_failure="raise"
     )
 
 
-def flat(state, layers):
-    return torch.cat([state[name] for name in layers], 1)
-
-
-def loss(solution):
-    free = flat(solution.value, list(solution.value)[1:])
-    return (free.sin() * torch.linspace(-1, 2, free.numel(), dtype=free.dtype).view_as(free)).sum()
-
-
-def gradients(model):
+def gradients(model: DEQ) -> dict[str, Tensor]:
     x = images().requires_grad_()
     of = {**dict(model.ham.named_parameters()), "input": x}
-    found = torch.autograd.grad(loss(model({"input": x})), list(of.values()))
-    return dict(zip(of, found, strict=True))
+    free = torch.cat([*model({"input": x}).value.values()][1:], 1)
+    loss = free.sin() * torch.linspace(-1, 2, free.numel(), dtype=free.dtype).view_as(free)
+    return dict(zip(of, torch.autograd.grad(loss.sum(), list(of.values())), strict=True))
 
 
 @functools.cache
-def settled(kind):
-    """The equilibrium, by many plain steps of all layers at once."""
-    held = clamp(memory(kind), {"input": images()})
-    with torch.no_grad():
-        x = held.ham.zero_state(images(), held.layers)
-        for _ in range(400):
-            x = held.update(x)
-    return x
-
-
-@functools.cache
-def unrolled(kind):
-    return gradients(deq(kind, SOLVERS["newton"], "even-odd", Unrolled(200)))
-
-
-# ----------------------------------------------------------------------- equilibrium
+def unrolled(kind: str) -> dict[str, Tensor]:
+    return gradients(deq(kind, "even-odd", Unrolled(200)))
 
 
 @chains
-def test_the_reference_is_an_equilibrium_that_is_reached_from_anywhere(kind):
-    held = clamp(memory(kind), {"input": images()})
-    x = settled(kind)
-    for name, fx in held.update(x).items():
-        assert (fx - x[name]).abs().max() < 1e-13
-    for seed in range(3):
-        y = {name: 3 * normal(*x[name].shape, seed=seed) for name in x}
-        with torch.no_grad():
-            for _ in range(400):
-                y = held.update(y)
-        assert all((y[name] - x[name]).abs().max() < 1e-12 for name in x)
-
-
-@chains
-@solvers
-@splittings
-def test_every_way_leads_to_the_same_equilibrium(kind, solver, splitting):
-    model = deq(kind, SOLVERS[solver], splitting)
+def test_every_solver_and_splitting_finds_the_equilibrium_of_plain_steps(kind: str) -> None:
+    clamped = clamp(memory(kind), {"input": images()})
+    ends = []
     with torch.no_grad():
-        solution = model({"input": images()})
-    assert bool(solution.converged.all())
-    x = settled(kind)
-    for name in x:
-        assert (solution.value[name] - x[name]).abs().max() < 1e-9
-    held = clamp(model.ham, {"input": images()})
-    torch.testing.assert_close(model.energy(solution.value), held.energy(x), rtol=1e-12, atol=1e-12)
+        for scale in (0.0, 3.0):  # from anywhere
+            x = {a: scale * normal(4, *clamped.layer(a).shape) for a in clamped.layers}
+            for _ in range(300):
+                x = clamped.update(x)
+            ends.append(x)
+        x = ends[0]
+        torch.testing.assert_close(ends[1], x, rtol=0.0, atol=1e-12)
+        for splitting in ("even-odd", None):
+            model = deq(kind, splitting)
+            for name, solver in SOLVERS.items():
+                solution = model({"input": images()}, solver=solver)
+                assert solution.converged.all()
+                for a in x:
+                    assert (solution.value[a] - x[a]).abs().max() < 1e-9, (splitting, name)
+                energy = model.energy(solution.value)
+                torch.testing.assert_close(energy, clamped.energy(x), rtol=1e-12, atol=1e-12)
 
 
-# --------------------------------------------------------------------------- descent
+LARGE: dict[str, Any] = {
+    "softmax": lambda: Softmax(20.0),
+    "layer norm": LayerNorm,
+    "spherical": Spherical,
+}
 
 
-LARGE = {"softmax": lambda: Softmax(20.0), "layer norm": LayerNorm, "spherical": Spherical}
-
-
-@pytest.mark.parametrize("layers", [3, 4, 5])
-@pytest.mark.parametrize("scale", [1.0, 10.0])
-def test_energy_never_rises_along_even_odd_steps(layers, scale):
-    """Large random weights, steep Lagrangians in every order; 64 samples, 25 steps of each."""
+@pytest.mark.parametrize(("layers", "scale"), [(3, 1.0), (3, 10.0), (4, 10.0)])
+def test_energy_never_rises_along_even_odd_steps(layers: int, scale: float) -> None:
+    """Large random weights, steep Lagrangians in every order; 32 samples, 12 steps of each."""
     fell = []
     for i, kinds in enumerate(itertools.product(LARGE, repeat=layers - 1)):
         torch.manual_seed(i)
@@ -166,12 +136,12 @@ def test_energy_never_rises_along_even_odd_steps(layers, scale):
             for p in ham.synapses.parameters():
                 p.copy_(scale * torch.randn_like(p))
         keep, hide = two_colouring(ham, clamped=["input"])
-        reduced = eliminate(clamp(ham, {"input": normal(64, 4, seed=i)}), hide)
+        reduced = eliminate(clamp(ham, {"input": normal(32, 4, seed=i)}), hide)
         assert reduced.descends
-        x = {a: 3 * normal(64, *ham.layer(a).shape, seed=i + 1) for a in keep}
+        x = {a: 3 * normal(32, *ham.layer(a).shape, seed=i + 1) for a in keep}
         energies, sizes_of_terms = [], []
         with torch.no_grad():
-            for _ in range(25):
+            for _ in range(12):
                 here = reduced.step(x)
                 terms = here.terms()
                 energies.append(terms.sum(0))
@@ -181,43 +151,22 @@ def test_energy_never_rises_along_even_odd_steps(layers, scale):
         rounding = 16 * EPS * torch.stack(sizes_of_terms).amax(0)
         assert bool((torch.stack(energies).diff(dim=0) <= rounding).all()), kinds
         fell.append((energies[-1] < energies[0] - 1e-3).double().mean())
-    # A softmax may be at rest from the start, with all of its weight on one neuron.
+    # A softmax may be at its minimum from the start, with all of its weight on one neuron.
     assert torch.stack(fell).mean() > 0.7
 
 
-# -------------------------------------------------------------------------- gradients
-
-
 @chains
-def test_the_unrolled_gradient_agrees_with_finite_differences(kind):
-    model = deq(kind, SOLVERS["newton"], "even-odd")
-    found, h = unrolled(kind), 2e-6
-    x = images()
-    for i, (name, p) in enumerate([*model.ham.named_parameters(), ("input", x)]):
-        direction, kept, ends = normal(*p.shape, seed=i), p.detach().clone(), []
-        with torch.no_grad():
-            for sign in (1, -1):
-                p.copy_(kept + sign * h * direction)
-                ends.append(loss(model({"input": x})))
-            p.copy_(kept)
-        expected = (ends[0] - ends[1]) / (2 * h)
-        torch.testing.assert_close((found[name] * direction).sum(), expected, rtol=1e-7, atol=1e-8)
-
-
-@chains
-@solvers
 @splittings
-def test_the_implicit_gradient_is_the_unrolled_one(kind, solver, splitting):
-    """By conjugate gradients, although ∇²L of softmax and layer norm is singular, and by the
-    forward solver."""
-    adjoints = [Implicit(), Implicit(solver=ConjugateGradient(tol=TOL))]
-    if solver != "newton":
-        adjoints.append(Implicit(solver=SOLVERS[solver]))
-    for adjoint in adjoints:
-        found = gradients(deq(kind, SOLVERS[solver], splitting, adjoint))
+def test_the_implicit_gradient_is_the_unrolled_one(kind: str, splitting: Any) -> None:
+    """By conjugate gradients, although ∇²L of softmax and layer norm is singular."""
+    for adjoint in (
+        Implicit(solver=ConjugateGradient(tol=TOL)),
+        Implicit(solver=SOLVERS["anderson"]),
+    ):
+        result = gradients(deq(kind, splitting, adjoint))
         for name, expected in unrolled(kind).items():
             torch.testing.assert_close(
-                found[name], expected, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}"
+                result[name], expected, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}"
             )
 
 
@@ -227,47 +176,44 @@ def test_the_implicit_gradient_is_the_unrolled_one(kind, solver, splitting):
 @pytest.mark.parametrize(
     "coupled", [lambda: Softmax(1.0), lambda: LayerNorm(0.3, 0.1), lambda: Spherical(0.1)]
 )
-def test_trained_on_digits(coupled):
-    """A hierarchy with a coupled layer in its middle learns, settles to one equilibrium by either
-    splitting, and never raises its energy on the way."""
-    load_digits = pytest.importorskip("sklearn.datasets").load_digits
+def test_a_chain_with_a_coupled_layer_learns_digits(coupled: Any) -> None:
+    """And then has one equilibrium by either splitting, to which its energy never rises."""
+    data = pytest.importorskip("sklearn.datasets").load_digits()
     torch.manual_seed(0)
-    data = load_digits()
-    x = torch.tensor(data.data / 16.0)
-    y = torch.tensor(data.target)
+    x, y = torch.tensor(data.data / 16.0), torch.tensor(data.target)
     layers = [Identity(), Tanh(), coupled(), Identity()]
     ham = HAM.chain([64, 48, 24, 10], layers, gain=[2.0, 0.5, 0.5]).double()
-    model = DEQ(ham, solver=Anderson(tol=1e-4), adjoint=Implicit())
-    optimizer = torch.optim.Adam(ham.parameters(), lr=1e-2)
-    for step in range(200):
+    model = DEQ(ham, solver=Anderson(tol=1e-3))
+    optimizer = torch.optim.Adam(ham.parameters(), lr=2e-2)
+    for step in range(50):
         rows = torch.randint(0, 1500, (64,), generator=torch.Generator().manual_seed(step))
         scores = model({"input": x[rows]}).value["output"]
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(20.0 * scores, y[rows]).backward()
         optimizer.step()
         contract_(ham, rate=0.95)
-    x, y = x[1500:], y[1500:]
+    x, y = x[1500:1600], y[1500:1600]
     exact = Anderson(tol=1e-11, max_steps=500)
     with torch.no_grad():
-        found = DEQ(ham, solver=exact)({"input": x})
+        solution = model({"input": x}, solver=exact)
         same = DEQ(ham, splitting=None, solver=exact, start="zeros")({"input": x})
-    assert found.converged.all()
-    assert (found.value["output"].argmax(1) == y).double().mean() > 0.85
-    for name in ("hidden1", "hidden2", "output"):
-        torch.testing.assert_close(same.value[name], found.value[name], rtol=1e-8, atol=1e-8)
+    assert solution.converged.all()
+    assert (solution.value["output"].argmax(1) == y).double().mean() > 0.8
+    torch.testing.assert_close(same.value, solution.value, rtol=1e-8, atol=1e-8)
 
-    reduced = DEQ(ham).reduced({"input": x})
-    state = {name: torch.randn(len(x), *ham.layer(name).shape).double() for name in reduced.visible}
+    reduced = model.reduced({"input": x})
+    state = {a: normal(len(x), *ham.layer(a).shape) for a in reduced.visible}
     energies = []
-    for _ in range(30):
-        energies.append(reduced.energy(state).detach())
-        state = reduced.update(state)
+    with torch.no_grad():
+        for _ in range(15):
+            energies.append(reduced.energy(state))
+            state = reduced.update(state)
     energies = torch.stack(energies)
     assert (energies.diff(dim=0) <= 64 * EPS * energies[:-1].abs()).all()
     assert (energies[0] - energies[-1] > 0.1).all()
 
 
-def test_a_chain_takes_a_lagrangian_for_each_layer():
+def test_a_chain_takes_a_lagrangian_for_each_layer() -> None:
     kinds = [Identity(), Softmax(2.0, learnable=True), LayerNorm()]
     for given in (kinds, tuple(kinds), torch.nn.ModuleList(kinds)):
         ham = HAM.chain([4, 3, 2], given)
@@ -277,23 +223,32 @@ def test_a_chain_takes_a_lagrangian_for_each_layer():
     assert sum("log_beta" in name for name, _ in shared.named_parameters()) == 1
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 4])
-def test_a_chain_refuses_another_number_of_lagrangians(count):
-    message = (
-        "lagrangian: expected one for all layers or 3, one for each of "
-        f"['input', 'hidden1', 'output'], got {count}"
-    )
-    with pytest.raises(ValueError, match=re.escape(message)):
-        HAM.chain([4, 3, 2], [Tanh()] * count)
+@pytest.mark.parametrize(
+    ("lagrangian", "error", "message"),
+    [
+        *(
+            (
+                [Tanh()] * count,
+                ValueError,
+                "lagrangian: expected one for all layers or 3, one for each of "
+                f"['input', 'hidden1', 'output'], got {count}",
+            )
+            for count in (0, 2, 4)
+        ),
+        *(
+            (wrong, TypeError, "expected a Lagrangian such as hamdeq.Sigmoid")
+            for wrong in ("tanh", torch.tanh, Tanh, [Tanh(), "tanh", Tanh()])
+        ),
+    ],
+)
+def test_a_chain_refuses_what_are_not_its_lagrangians(
+    lagrangian: Any, error: Any, message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        HAM.chain([4, 3, 2], lagrangian)
 
 
-@pytest.mark.parametrize("wrong", ["tanh", torch.tanh, Tanh, [Tanh(), "tanh", Tanh()]])
-def test_a_chain_refuses_what_is_no_lagrangian(wrong):
-    with pytest.raises(TypeError, match=re.escape("expected a Lagrangian such as hamdeq.Sigmoid")):
-        HAM.chain([4, 3, 2], wrong)
-
-
-def test_a_configuration_takes_a_lagrangian_for_each_layer():
+def test_a_configuration_takes_a_lagrangian_for_each_layer() -> None:
     jsonargparse = pytest.importorskip("jsonargparse")
     parser = jsonargparse.ArgumentParser()
     parser.add_subclass_arguments(DEQ, "deq")

@@ -44,13 +44,19 @@ def pair() -> DEQ:
     return DEQ(HAM(neurons, [(("a", "b"), Dense(2, 3))]), ("a",), on_failure="ignore")
 
 
-def chain(first: Lagrangian, splitting: Any = "even-odd", dtype: torch.dtype | None = None) -> DEQ:
+def chain(
+    first: Lagrangian,
+    splitting: Any = "even-odd",
+    dtype: torch.dtype | None = None,
+    adjoint: Adjoint | None = None,
+) -> DEQ:
     """A chain whose input has an activation that overflows where its states are huge."""
     torch.manual_seed(0)
     rest = [Sigmoid(4.0, 0.5)] * 3
     ham = HAM.chain([6, 5, 4, 3], [first, *rest], gain=0.5).to(dtype)
     tol = 1e-6 if dtype is None else 2e-2
-    return DEQ(ham, splitting=splitting, solver=Anderson(tol=tol), on_failure="ignore")
+    solver = Anderson(tol=tol)
+    return DEQ(ham, splitting=splitting, solver=solver, adjoint=adjoint, on_failure="ignore")
 
 
 def pixels(large: float, dtype: torch.dtype | None = None) -> Tensor:
@@ -109,8 +115,7 @@ def test_an_eliminated_layer_that_overflows_is_not_converged() -> None:
 @pytest.mark.parametrize("splitting", ["even-odd", "sweep"])
 def test_a_hidden_layer_that_overflows_is_not_converged(splitting: Any, adjoint: Adjoint) -> None:
     """The output saturates where the hidden layers are infinite, and alone would be converged."""
-    deq, x = chain(Exp(), splitting), pixels(3e38)
-    deq.adjoint = adjoint
+    deq, x = chain(Exp(), splitting, adjoint=adjoint), pixels(3e38)
     solution = deq({"input": x})
     assert_lost(solution, 1, Status.DIVERGED)
     assert_others_unharmed(deq, {"input": x}, 1)
@@ -123,7 +128,7 @@ def test_a_layer_that_overflows_in_half_precision(dtype: torch.dtype) -> None:
     assert_lost(deq({"input": pixels(torch.finfo(dtype).max / 2, dtype)}), 1, Status.DIVERGED)
 
 
-@pytest.mark.parametrize("first", [Identity(), Sigmoid(4.0, 0.5), Tanh(2.0)], ids=repr)
+@pytest.mark.parametrize("first", [Identity(), Sigmoid(4.0, 0.5)], ids=repr)
 @pytest.mark.parametrize("splitting", ["even-odd", None])
 def test_huge_pixels_converge_where_all_layers_are_finite(
     first: Lagrangian, splitting: Any
@@ -135,14 +140,13 @@ def test_huge_pixels_converge_where_all_layers_are_finite(
     assert solution.converged[1] or not solution.residual[1].isfinite()
 
 
-@pytest.mark.parametrize("lagrangian", [Sigmoid(4.0, 0.5), Tanh(2.0)], ids=repr)
-def test_the_energy_of_huge_states_is_finite_where_its_limit_is(lagrangian: Lagrangian) -> None:
+def test_the_energy_of_huge_states_is_finite_where_its_limit_is() -> None:
     x = torch.tensor([[-3e38], [3e38]], requires_grad=True)
-    energy = lagrangian.energy(x)
-    torch.testing.assert_close(energy, lagrangian.energy(x.sign() * 1e3))
-    energy.sum().backward()
-    assert x.grad is not None
-    assert not x.grad.any()
+    for lagrangian in (Sigmoid(4.0, 0.5), Tanh(2.0)):
+        energy = lagrangian.energy(x)
+        torch.testing.assert_close(energy, lagrangian.energy(x.sign() * 1e3))
+        (grad,) = torch.autograd.grad(energy.sum(), x)
+        assert not grad.any()
 
 
 def test_a_lost_sample_keeps_its_best_finite_state() -> None:
@@ -207,8 +211,8 @@ def test_a_two_layer_memory_that_overflows_is_not_converged() -> None:
 
 def test_fixed_point_of_a_model_with_an_overflowing_hidden_layer_is_not_converged() -> None:
     ham = chain(Exp()).ham
-    held = clamp(ham, {"input": pixels(3e38)})
-    reduced = eliminate(held, ["hidden1"])
+    clamped = clamp(ham, {"input": pixels(3e38)})
+    reduced = eliminate(clamped, ["hidden1"])
     x0 = ham.zero_state(pixels(0.0), reduced.visible)
     solution = fixed_point(reduced, x0, solver=Picard(), on_failure="ignore")
     assert solution.status.tolist() == [0, Status.DIVERGED, 0]
@@ -224,8 +228,8 @@ def test_fixed_point_of_an_energy_model_keeps_lost_samples_out_of_the_gradient()
         start = {name: x[rows].clone() for name, x in x0.items()}
         if len(rows) == 3:
             start["output"][1] = torch.nan
-        held = clamp(ham, {"input": pixels(0.5)[rows]})
-        solution = fixed_point(held, start, on_failure="ignore")
+        clamped = clamp(ham, {"input": pixels(0.5)[rows]})
+        solution = fixed_point(clamped, start, on_failure="ignore")
         assert solution.status.tolist() == ([0, Status.INVALID, 0] if len(rows) == 3 else [0, 0])
         solution.value["output"].sum().backward()
         grads.append([p.grad.clone() for p in ham.parameters() if p.grad is not None])

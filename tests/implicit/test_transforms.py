@@ -90,14 +90,14 @@ def derived() -> HAM:
 def test_per_sample_gradients_are_those_of_each_sample(kind: str) -> None:
     deq, x = DEQS[kind](), samples()
     parameters = {name: p.detach() for name, p in deq.named_parameters()}
-    found = vmap(grad(lambda p, x: loss(deq, p, x), argnums=(0, 1)), in_dims=(None, 0))(
+    result = vmap(grad(lambda p, x: loss(deq, p, x), argnums=(0, 1)), in_dims=(None, 0))(
         parameters, x
     )
     for i in range(len(x)):
         own = x[i].clone().requires_grad_()
         value = loss(deq, dict(deq.named_parameters()), own)
         expected = torch.autograd.grad(value, [*deq.parameters(), own])
-        one = [*(g[i] for g in found[0].values()), found[1][i]]
+        one = [*(g[i] for g in result[0].values()), result[1][i]]
         torch.testing.assert_close(one, [*expected], **CLOSE)
 
 
@@ -109,29 +109,29 @@ def test_the_gradient_of_a_batch_is_that_of_autograd() -> None:
         return functional_call(deq, p, ({"input": x},)).value["output"].square().sum()
 
     expected = torch.autograd.grad(total(parameters), [*parameters.values()])
-    found = grad(total)({name: p.detach() for name, p in parameters.items()})
-    torch.testing.assert_close([*found.values()], [*expected], **CLOSE)
+    result = grad(total)({name: p.detach() for name, p in parameters.items()})
+    torch.testing.assert_close([*result.values()], [*expected], **CLOSE)
 
     def mapped(p: dict[str, Tensor]) -> Tensor:
         one = vmap(lambda x: functional_call(deq, p, ({"input": x[None]},)).value["output"])
         return one(x).square().sum()
 
-    found = grad(mapped)({name: p.detach() for name, p in parameters.items()})
-    torch.testing.assert_close([*found.values()], [*expected], **CLOSE)
+    result = grad(mapped)({name: p.detach() for name, p in parameters.items()})
+    torch.testing.assert_close([*result.values()], [*expected], **CLOSE)
 
 
 def test_vmap_is_a_larger_batch() -> None:
     """Solved at once: as many evaluations as the batch takes, and the same result."""
     deq, x = chain(), samples(6)
     expected = deq({"input": x})
-    found = vmap(lambda x: deq({"input": x[None]}))(x)
-    assert torch.equal(found.steps[:, 0], expected.steps)
-    assert found.trace.shape == (6, expected.n_evals, 1)
-    torch.testing.assert_close(found.trace[:, :, 0].T, expected.trace, rtol=1e-6, atol=1e-14)
-    for name, x_a in found.value.items():
+    result = vmap(lambda x: deq({"input": x[None]}))(x)
+    assert torch.equal(result.steps[:, 0], expected.steps)
+    assert result.trace.shape == (6, expected.n_evals, 1)
+    torch.testing.assert_close(result.trace[:, :, 0].T, expected.trace, rtol=1e-6, atol=1e-14)
+    for name, x_a in result.value.items():
         torch.testing.assert_close(x_a[:, 0], expected.value[name], **CLOSE)
     # The module's own parameters get their gradient from autograd outside.
-    found.value["output"].sum().backward()
+    result.value["output"].sum().backward()
     grads = [p.grad for p in deq.parameters()]
     deq.zero_grad()
     expected.value["output"].sum().backward()
@@ -146,20 +146,20 @@ def test_vmap_over_any_dimension_and_over_a_mask(in_dim: int) -> None:
     expected = torch.stack(
         [deq({"input": xs}, observed={"input": mask}).value["output"] for xs in x]
     )
-    found = vmap(
+    result = vmap(
         lambda xs: deq({"input": xs}, observed={"input": mask}).value["output"], in_dims=in_dim
     )(x.movedim(0, in_dim))
-    torch.testing.assert_close(found, expected, **CLOSE)
+    torch.testing.assert_close(result, expected, **CLOSE)
 
 
 def test_jacobians_are_those_of_autograd() -> None:
     deq, x = chain(), samples(3)
-    found = vmap(jacrev(lambda x: output(deq, x)))(x)
+    result = vmap(jacrev(lambda x: output(deq, x)))(x)
     for i in range(3):
         expected = torch.autograd.functional.jacobian(lambda x: output(deq, x), x[i])
-        torch.testing.assert_close(found[i], expected, **CLOSE)
+        torch.testing.assert_close(result[i], expected, **CLOSE)
     _, pull = vjp(lambda x: output(deq, x), x[0])
-    torch.testing.assert_close(pull(torch.ones(3).double())[0], found[0].sum(0), **CLOSE)
+    torch.testing.assert_close(pull(torch.ones(3).double())[0], result[0].sum(0), **CLOSE)
 
 
 def test_an_ensemble_of_memories() -> None:
@@ -171,33 +171,37 @@ def test_an_ensemble_of_memories() -> None:
         name: torch.stack([p.detach(), dict(deqs[1].named_parameters())[name].detach()])
         for name, p in deqs[0].named_parameters()
     }
-    found = vmap(lambda p: functional_call(deqs[0], p, ({"input": x},)))(stacked)
+    result = vmap(lambda p: functional_call(deqs[0], p, ({"input": x},)))(stacked)
     alone = [deq({"input": x}) for deq in deqs]
-    assert found.n_evals == max(solution.n_evals for solution in alone)
+    assert result.n_evals == max(solution.n_evals for solution in alone)
     for i, solution in enumerate(alone):
-        torch.testing.assert_close(found.value["output"][i], solution.value["output"], **CLOSE)
-        assert torch.equal(found.trace[i, : solution.n_evals], solution.trace)
-        assert torch.equal(found.trace[i, -1], solution.residual)
+        torch.testing.assert_close(result.value["output"][i], solution.value["output"], **CLOSE)
+        assert torch.equal(result.trace[i, : solution.n_evals], solution.trace)
+        assert torch.equal(result.trace[i, -1], solution.residual)
 
 
 def test_lost_samples_change_no_other() -> None:
     deq, x = chain(on_failure="ignore"), samples()
     x[1, 0] = torch.nan
     parameters = {name: p.detach() for name, p in deq.named_parameters()}
-    found = vmap(grad(lambda p, x: loss(deq, p, x)), in_dims=(None, 0))(parameters, x)
+    result = vmap(grad(lambda p, x: loss(deq, p, x)), in_dims=(None, 0))(parameters, x)
     rows = [0, 2, 3]
     expected = vmap(grad(lambda p, x: loss(deq, p, x)), in_dims=(None, 0))(parameters, x[rows])
-    for name, g in found.items():
+    for name, g in result.items():
         assert not g[1].any()
         torch.testing.assert_close(g[rows], expected[name], **CLOSE)
     status = vmap(lambda x: deq({"input": x[None]}).status)(x)[:, 0]
     assert status.tolist() == [0, Status.INVALID, 0, 0]
 
 
-def test_failures_are_reported() -> None:
-    deq = chain(solver=Picard(tol=1e-12, max_steps=2, fallback_steps=0), on_failure="raise")
+def test_failures_are_reported_as_the_module_or_the_call_says() -> None:
+    hasty = Picard(tol=1e-12, max_steps=2, fallback_steps=0)
+    deq = chain(solver=hasty, on_failure="raise")
     with pytest.raises(ConvergenceError, match="4 of 4 samples"):
         vmap(lambda x: output(deq, x))(samples())
+    deq = chain()
+    steps = vmap(lambda x: deq({"input": x[None]}, solver=hasty, on_failure="ignore").steps)
+    assert steps(samples())[:, 0].tolist() == [2] * 4
 
 
 def test_backward_solves_are_kept_in_the_solution() -> None:
