@@ -109,8 +109,15 @@ def cosine(w: Tensor, adjoint: Adjoint | None = None, n: int = 1) -> Solution:
     return fixed_point(lambda x: torch.cos(w * x), x0, solver=EXACT, adjoint=adjoint)
 
 
-def test_one_unrolled_step_is_the_jacobian_free_gradient() -> None:
+@pytest.mark.parametrize(("adjoint", "share"), [(Unrolled(1), 1.0), (Phantom(1, 0.3), 0.3)])
+def test_one_step_is_the_jacobian_free_gradient_and_damped_a_share_of_it(
+    adjoint: Adjoint, share: float
+) -> None:
     w = parameter(0.8)
+    x0 = torch.zeros(1, 1).double()
+    # Of a parameter that acts beside x the damped step takes nothing else.
+    value = fixed_point(lambda x: 0.5 * x.cos() + w, x0, solver=EXACT, adjoint=adjoint).value
+    assert torch.autograd.grad(value.sum(), w)[0].item() == pytest.approx(share)
     value = cosine(w, Unrolled(1)).value
     (expected,) = torch.autograd.grad(torch.cos(w * value.detach()).sum(), w)
     torch.testing.assert_close(torch.autograd.grad(value.sum(), w)[0], expected)
