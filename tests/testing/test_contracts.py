@@ -116,12 +116,19 @@ def held(**observed: Tensor) -> Any:
     return clamp(ham, {"input": normal(4, 3), "c": normal(4, 2)}, observed or None)
 
 
+def attention() -> Any:
+    layers = {"query": Neurons(3, Identity()), "memories": Neurons(9, Softmax(2.0))}
+    ham = HAM(layers, [(("query", "memories"), Dense(3, 9, gain=3.0))]).double()
+    return eliminate(ham, ["memories"])
+
+
 PART = torch.tensor([True, False])
 MODELS = {
     "ham": memory,
     "clamped": lambda: held(),
     "in part": lambda: held(c=PART),
     "eliminated": lambda: eliminate(held(c=PART), ["a", "c"]),
+    "attention": attention,
     "in turn": lambda: eliminate(held(c=PART), ["a"], colours=[["b"], ["c"]]),
 }
 
