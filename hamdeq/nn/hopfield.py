@@ -67,10 +67,7 @@ def _norm(name: str, *, affine: bool = False) -> Any:
         norm = getattr(layer, f"norm_{name}")
         return norm is not None and (norm.elementwise_affine or not affine)
 
-    doc = (
-        "Whether that has scale and shift." if affine else "Whether these go through a layer norm."
-    )
-    return read_only(get, doc)
+    return read_only(get, "As of the constructor.")
 
 
 class Hopfield(Recorded, nn.Module):
