@@ -392,14 +392,10 @@ class Hopfield(Recorded, nn.Module):
     def as_ham(self, stored: int, states: int = 1) -> HAM:
         """The memory whose even-odd update is this layer's update.
 
-        Layers ``state`` ``(H, states, d)`` and ``stored`` ``(H, stored, d)``, both linear, the
-        latter to be clamped, and ``memories`` ``(H, states, stored)``, which holds this layer's β;
-        their states are those of :meth:`project`:
-
-            ham = layer.as_ham(stored=S, states=L)
-            patterns = layer.project(input)
-            reduced = eliminate(clamp(ham, {"stored": patterns.stored}), ["memories"])
-            reduced.update({"state": patterns.state})  # softmax(β Q Kᵀ) K
+        Layers ``state`` ``(H, states, d)`` and ``stored`` ``(H, stored, d)``, both linear, and
+        ``memories`` ``(H, states, stored)``, which holds this layer's β. With ``stored`` clamped to
+        that of :meth:`project` and the memories eliminated, ``state`` is updated to
+        softmax(β Q Kᵀ) K.
 
         Args:
             stored: S, stored patterns, with those that the layer appends.
