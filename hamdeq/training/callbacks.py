@@ -1,7 +1,8 @@
-"""Callbacks that watch how a memory settles."""
+"""Callbacks that watch how a memory converges, and keep it within one equilibrium."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,14 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from hamdeq._checks import integer
+from hamdeq._checks import instance, integer, number
 from hamdeq.energy.contraction import contract_
 from hamdeq.plots import residual_histogram
-from hamdeq.solvers import Failures, Solution
+from hamdeq.solvers import Solution
 from hamdeq.training.equilibrium import EquilibriumModule
 from hamdeq.training.files import save_figure
 
-__all__ = ["Contraction", "ConvergenceMonitor", "ResidualPicture", "save_picture"]
+__all__ = ["Contraction", "ConvergenceMonitor", "PictureCallback", "ResidualPicture"]
 
 
 class _Means:
@@ -46,7 +47,7 @@ class _Means:
 
 
 class ConvergenceMonitor(Callback):
-    """Logs how the samples of each epoch settled, for train, val and test.
+    """Logs how the samples of each epoch converged, for train, val and test.
 
     - ``iterations``: mean over samples of the first iteration whose relative residual is below
       the solver's ``tol``; of samples that never get there, of their iterations: ``max_steps``,
@@ -106,39 +107,68 @@ class ConvergenceMonitor(Callback):
         self._report("train", pl_module)
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: Any, *_: Any, **__: Any
     ) -> None:
         self._observe("val", pl_module, energy=True)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._report("val", pl_module)
 
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any, **__: Any) -> None:
         self._observe("test", pl_module, energy=True)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._report("test", pl_module)
 
 
-class ResidualPicture(Callback):
-    """Draws, after a test, the histogram of log residual against iteration.
+class PictureCallback(Callback):
+    """Base of the callbacks that draw after a test, from what they keep of its batches.
 
-    The samples settle once more, for ``steps`` iterations whatever their residual, from the
-    images of the test set. Written to ``<folder>/residuals.png``, and to wandb where that logs.
+    Pictures go to ``<folder>/<name>.png``, and to wandb where that logs.
+
+    Args:
+        folder: where to write; default the trainer's log folder.
+    """
+
+    def __init__(self, folder: str | Path | None) -> None:
+        self.folder = folder
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Forget the test before."""
+
+    @abstractmethod
+    def keep(self, module: Any, inputs: Tensor, labels: Tensor) -> None:
+        """Keep what is to be drawn of a batch."""
+
+    @abstractmethod
+    def figures(self, module: Any) -> dict[str, Any]:
+        """Figures by the names of their files; none where nothing was kept."""
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.clear()
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any, **__: Any
+    ) -> None:
+        self.keep(pl_module, *batch)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        folder = Path(self.folder or trainer.log_dir or trainer.default_root_dir)
+        for name, figure in self.figures(pl_module).items():
+            path = folder / f"{name}.png"
+            save_figure(figure, path)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(name, [str(path)])
+
+
+class ResidualPicture(PictureCallback):
+    """Draws, after a test, the histogram of log residual against iteration: ``residuals.png``.
+
+    The samples are solved once more, for ``steps`` iterations whatever their residual.
 
     Args:
         folder: where to write; default the trainer's log folder.
@@ -146,59 +176,37 @@ class ResidualPicture(Callback):
     """
 
     def __init__(self, folder: str | Path | None = None, steps: int = 40) -> None:
-        self.folder = folder
-        self.steps = steps
+        super().__init__(folder)
+        self.steps: int = integer("steps", steps)
         self._traces: list[Tensor] = []
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def clear(self) -> None:
         self._traces = []
 
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        deq = pl_module.deq
-        solver, failures = deq.solver, deq.failures
+    def keep(self, module: Any, inputs: Tensor, labels: Tensor) -> None:
         # No residual is below the smallest positive number: all iterations are run.
-        deq.solver = replace(solver, tol=torch.finfo(batch[0].dtype).tiny, max_steps=self.steps)
-        deq.failures = Failures("ignore")
-        try:
-            with torch.no_grad():
-                # torchdeq's solvers measure the residual of their result in one more evaluation.
-                trace = pl_module(batch[0]).trace[: self.steps].cpu()
-        finally:
-            deq.solver, deq.failures = solver, failures
+        tiny = torch.finfo(inputs.dtype).tiny
+        solver = replace(module.deq.solver, tol=tiny, max_steps=self.steps)
+        with torch.no_grad():
+            solution = module(inputs, solver=solver, on_failure="ignore")
+        # torchdeq's solvers measure the residual of their result in one more evaluation.
+        trace = solution.trace[: self.steps].cpu()
         # A batch may end earlier, when every residual is zero.
         missing = self.steps - len(trace)
         self._traces.append(torch.cat([trace, trace.new_zeros(missing, trace.shape[1])]))
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        folder = Path(self.folder or trainer.log_dir or trainer.default_root_dir)
-        if not self._traces or not trainer.is_global_zero:
-            return
-        figure = residual_histogram(torch.cat(self._traces, dim=1), tol=pl_module.deq.solver.tol)
-        save_picture(figure, folder / "residuals.png", trainer)
-
-
-def save_picture(figure: Any, path: Path, trainer: L.Trainer) -> None:
-    """Write a figure, and log it by its file's name where wandb logs."""
-    save_figure(figure, path)
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image(path.stem, [str(path)])
+    def figures(self, module: Any) -> dict[str, Any]:
+        if not self._traces:
+            return {}
+        traces = torch.cat(self._traces, dim=1)
+        return {"residuals": residual_histogram(traces, tol=module.deq.solver.tol)}
 
 
 class Contraction(Callback):
     """Keeps a memory within one equilibrium while it learns: a projected gradient method.
 
-    Every few steps, and before a validation, the weights between layers that settle are weakened
-    where they have grown too strong (:func:`~hamdeq.contract_`), so that a step of settling always
-    contracts.
+    Every few steps, and before a validation, the weights between free layers are weakened where
+    they have grown too strong (:func:`~hamdeq.contract_`), so that an update always contracts.
 
     Args:
         rate: the bound to keep on the contraction of a synchronous step, in (0, 1).
@@ -207,10 +215,8 @@ class Contraction(Callback):
     """
 
     def __init__(self, rate: float = 0.99, every: int = 10) -> None:
-        if not 0 < rate < 1:
-            raise ValueError(f"rate: expected a number in (0, 1), got {rate!r}")
-        self.rate = rate
-        self.every: int = integer("every", every, expected="an integer ≥ 1")
+        self.rate: float = number("rate", rate, above=0, below=1)
+        self.every: int = integer("every", every)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._project(pl_module)
@@ -229,9 +235,6 @@ class Contraction(Callback):
             self._project(pl_module)
 
     def _project(self, module: L.LightningModule) -> None:
-        if not isinstance(module, EquilibriumModule):
-            raise TypeError(
-                "Contraction: expected a HAMClassifier or HAMReconstructor, got "
-                f"{type(module).__name__}"
-            )
+        expected = "a HAMClassifier or HAMReconstructor"
+        module = instance("Contraction", module, EquilibriumModule, expected)
         contract_(module.deq.ham, clamped=module.clamped, rate=self.rate)

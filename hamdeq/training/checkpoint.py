@@ -1,7 +1,8 @@
-"""Checkpoints: read as data that can run no code, and what they hold put into a module."""
+"""Checkpoints: read as data that can run no code, put into a module, and written as a whole."""
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +10,22 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from hamdeq._checks import wrong
 from hamdeq.training.files import write_file
 
-__all__ = ["CheckpointError", "load_weights", "read_checkpoint", "restore", "save_weights"]
+__all__ = [
+    "CheckpointError",
+    "MovedCheckpoints",
+    "WholeCheckpointIO",
+    "load_weights",
+    "read_checkpoint",
+    "restore",
+    "save_weights",
+]
 
 _METADATA = "hamdeq"
 _TENSOR = "torch.tensor"
@@ -35,10 +47,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: expected a checkpoint, found no such file; a run writes best.ckpt and "
-            "last.ckpt into version_N/checkpoints"
-        )
+        remedy = "a run writes best.ckpt and last.ckpt into version_N/checkpoints"
+        raise wrong(str(path), "a checkpoint", "no such file", remedy, kind=FileNotFoundError)
     if not path.stat().st_size:
         raise _damaged(path, "an empty file")
     try:
@@ -50,24 +60,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:
         # A cut-off file fails in many ways, of which none says so: OSError, EOFError, KeyError, …
         if "weights_only" in str(error) and "GLOBAL" in str(error):
-            raise CheckpointError(
-                f"{path}: expected tensors and plain data, got pickled objects, which may run any "
-                "code when they are loaded; save weights alone, by hamdeq.training.save_weights"
-            ) from None
+            expected, remedy = "tensors and plain data", "save weights alone, by save_weights"
+            got = "pickled objects, which may run any code when they are loaded"
+            raise wrong(str(path), expected, got, remedy, kind=CheckpointError) from None
         raise _damaged(path, "a file that is cut off, damaged, or no checkpoint") from None
     weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(weights, Mapping) or not all(isinstance(w, Tensor) for w in weights.values()):
-        raise CheckpointError(
-            f"{path}: expected a checkpoint of Lightning with a 'state_dict' of tensors, got "
-            "another file of torch; give one that trainer.save_checkpoint or a run wrote"
-        )
+        expected = "a checkpoint of Lightning with a 'state_dict' of tensors"
+        remedy = "give one that trainer.save_checkpoint or a run wrote"
+        raise wrong(str(path), expected, "another file of torch", remedy, kind=CheckpointError)
     return checkpoint
 
 
 def _damaged(path: Path, got: str) -> CheckpointError:
     others = sorted(p.name for p in path.parent.glob("*.ckpt") if p.name != path.name)
     remedy = f"try {others[0]} beside it" if others else "train again"
-    return CheckpointError(f"{path}: expected a checkpoint, got {got}; {remedy}")
+    return wrong(str(path), "a checkpoint", got, remedy, kind=CheckpointError)
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -99,8 +107,7 @@ def restore(module: L.LightningModule, checkpoint: dict[str, Any], *, strict: bo
 def save_weights(module: L.LightningModule, path: str | Path) -> None:
     """Write the weights of a module to a file of safetensors, which other programs can read, too.
 
-    The file's metadata holds what a checkpoint would besides: the configuration of a module of
-    hamdeq, so that ``load_from_checkpoint`` reads this file as well.
+    Its metadata hold the module's configuration: ``load_from_checkpoint`` reads this file as well.
 
     Raises:
         ImportError: safetensors is not installed.
@@ -108,7 +115,7 @@ def save_weights(module: L.LightningModule, path: str | Path) -> None:
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"path: expected a name that ends in .safetensors, got {path.name!r}")
+        raise wrong("path", "a name that ends in .safetensors", repr(path.name))
     from safetensors.torch import save
 
     extra: dict[str, Any] = {}
@@ -147,3 +154,62 @@ def load_weights(module: L.LightningModule, path: str | Path) -> None:
         OtherArchitectureError: the weights do not fit the module.
     """
     restore(module, read_checkpoint(path))
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside the one that it replaces, brings it to disk, and renames it.
+
+    A run that is killed while it saves keeps the checkpoint before. Lightning's own class moves a
+    file out of the temporary folder: where that is on another file system, the old checkpoint is
+    overwritten in place, and a kill loses both. The command line uses this class; a Trainer of your
+    own gets it as ``L.Trainer(plugins=[WholeCheckpointIO()])``.
+
+    Paths with a protocol, such as ``s3://``, are written as Lightning does.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            OSError: the disk is full, or the file cannot be written for another reason; the error
+                names the file, which is as it was before.
+        """
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_file(Path(path), buffer.getbuffer())
+
+
+class MovedCheckpoints(Callback):
+    """Lets a run whose folder was moved go on with the best checkpoint that moved with it.
+
+    Lightning looks for it in the folder where it was written. Not finding it there, it takes the
+    first epoch of the resumed run for the best one, and overwrites a better checkpoint.
+    """
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        ours = trainer.checkpoint_callback
+        if not isinstance(ours, ModelCheckpoint) or ours.dirpath is None:
+            return
+        state = checkpoint["callbacks"].get(ours.state_key)
+        here = Path(ours.dirpath)
+        # A checkpoint of another run has no file of its own here.
+        best = (state or {}).get("best_model_path")
+        if state is None or not best or not (here / Path(best).name).is_file():
+            return
+
+        def moved(path: str) -> str:
+            return str(here / Path(path).name) if path else path
+
+        checkpoint["callbacks"][ours.state_key] = {
+            **state,
+            **{name: moved(path) for name, path in state.items() if name.endswith("_path")},
+            "dirpath": ours.dirpath,
+            "best_k_models": {moved(k): v for k, v in state["best_k_models"].items()},
+        }

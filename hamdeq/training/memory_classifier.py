@@ -12,9 +12,9 @@ from hamdeq.data.encoding import as_samples
 from hamdeq.memories import DenseAssociativeMemory, FeedForward, Learning
 from hamdeq.optim import NormalisedSGD
 from hamdeq.training.module import (
-    Classifier,
     OptimizerCallable,
     SchedulerCallable,
+    SupervisedModule,
     as_pair,
 )
 from hamdeq.training.prediction import Prediction, nearest_distribution
@@ -22,7 +22,7 @@ from hamdeq.training.prediction import Prediction, nearest_distribution
 __all__ = ["MemoryClassifier"]
 
 
-class MemoryClassifier(Classifier):
+class MemoryClassifier(SupervisedModule):
     """Learn the class neurons of a dense associative memory, updated once from a clamped image.
 
     The loss is the mean over class neurons of (t − C)^2m, with t = +1 for the label's and −1 for

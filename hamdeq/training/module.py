@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hamdeq._checks import integer
+from hamdeq._checks import instance, integer, wrong
 from hamdeq.data import Encoding
 from hamdeq.training.prediction import Prediction, joined
 from hamdeq.training.saving import Restorable
 
 __all__ = [
-    "Classifier",
     "OptimizerCallable",
     "OtherArchitectureError",
     "SchedulerCallable",
+    "SupervisedModule",
     "as_pair",
     "inputs_of",
 ]
@@ -31,7 +31,7 @@ class OtherArchitectureError(ValueError):
     """A checkpoint does not fit the module that is to load it."""
 
 
-class Classifier(Restorable):
+class SupervisedModule(Restorable):
     """Base of the modules that learn from inputs and their targets; a subclass implements `_step`.
 
     Args:
@@ -41,8 +41,7 @@ class Classifier(Restorable):
             ``val/loss``.
 
     Attributes:
-        lr: the learning rate that Lightning's ``LearningRateFinder`` has set; None as long as it
-            has not.
+        lr: the learning rate that Lightning's ``LearningRateFinder`` has set, if it has.
         encoding: standardisation and class names, taken over from the first data module that the
             module is used with, and part of its state dict: see :class:`hamdeq.data.Encoding`.
     """
@@ -76,10 +75,8 @@ class Classifier(Restorable):
         encoding = self._data_encoding()
         if encoding is not None and self.encoding.is_blank:
             if encoding.standardises and not self.standardises:
-                raise ValueError(
-                    f"{type(self).__name__}: expected inputs to learn from as they are, got a data "
-                    "module that standardises them; give it standardise=False"
-                )
+                got, remedy = "a data module that standardises them", "give it standardise=False"
+                raise wrong("data", "inputs to learn from as they are", got, remedy)
             self.encoding.load_state_dict(encoding.state_dict())
 
     def on_fit_start(self) -> None:
@@ -90,10 +87,9 @@ class Classifier(Restorable):
     def on_train_start(self) -> None:
         given = getattr(self.trainer.train_dataloader, "encoding", None)
         if isinstance(given, Encoding) and given.standardises and not self.encoding.standardises:
-            raise ValueError(
-                f"{type(self).__name__}: expected the data module, whose standardisation the "
-                "module takes over, got its batches alone; call trainer.fit(module, data)"
-            )
+            expected = "the data module, whose standardisation the module takes over"
+            remedy = "call trainer.fit(module, data)"
+            raise wrong("data", expected, "its batches alone", remedy)
 
     def on_validation_start(self) -> None:
         self._check_classes()
@@ -112,15 +108,13 @@ class Classifier(Restorable):
         encoding, ours = self._data_encoding(), self.encoding.classes
         theirs = None if encoding is None else encoding.classes
         if theirs is not None and ours is not None and ours != theirs:
-            raise ValueError(
-                f"classes: expected those that the module has learned, {[*ours]}, got "
-                f"{[*theirs]}; give data with the same classes, or train a new module"
-            )
+            expected = f"those that the module has learned, {[*ours]}"
+            remedy = "give data with the same classes, or train a new module"
+            raise wrong("classes", expected, [*theirs], remedy)
         if ours is not None and self.n_outputs not in (None, len(ours)):
-            raise ValueError(
-                f"classes: expected {self.n_outputs}, one for each output of the module, got "
-                f"{len(ours)}; give it as many outputs, such as HAM.chain([…, data.n_classes])"
-            )
+            expected = f"{self.n_outputs}, one for each output of the module"
+            remedy = "give it as many outputs, such as HAM.chain([…, data.n_classes])"
+            raise wrong("classes", expected, len(ours), remedy)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self._step(batch, "train")
@@ -156,7 +150,7 @@ class Classifier(Restorable):
         x = torch.as_tensor(inputs).to(like.device)
         x = x.to(like.dtype) if x.is_floating_point() else x
         if not x.dim() or not len(x):
-            raise ValueError(f"inputs: expected (n, …) with n ≥ 1, got {tuple(x.shape)}")
+            raise wrong("inputs", "(n, …) with n ≥ 1", tuple(x.shape))
         training = self.training
         self.eval()
         try:
@@ -178,13 +172,11 @@ class Classifier(Restorable):
         if self.scheduler is None:
             return optimizer
         scheduler = self.scheduler(optimizer)
-        found: dict[str, Any] = {"optimizer": optimizer, "lr_scheduler": scheduler}
+        monitored: Any = scheduler
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            found["lr_scheduler"] = {
-                "scheduler": scheduler,
-                "monitor": getattr(scheduler, "monitor", "val/loss"),
-            }
-        return found
+            monitor = getattr(scheduler, "monitor", "val/loss")
+            monitored = {"scheduler": scheduler, "monitor": monitor}
+        return {"optimizer": optimizer, "lr_scheduler": monitored}
 
     def _set_lr(self, lr: float) -> None:
         """Train with another learning rate than the optimiser was made with."""
@@ -209,10 +201,9 @@ class Classifier(Restorable):
             mine = tuple(ours[name].shape) if name in ours else "no such weight"
             stored = tuple(theirs[name].shape) if name in theirs else "no such weight"
             if mine != stored:
-                raise OtherArchitectureError(
-                    f"checkpoint of another architecture: {name} expected {mine}, got {stored}; "
-                    "use the config.yaml that lies in the checkpoint's run folder"
-                )
+                remedy = "use the config.yaml that lies in the checkpoint's run folder"
+                name = f"checkpoint of another architecture: {name}"
+                raise wrong(name, str(mine), stored, remedy, kind=OtherArchitectureError)
 
 
 def as_pair(batch: Any) -> tuple[Any, Tensor]:
@@ -222,13 +213,9 @@ def as_pair(batch: Any) -> tuple[Any, Tensor]:
         TypeError: the batch is no pair of them.
     """
     if isinstance(batch, tuple | list) and len(batch) == 2:
-        if not isinstance(batch[1], Tensor):
-            raise TypeError(f"batch: expected a tensor of targets, got {type(batch[1]).__name__}")
-        return batch[0], batch[1]
-    raise TypeError(
-        f"batch: expected (inputs, targets), got {_what(batch)}; let the data set give pairs, such "
-        "as TensorDataset(inputs, targets)"
-    )
+        return batch[0], instance("batch", batch[1], Tensor, "a tensor of targets")
+    remedy = "let the data set give pairs, such as TensorDataset(inputs, targets)"
+    raise wrong("batch", "(inputs, targets)", _kind(batch), remedy, kind=TypeError)
 
 
 def inputs_of(batch: Any) -> Any:
@@ -241,10 +228,10 @@ def inputs_of(batch: Any) -> Any:
         return batch[0]
     if isinstance(batch, Tensor):
         return batch
-    raise TypeError(f"batch: expected inputs, or (inputs, targets), got {_what(batch)}")
+    raise wrong("batch", "inputs, or (inputs, targets)", _kind(batch), kind=TypeError)
 
 
-def _what(batch: Any) -> str:
+def _kind(batch: Any) -> str:
     if isinstance(batch, dict):
         return f"a dict with the keys {[*batch]}"
     if isinstance(batch, tuple | list):

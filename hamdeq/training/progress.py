@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from types import TracebackType
 from typing import Any, TextIO
 
 import lightning as L
@@ -24,25 +23,24 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 def is_terminal(file: TextIO) -> bool:
-    """Whether a file is a terminal that can move its cursor."""
+    """Return True for a terminal that can move its cursor."""
     return file.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 class Progress:
-    """How much of some work is done, with the times elapsed and remaining.
+    """Progress of some work, with the times elapsed and remaining.
 
-    On a terminal this is a bar, which is drawn twice a second, and disappears when it is
-    closed. Elsewhere it is a line of text for each new description, and at most one in ten seconds
-    between them, without carriage returns or cursor codes.
+    On a terminal it is a bar that disappears when it is closed. Elsewhere it is a line of plain
+    text for each new description, and at most one in ten seconds between them.
 
     Args:
         total: units of work; None where nobody knows.
         done: units that were done before, which say nothing about the speed.
         description: what is being done.
-        counted: whether units are shown as ``done/total``, or else as a percentage.
+        counted: show units as ``done/total``, or else as a percentage.
         file: where to write, default standard error.
-        steady: whether the bar is drawn between updates as well. Drawing takes time of this
-            process: not where that is measured.
+        steady: draw the bar between updates as well, which takes time of this process: not where
+            that is measured.
     """
 
     def __init__(
@@ -85,12 +83,7 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -173,8 +166,8 @@ def _clock(seconds: float) -> str:
 class EpochProgress(LightningProgressBar):
     """A line for each epoch of a fit, and on a terminal a bar of the whole fit below them.
 
-    The line says the training's loss and accuracy, and the validation's accuracy and iterations, or
-    what else a module logs to the progress bar. It fits into 80 columns.
+    The line has the training's loss and accuracy, and the validation's accuracy and iterations, or
+    what else a module logs to the progress bar, and fits into 80 columns.
     """
 
     def __init__(self) -> None:
@@ -198,18 +191,18 @@ class EpochProgress(LightningProgressBar):
                 total, done=done, description=description, counted=False, file=sys.stdout
             )
 
-    def _stop(self) -> None:
+    def _stop(self, *_: Any, **__: Any) -> None:
         if self._progress is not None:
             self._progress.close()
             self._progress = None
 
     # ------------------------------------------------------------------------------- a fit
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._began, self._first = time.monotonic(), trainer.current_epoch
         self._start("training", self._epochs(trainer), done=trainer.current_epoch)
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._validated = False
         if self._progress is not None:
             self._progress.describe(_epoch(trainer))
@@ -225,7 +218,7 @@ class EpochProgress(LightningProgressBar):
             part = (batch_idx + 1) / trainer.num_training_batches
             self._progress.update(trainer.current_epoch + part, "  ".join(live))
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         done, line = trainer.current_epoch + 1, self._line(trainer)
         if self._progress is not None:
             self._progress.print(line)
@@ -238,8 +231,7 @@ class EpochProgress(LightningProgressBar):
                 line += f", remaining {_clock(remaining)}"
             print(line, flush=True)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._stop()
+    on_train_end = _stop
 
     @staticmethod
     def _epochs(trainer: L.Trainer) -> float | None:
@@ -267,72 +259,33 @@ class EpochProgress(LightningProgressBar):
 
     # ------------------------------------------------------ validation, test and prediction
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             self._start("validation", sum(trainer.num_val_batches))
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._validated = True
-        if trainer.state.fn != TrainerFn.FITTING:
-            self._stop()
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start("test", sum(trainer.num_test_batches))
-
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._stop()
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start("prediction", sum(trainer.num_predict_batches))
-
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._stop()
-
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: Any, *_: Any, **__: Any
     ) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             self._advance()
 
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._advance()
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._validated = True
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._stop()
 
-    def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._advance()
+    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._start("test", sum(trainer.num_test_batches))
 
-    def _advance(self) -> None:
+    def on_predict_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._start("prediction", sum(trainer.num_predict_batches))
+
+    def _advance(self, *_: Any, **__: Any) -> None:
         if self._progress is not None:
             self._progress.advance()
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        self._stop()
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._stop()
+    on_test_batch_end = on_predict_batch_end = _advance
+    on_test_end = on_predict_end = on_exception = teardown = _stop
 
 
 # What a line of an epoch says, in this order.

@@ -1,9 +1,9 @@
-"""Modules that a checkpoint brings back whole: it holds their configuration besides the weights."""
+"""Modules read back whole, from a checkpoint or a run: their configuration and their weights."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -15,12 +15,13 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from typing_extensions import Self
 
+from hamdeq._checks import wrong
 from hamdeq._recorded import Recorded
-from hamdeq.training.building import build
+from hamdeq.data import InMemoryDataModule
+from hamdeq.training.building import CannotDescribeError, build, describe, import_path
 from hamdeq.training.checkpoint import CheckpointError, read_checkpoint, restore
-from hamdeq.training.description import CannotDescribeError, describe, import_path
 
-__all__ = ["Restorable", "model_section"]
+__all__ = ["Restorable", "load_run", "model_section"]
 
 
 class Restorable(Recorded, L.LightningModule):
@@ -82,10 +83,8 @@ class Restorable(Recorded, L.LightningModule):
         """
         arguments.pop("weights_only", None)  # of Lightning's method: no other files are read
         if arguments.pop("hparams_file", None) is not None:
-            raise TypeError(
-                "hparams_file: expected none, as a checkpoint holds the arguments of its module; "
-                "give others by name, such as load_from_checkpoint(…, learning_rate=0.1)"
-            )
+            remedy = "give arguments by name, such as load_from_checkpoint(…, learning_rate=0.1)"
+            raise wrong("hparams_file", "none", "a file", remedy, kind=TypeError)
         checkpoint = read_checkpoint(checkpoint_path)
         section = checkpoint.get("configuration") or _beside(Path(checkpoint_path)) or {}
         _check_class(cls, section.get("class_path"), checkpoint_path)
@@ -93,10 +92,10 @@ class Restorable(Recorded, L.LightningModule):
         parser = LightningArgumentParser(exit_on_error=False)
         skip: Any = {*arguments}
         parser.add_class_arguments(cls, "model", skip=skip, instantiate=False, fail_untyped=False)
-        known = {k: v for k, v in section.get("init_args", {}).items() if k not in arguments}
-        made = build(parser, {"model": known}, trust=trust, source=str(checkpoint_path))
+        stored = {k: v for k, v in section.get("init_args", {}).items() if k not in arguments}
+        made = build(parser, {"model": stored}, trust=trust, source=str(checkpoint_path))
         module = cls(**(vars(made.model) if "model" in made else {}), **arguments)
-        module.configured = known
+        module.configured = stored
         restore(module, checkpoint, strict=strict)
         return module if map_location is None else module.to(map_location)
 
@@ -120,24 +119,23 @@ def _beside(checkpoint: Path) -> dict[str, Any] | None:
     return model_section(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 def _name(kind: type) -> str:
     try:
         return import_path(kind)
     except CannotDescribeError:  # a class within a function: to compare with, not to import
-        return f"{kind.__module__}.{kind.__qualname__}"
+        return _full_name(kind)
 
 
 def _check_class(cls: type, stored: Any, path: str | Path) -> None:
     names = {name for kind in cls.__mro__ for name in (_name(kind), _full_name(kind))}
     if stored is not None and stored not in names:
-        raise CheckpointError(
-            f"{path}: expected a checkpoint of {cls.__name__}, got one of {stored}; call "
-            f"{str(stored).rpartition('.')[2]}.load_from_checkpoint"
-        )
-
-
-def _full_name(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+        remedy = f"call {str(stored).rpartition('.')[2]}.load_from_checkpoint"
+        expected, got = f"a checkpoint of {cls.__name__}", f"one of {stored}"
+        raise wrong(str(path), expected, got, remedy, kind=CheckpointError)
 
 
 def _placeholders(
@@ -154,10 +152,9 @@ def _placeholders(
         if name in given:
             continue
         if name not in ("optimizer", "scheduler"):
-            raise ValueError(
-                f"{path}: expected a description of the argument {name!r}, got none ({why}); give "
-                f"it: {cls.__name__}.load_from_checkpoint(…, {name}=…)"
-            )
+            remedy = f"give it: {cls.__name__}.load_from_checkpoint(…, {name}=…)"
+            expected = f"a description of the argument {name!r}"
+            raise wrong(str(path), expected, f"none ({why})", remedy)
         found[name] = _NotStored(name, why)
     return found
 
@@ -169,7 +166,61 @@ class _NotStored:
         self.name, self.why = name, why
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise RuntimeError(
-            f"{self.name}: expected one to train with, got none from the checkpoint ({self.why}); "
-            f"give it: load_from_checkpoint(…, {self.name}=…)"
-        )
+        got = f"none from the checkpoint ({self.why})"
+        remedy = f"give it: load_from_checkpoint(…, {self.name}=…)"
+        raise wrong(self.name, "one to train with", got, remedy, kind=RuntimeError)
+
+
+def load_run(
+    folder: str | Path,
+    checkpoint: str = "best",
+    *,
+    change: Callable[[dict[str, Any]], None] | None = None,
+    trust: bool = False,
+) -> tuple[Any, InMemoryDataModule]:
+    """The module of a run, with the weights of a checkpoint, in evaluation mode; and its data.
+
+    Args:
+        folder: the run folder, ``<root>/version_N``, with ``config.yaml`` and ``checkpoints/``.
+        checkpoint: ``"best"`` or ``"last"``.
+        change: is given the configuration, to change it in place before anything is made of it:
+            another solver for the same weights, or another folder of data.
+        trust: make objects of any class that ``config.yaml`` names, which may run any code; else
+            only of those of hamdeq, torch.nn, torch.optim and Lightning.
+
+    Raises:
+        FileNotFoundError: the folder has no such files.
+        CheckpointError: the checkpoint is damaged.
+        OtherArchitectureError: the weights do not fit the changed configuration.
+        UntrustedError: the configuration names other classes, and ``trust`` is False.
+        ValueError: the configuration is damaged, or does not fit the classes.
+
+    Example:
+        >>> module, data = load_run("runs/digits/version_0")  # doctest: +SKIP
+        >>> module(data.split("test")[0]).value["output"]  # doctest: +SKIP
+    """
+    path = Path(folder) / "config.yaml"
+    weights = Path(folder) / "checkpoints" / f"{checkpoint}.ckpt"
+    for file in (path, weights):
+        if not file.is_file():
+            remedy = "give the folder version_N that a fit printed at its end"
+            raise wrong(str(file), "a run's file", "none", remedy, kind=FileNotFoundError)
+    config = _read_run(path)
+    if change is not None:
+        change(config)
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(L.LightningModule, "model", subclass_mode=True)
+    parser.add_lightning_class_args(InMemoryDataModule, "data", subclass_mode=True)
+    made = build(parser, config, trust=trust, source=str(path))
+    restore(made.model, read_checkpoint(weights))
+    return made.model.eval(), made.data
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return {name: config[name] for name in ("model", "data")}
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
+        expected = "the configuration of a run with the sections 'model' and 'data'"
+        remedy = "train again, or put the run's own config.yaml there"
+        raise wrong(str(path), expected, "another or a damaged file", remedy) from None

@@ -44,7 +44,7 @@ from hamdeq.experiments.series import Progress, Series, claim
 from hamdeq.plots import energy_descent
 from hamdeq.training import HAMClassifier
 from hamdeq.training.files import DamagedFileError
-from hamdeq.training.load import load_run
+from hamdeq.training.saving import load_run
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "configs/digits.yaml"

@@ -164,12 +164,6 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path, optimizer):
         assert torch.equal(p, q)
 
 
-@pytest.mark.parametrize("width", [0.0, -1.0, math.nan, math.inf])
-def test_widths_are_positive(width):
-    with pytest.raises(ValueError, match="width: expected a finite number > 0 or None"):
-        deep(width=width)
-
-
 # ------------------------------------------------------------- contraction
 
 
@@ -244,31 +238,6 @@ def test_a_memory_that_starts_too_strong_is_brought_within_before_its_first_step
     trainer(max_epochs=0, callbacks=[Contraction(0.8)]).fit(module, DigitsDataModule())
     assert contraction(module.deq.ham) == pytest.approx(0.8, rel=1e-5)
     assert torch.equal(module.deq.ham.synapses[0].weight, inputs)
-
-
-def test_wrong_choices_are_refused():
-    for rate in (0.0, 1.0, -0.5, math.nan):
-        with pytest.raises(ValueError, match=r"rate: expected a number in \(0, 1\)"):
-            Contraction(rate)
-    for every in (0, 1.5):
-        with pytest.raises(ValueError, match="every: expected an integer ≥ 1"):
-            Contraction(every=every)
-
-    class Other(L.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.linear = torch.nn.Linear(1, 1)
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-        def training_step(self, batch, batch_idx):
-            raise AssertionError("refused before")
-
-    with pytest.raises(
-        TypeError, match="Contraction: expected a HAMClassifier or HAMReconstructor, got Other"
-    ):
-        trainer(max_epochs=1, callbacks=[Contraction()]).fit(Other(), [torch.zeros(1)])
 
 
 def test_from_a_configuration(tmp_path, monkeypatch):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shutil
 import signal
+import socket
 import subprocess
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from datetime import timedelta
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +28,13 @@ from hamdeq import DEQ, HAM, Anderson, Bias, Implicit, Sigmoid, Unrolled
 ROOT = Path(__file__).parents[2]
 BATCH = 8
 
-pytestmark = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="PyTorch without gloo"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not (dist.is_available() and dist.is_gloo_available()), reason="PyTorch without gloo"
+    ),
+    pytest.mark.slow,
+    pytest.mark.subprocess,
+]
 
 
 def memory(
@@ -42,7 +46,7 @@ def memory(
     splitting: Any = "even-odd",
 ) -> DEQ:
     ham = HAM.chain(sizes, Sigmoid(4.0, 0.5, learnable=learnable), gain=0.5)
-    if idle:  # The bias of a held layer acts on nothing that moves.
+    if idle:  # The bias of a clamped layer acts on nothing that moves.
         ham = HAM(dict(ham.neurons.items()), [*ham.connections, (("input",), Bias(sizes[0]))])
     solver = Anderson(tol=1e-12, max_steps=500)
     # Samples without an equilibrium are no surprise here.
@@ -83,7 +87,12 @@ class Case(NamedTuple):
         return images, targets
 
 
-CASES = {f"{a}, {b}": Case(memory, b) for a, memory in MEMORIES.items() for b in WAYS}
+CASES = {f"implicit, {way}": Case(memory, way) for way in WAYS}
+CASES |= {
+    f"{name}, {way}": Case(made, way)
+    for name, made in MEMORIES.items()
+    for way in ("plain", "static graph, views of buckets")
+}
 CASES |= {
     f"idle parameter, {way}": Case(lambda: memory(idle=True), way)
     for way in WAYS
@@ -106,17 +115,22 @@ def gradients(module: nn.Module, case: Case, samples: slice) -> list[Tensor | No
     return [None if p.grad is None else p.grad.clone() for p in module.parameters()]
 
 
-def work(rank: int, folder: Path) -> None:
-    """One of two processes, each with half of the batch."""
+OPTIONS = [
+    *("fit", "--config", str(ROOT / "configs/digits.yaml")),
+    *("--trainer.enable_progress_bar=false", "--run.wandb=disabled", "--trainer.accelerator=cpu"),
+    *("--trainer.devices=2", "--trainer.strategy=ddp", "--model.deq.ham.sizes=[64,32,10]"),
+]
+
+
+def work(rank: int, folder: Path, port: int) -> None:
+    """One of two processes that know one another, as torchrun starts them."""
     warnings.simplefilter("error")
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=(folder / "meeting").as_uri(),
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),  # for the other, when one has failed
-    )
+    os.chdir(folder)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo")
     half = slice(rank * BATCH // 2, (rank + 1) * BATCH // 2)
     found = {}
     for name, case in CASES.items():
@@ -125,15 +139,32 @@ def work(rank: int, folder: Path) -> None:
         # Twice, because the first pass is another, or leaves something undone for the next.
         found[name] = [gradients(module, case, half) for _ in range(2)]
     torch.save(found, folder / f"{rank}.pt")
+    # Last, since it is the longest: a run of the command line within these two.
+    warnings.resetwarnings()
+    from hamdeq.training.cli.main import main
+
+    sys.argv = ["train.py"]
+    with (folder / f"{rank}.txt").open("w") as file, redirect_stdout(file):
+        main([*OPTIONS, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"])
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What both processes found, in one start of these for all cases."""
+def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two processes, started once for all cases."""
+    for name in ("lightning", "sklearn", "torchvision"):
+        pytest.importorskip(name)
     folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(work, (folder,), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(work, (folder, port), nprocs=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def processes(started: Path) -> list[dict[str, Any]]:
+    return [torch.load(started / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -150,12 +181,6 @@ def test_both_processes_have_the_gradient_of_the_whole_batch(
         for grads in found[name]:
             torch.testing.assert_close(grads, expected, rtol=1e-10, atol=1e-10)
 
-
-OPTIONS = [
-    *("fit", "--config", str(ROOT / "configs/digits.yaml")),
-    *("--trainer.enable_progress_bar=false", "--run.wandb=disabled", "--trainer.accelerator=cpu"),
-]
-TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
 # Lightning starts the second process by the command line of the first, which runpy would change
 # to that of train.py.
@@ -174,8 +199,14 @@ def on_train_end(self):
     seen = {{"images": images, "labels": labels, "weights": self.state_dict()}}
     torch.save(seen, f"seen{{rank}}.pt")
 
+plain = HAMClassifier.training_step, HAMClassifier.on_train_end
 HAMClassifier.training_step, HAMClassifier.on_train_end = training_step, on_train_end
-exec(open({str(ROOT / "train.py")!r}).read())
+from hamdeq.training.cli.main import main
+
+options = {OPTIONS!r}
+main([*options, "--trainer.max_epochs=1"])
+HAMClassifier.training_step, HAMClassifier.on_train_end = plain
+main([*options, "--trainer.max_epochs=2", "--ckpt_path=last", "--trainer.limit_train_batches=2"])
 """
 
 
@@ -191,7 +222,7 @@ def run(folder: Path, *command: str) -> str:
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=600)
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)  # lest a process wait for the other for ever
         raise
@@ -205,7 +236,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 class Trained(NamedTuple):
-    """A run of one epoch by two processes."""
+    """A run of one epoch by two processes, and then of a second one."""
 
     root: Path
     output: str
@@ -222,13 +253,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         pytest.importorskip(name)
     root = tmp_path_factory.mktemp("trained")
     (root / "record.py").write_text(RECORD)
-    output = run(root, "record.py", *OPTIONS, *TWO, "--trainer.max_epochs=1")
+    output = run(root, "record.py")
     seen = [torch.load(root / f"seen{rank}.pt", weights_only=True) for rank in range(2)]
     return Trained(root, output, seen)
 
 
 class TestCommandLine:
-    def test_one_run_folder(self, trained: Trained) -> None:
+    def test_both_processes_share_one_run_folder(self, trained: Trained) -> None:
         assert [path.name for path in trained.folder.parent.iterdir()] == ["version_0"]
         found = {path.name for path in trained.folder.iterdir()}
         wanted = {"config.yaml", "metrics.csv", "results.json", "residuals.png", "checkpoints"}
@@ -251,20 +282,18 @@ class TestCommandLine:
         assert set(one + other) == set(wanted)
         assert (one + other - wanted).total() == len(images) % 2
 
-    def test_both_processes_have_the_weights_of_the_checkpoint(self, trained: Trained) -> None:
-        path = trained.folder / "checkpoints/last.ckpt"
-        expected = torch.load(path, weights_only=True)["state_dict"]
-        for part in trained.seen:
-            assert list(part["weights"]) == list(expected)
-            for name, weight in expected.items():
-                assert torch.equal(part["weights"][name], weight), name
+    def test_both_processes_have_the_same_weights(self, trained: Trained) -> None:
+        one, other = (part["weights"] for part in trained.seen)
+        assert list(one) == list(other)
+        for name, weight in one.items():
+            assert torch.equal(other[name], weight), name
 
-    def test_result_is_printed_once(self, trained: Trained) -> None:
+    def test_a_result_is_printed_once(self, trained: Trained) -> None:
         accuracy = json.loads((trained.folder / "results.json").read_text())["test/accuracy"]
-        assert trained.output.count("test accuracy") == 1
+        assert trained.output.count("test accuracy") == 2  # of the first fit, and of the second
         assert f"{accuracy:.2%}" in trained.output
 
-    def test_warns_of_nothing(self, trained: Trained) -> None:
+    def test_there_is_nothing_to_warn_of(self, trained: Trained) -> None:
         for word in ("Warning", "It is recommended", "Traceback"):
             assert word not in trained.output
 
@@ -272,10 +301,10 @@ class TestCommandLine:
     def test_results_are_of_all_samples(self, trained: Trained, stage: str) -> None:
         from hamdeq.data import DigitsDataModule
 
-        path = trained.folder / "checkpoints/best.ckpt"
-        weights = torch.load(path, weights_only=True)["state_dict"]
+        # The first epoch's validation is of the weights that both had at its end.
+        weights = trained.seen[0]["weights"]
         solver = Anderson(history=5, tol=1e-4, max_steps=40)  # of configs/digits.yaml
-        deq = DEQ(HAM.chain([64, 256, 10]), solver=solver)
+        deq = DEQ(HAM.chain([64, 32, 10]), solver=solver)
         of_deq = {name: x for name, x in weights.items() if name.startswith("deq.")}
         deq.load_state_dict({name.removeprefix("deq."): x for name, x in of_deq.items()})
         images, labels = DigitsDataModule().split(stage)
@@ -292,24 +321,15 @@ class TestCommandLine:
             "energy": energy,
         }
         expected = {f"{stage}/{name}": x.double().mean().item() for name, x in samples.items()}
-        (row,) = (row for row in rows(trained.folder) if row[f"{stage}/loss"])
+        row, _ = (row for row in rows(trained.folder) if row[f"{stage}/loss"])
         # Rounding shows in a residual, a difference of nearly equal numbers.
         assert {name: float(row[name]) for name in expected} == pytest.approx(expected, rel=1e-3)
 
-    def test_resumed(self, trained: Trained, tmp_path: Path) -> None:
-        shutil.copytree(trained.root / "runs", tmp_path / "runs")
-        args = [*OPTIONS, *TWO, "--trainer.max_epochs=2", "--ckpt_path=last"]
-        output = run(tmp_path, str(ROOT / "train.py"), *args)
-        folder = tmp_path / "runs/digits/version_0"
-        assert [path.name for path in folder.parent.iterdir()] == ["version_0"]
-        assert [row["epoch"] for row in rows(folder) if row["train/loss"]] == ["0", "1"]
-        assert output.count("test accuracy") == 1
+    def test_a_resumed_run_goes_on_in_its_folder(self, trained: Trained) -> None:
+        assert [row["epoch"] for row in rows(trained.folder) if row["train/loss"]] == ["0", "1"]
 
-    def test_processes_that_torchrun_starts(self, tmp_path: Path) -> None:
-        for name in ("lightning", "sklearn", "torchvision"):
-            pytest.importorskip(name)
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        train = [str(ROOT / "train.py"), *OPTIONS, *TWO, "--trainer.max_epochs=1"]
-        output = run(tmp_path, *torchrun, *train)
-        assert output.count("test accuracy") == 1
-        assert [path.name for path in (tmp_path / "runs/digits").iterdir()] == ["version_0"]
+
+def test_processes_that_torchrun_starts_share_one_run(started: Path) -> None:
+    assert [path.name for path in (started / "runs/digits").iterdir()] == ["version_0"]
+    outputs = [(started / f"{rank}.txt").read_text() for rank in range(2)]
+    assert [output.count("test accuracy") for output in outputs] == [1, 0]

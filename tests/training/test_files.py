@@ -25,11 +25,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from matplotlib.figure import Figure
 
 from hamdeq.training import WholeCheckpointIO, files
-from hamdeq.training.checkpoint_io import MovedCheckpoints
-from hamdeq.training.cli.hints import innermost
+from hamdeq.training.building import innermost
+from hamdeq.training.checkpoint import MovedCheckpoints
 from hamdeq.training.cli.main import main
-from hamdeq.training.cli.results import add_results, read_results
-from hamdeq.training.cli.run import MetricsFile
+from hamdeq.training.cli.results import MetricsFile, add_results, read_results
 from hamdeq.training.files import (
     DamagedFileError,
     append_text,

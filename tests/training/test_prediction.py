@@ -113,10 +113,3 @@ def test_predictions_are_written_with_the_names_of_the_classes(tmp_path):
     assert [row["class"] for row in rows] == [["cat", "dog"][i] for i in found.value.tolist()]
     assert [float(row["p_dog"]) for row in rows] == found.probabilities[:, 1].tolist()
     assert {row["status"] for row in rows} == {"CONVERGED"}
-
-
-def test_nothing_to_predict_is_refused():
-    with pytest.raises(ValueError, match="n ≥ 1, got"):
-        classifier().predict(torch.rand(0, 64))
-    with pytest.raises(ValueError, match="batch_size"):
-        classifier().predict(torch.rand(2, 64), batch_size=0)

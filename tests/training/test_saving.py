@@ -61,10 +61,9 @@ from hamdeq.training import (
     load_weights,
     save_weights,
 )
-from hamdeq.training.building import build
+from hamdeq.training.building import CannotDescribeError, build, describe
 from hamdeq.training.checkpoint import read_checkpoint
 from hamdeq.training.cli.main import main
-from hamdeq.training.description import CannotDescribeError, describe
 from hamdeq.training.module import OtherArchitectureError
 
 ROOT = Path(__file__).parents[2]
@@ -209,7 +208,7 @@ def test_all_modules_come_back(tmp_path):
         if name == "memory":
             assert torch.equal(again(x), module(x))
         if name == "reconstructor":
-            assert repr(again.questions) == repr(module.questions)
+            assert repr(again.masks) == repr(module.masks)
             assert torch.equal(again(x).value["output"], module(x).value["output"])
 
 
@@ -327,7 +326,7 @@ def test_damaged_checkpoints_are_said_in_one_sentence(tmp_path):
         torch.save(content, tmp_path / "foreign.ckpt")
         with pytest.raises(CheckpointError, match=message):
             read_checkpoint(tmp_path / "foreign.ckpt")
-    with pytest.raises(FileNotFoundError, match="found no such file"):
+    with pytest.raises(FileNotFoundError, match="got no such file"):
         read_checkpoint(tmp_path / "none.ckpt")
 
 
@@ -490,7 +489,7 @@ def test_loading_that_is_not_strict_takes_the_weights_that_fit(tmp_path):
     path = saved(module, tmp_path / "a.ckpt")
     checkpoint = torch.load(path, weights_only=True)
     torch.save(checkpoint | {"state_dict": checkpoint["state_dict"] | {"x": torch.ones(1)}}, path)
-    with pytest.raises(OtherArchitectureError, match="x expected no such weight"):
+    with pytest.raises(OtherArchitectureError, match="x: expected no such weight"):
         HAMClassifier.load_from_checkpoint(path)
     again = HAMClassifier.load_from_checkpoint(path, strict=False, weights_only=True)
     for name, weight in module.state_dict().items():

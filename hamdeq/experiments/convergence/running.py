@@ -19,7 +19,7 @@ from hamdeq.experiments.convergence.store import load, save
 from hamdeq.experiments.convergence.tracking import Tracking, track
 from hamdeq.experiments.series import Progress, claim
 from hamdeq.training.files import DamagedFileError, described, write_file
-from hamdeq.training.load import load_run
+from hamdeq.training.saving import load_run
 
 __all__ = ["Experiment"]
 

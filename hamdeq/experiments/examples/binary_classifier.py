@@ -11,9 +11,9 @@ from torchmetrics.classification import BinaryAUROC
 
 from hamdeq._checks import class_labels, wrong
 from hamdeq.training.module import (
-    Classifier,
     OptimizerCallable,
     SchedulerCallable,
+    SupervisedModule,
     as_pair,
 )
 from hamdeq.training.prediction import Prediction
@@ -21,7 +21,7 @@ from hamdeq.training.prediction import Prediction
 __all__ = ["BinaryClassifier"]
 
 
-class BinaryClassifier(Classifier):
+class BinaryClassifier(SupervisedModule):
     """Learn a binary label from one logit per sample: P(label = 1) = σ(network(inputs)).
 
     Logs for train, val and test the cross-entropy ``loss``, the ``accuracy`` at P = ½, and

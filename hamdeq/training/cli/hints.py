@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
+import traceback
+import warnings
 from argparse import Action
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import DefaultHelpFormatter
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
@@ -19,8 +23,10 @@ from hamdeq._checks import nearest
 from hamdeq.data import InMemoryDataModule
 from hamdeq.implicit import Adjoint
 from hamdeq.solvers import Solver
+from hamdeq.training.checkpoint import CheckpointError
+from hamdeq.training.module import OtherArchitectureError
 
-__all__ = ["Parser", "innermost", "program", "refuse"]
+__all__ = ["Parser", "program", "quiet", "refusal", "refuse"]
 
 _MOST_LISTED = 12  # arguments that an error lists
 
@@ -149,6 +155,45 @@ def refuse(parser: LightningArgumentParser, message: str) -> NoReturn:
     raise AssertionError("the parser has not ended the program")
 
 
+def refusal(error: Exception) -> str | None:
+    """What to tell of an error that the user can mend; None of any other, which is a fault."""
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        # One that is not about a file is a fault of something else.
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else None
+    if isinstance(
+        error, FileNotFoundError | ImportError | OtherArchitectureError | CheckpointError
+    ):
+        return str(error)
+    of_wandb = type(error).__module__.startswith("wandb.")
+    if isinstance(error, MisconfigurationException) or of_wandb:
+        return _one_line(str(error))
+    if isinstance(error, ValueError | TypeError | AttributeError | RuntimeError):
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        ours = package == "hamdeq" and re.search(r"(^|: )expected ", str(error))
+        # Lightning says so of a metric that is not there, or of a module without a learning rate.
+        theirs = package == "lightning" and type(error) in (AttributeError, RuntimeError)
+        return _one_line(str(error)) if ours or theirs else None
+    return None
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
+
+
+def quiet() -> None:
+    """Leave out what Lightning tells of itself, and warnings that only its authors can act on."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    for text in (
+        r"(?s).*was deprecated in v[\d.]+ and will be removed in v",  # jsonargparse, to Lightning
+        r"(?s).*one JsonargparseDeprecationWarning per type",
+        r"Checkpoint directory .* exists and is not empty",  # of the run that goes on
+        r".*isinstance\(treespec, LeafSpec\).* is deprecated",
+    ):
+        warnings.filterwarnings("ignore", message=text)
+
+
 def program() -> str:
     """The command as which this program was called, for messages."""
     path = Path(sys.argv[0])
@@ -156,15 +201,6 @@ def program() -> str:
         spec = sys.modules["__main__"].__spec__
         return f"python -m {spec.name.removesuffix('.__main__')}" if spec else path.parent.name
     return f"python {path.name}" if path.suffix == ".py" else path.name
-
-
-def innermost(error: BaseException) -> str:
-    """The message at the root of a chain of errors, where the value itself was refused."""
-    while True:
-        under = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-        if under is None:
-            return str(error)
-        error = under
 
 
 def _did_you_mean(wrong: str, known: list[str]) -> str:

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import re
-import shutil
 import sys
-import traceback
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,34 +16,39 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerStatus
 
+from hamdeq._checks import wrong
 from hamdeq.data import InMemoryDataModule
+from hamdeq.training.building import innermost
 from hamdeq.training.callbacks import ConvergenceMonitor, ResidualPicture
-from hamdeq.training.checkpoint import CheckpointError, read_checkpoint
-from hamdeq.training.checkpoint_io import MovedCheckpoints, WholeCheckpointIO
+from hamdeq.training.checkpoint import CheckpointError, MovedCheckpoints, WholeCheckpointIO
 from hamdeq.training.cli.configurations import names, with_files
-from hamdeq.training.cli.hints import Parser, innermost, program, refuse
-from hamdeq.training.cli.results import add_results, table, where
+from hamdeq.training.cli.hints import Parser, program, quiet, refusal, refuse
+from hamdeq.training.cli.results import MetricsFile, add_results, list_files, table
 from hamdeq.training.cli.run import (
-    MetricsFile,
+    RunFolder,
     check_wandb,
-    new_folder,
-    newest_checkpoint,
+    is_first_process,
+    named_checkpoint,
     wandb_logger,
 )
 from hamdeq.training.cli.sizes import check_sizes
 from hamdeq.training.equilibrium import EquilibriumModule
 from hamdeq.training.files import write_file
-from hamdeq.training.module import OtherArchitectureError
 from hamdeq.training.prediction import Prediction, joined, write_predictions
 from hamdeq.training.progress import EpochProgress
 from hamdeq.training.reconstruction.recollection import RecallPictures
 from hamdeq.training.reconstruction.reconstructor import HAMReconstructor
 from hamdeq.training.saving import Restorable, model_section
-from hamdeq.training.trainer import Trainer
 
 __all__ = ["HAMCLI", "Run", "main"]
 
 _INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
+_COMMANDS = {
+    "fit": "Train, and test the best epoch.",
+    "validate": "Measure a checkpoint on the validation data.",
+    "test": "Measure a checkpoint on the test data.",
+    "predict": "Write what a checkpoint predicts for the test data to predictions.csv.",
+}
 
 
 @dataclass
@@ -101,7 +100,7 @@ class HAMCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None = None) -> None:
         self._timer = Timer()
-        self._made: list[Path] = []
+        self._new: RunFolder | None = None
         try:
             if args is None:  # further processes are started with what stands there
                 sys.argv[1:] = with_files(sys.argv[1:])
@@ -109,7 +108,7 @@ class HAMCLI(LightningCLI):
                 args = with_files(args)
             self._run(args)
         except Exception as error:
-            message = _refusal(error)
+            message = refusal(error)
             if message is None:
                 raise
             self._discard()
@@ -121,7 +120,6 @@ class HAMCLI(LightningCLI):
             InMemoryDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            trainer_class=Trainer,
             auto_configure_optimizers=False,
             seed_everything_default=0,
             parser_class=Parser,
@@ -132,7 +130,10 @@ class HAMCLI(LightningCLI):
                 "--config takes a file, or the name of a configuration that comes with hamdeq: "
                 f"{', '.join(names())}.",
                 # All options once, below, are enough.
-                **{name: {"usage": f"{program()} {name} [options]"} for name in self.subcommands()},
+                **{
+                    name: {"usage": f"{program()} {name} [options]", "description": what}
+                    for name, what in _COMMANDS.items()
+                },
             },
             trainer_defaults={"enable_model_summary": False, "num_sanity_val_steps": 0},
             save_config_callback=_SaveConfig,
@@ -144,7 +145,19 @@ class HAMCLI(LightningCLI):
         every = LightningCLI.subcommands()
         # Not an option: the result is printed once, and not by Lightning.
         skip = {"verbose", "return_predictions"}
-        return {name: every[name] | skip for name in ("fit", "validate", "test", "predict")}
+        return {name: every[name] | skip for name in _COMMANDS}
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        for action in parser._actions:
+            if action.dest == "ckpt_path":
+                action.help = (
+                    "checkpoint to go on from, or to measure: a file, or last or best of the runs "
+                    "below run.root"
+                )
+        return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a command without anything to train is told what to give."""
@@ -186,12 +199,12 @@ class HAMCLI(LightningCLI):
             raise  # not about an option
         except (ValueError, TypeError, MisconfigurationException) as error:
             self._discard()
-            refuse(self.parser, _one_line(innermost(error)))
+            refuse(self.parser, " ".join(innermost(error).split()))
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         check_sizes(self.model, self.datamodule)
         config = self._get_config()
-        if config.run.wandb == "online" and not config.trainer.fast_dev_run and _is_first_process():
+        if config.run.wandb == "online" and not config.trainer.fast_dev_run and is_first_process():
             check_wandb()
         resume_step = self._choose_folder(config)
         self.trainer_defaults["callbacks"] = self._callbacks(config.trainer)
@@ -225,7 +238,8 @@ class HAMCLI(LightningCLI):
         if isinstance(self.model, HAMReconstructor) and self.folder is not None:
             callbacks.append(RecallPictures(self.folder))
         given = self._get(self.config_init, "trainer").callbacks or []
-        own = any(isinstance(x, LightningProgressBar) for x in [given, *_listed(given)])
+        given = given if isinstance(given, list) else [given]
+        own = any(isinstance(callback, LightningProgressBar) for callback in given)
         if trainer.enable_progress_bar is not False and not own:
             callbacks.append(EpochProgress())
         if self.folder is not None and trainer.enable_checkpointing is not False:
@@ -245,55 +259,21 @@ class HAMCLI(LightningCLI):
 
     def _choose_folder(self, config: Any) -> int | None:
         """Set the run folder; return the step to resume a fit at, None where none is resumed."""
-        path = config.ckpt_path
-        if path in ("last", "best"):
-            path = str(newest_checkpoint(config.run.root, path))
-            self.config_init[str(self.subcommand)]["ckpt_path"] = path
-        if path is not None and not Path(path).is_file():
-            raise FileNotFoundError(
-                f"--ckpt_path: expected a checkpoint file, 'last' or 'best', got {path}"
-            )
-        if path is not None and Path(path).suffix == ".safetensors":
-            raise ValueError(
-                f"--ckpt_path: expected a checkpoint of Lightning, got {path}, which holds weights "
-                "alone; read it by load_from_checkpoint, and go on in Python"
-            )
         # Read before anything is written: Lightning would read it too late, and fail with a riddle.
-        step = None if path is None else read_checkpoint(path).get("global_step")
+        path, checkpoint = named_checkpoint(config.ckpt_path, config.run.root)
+        self.config_init[str(self.subcommand)]["ckpt_path"] = path
         if config.trainer.fast_dev_run:
             return None
         if path is not None and Path(path).parent.name == "checkpoints":
             self.folder = Path(path).parent.parent
-            return step if self.subcommand == "fit" else None
-        # Further processes write nothing. Those that Lightning starts know the first one's folder;
-        # those that torchrun or a cluster starts are told of its checkpoints by Lightning.
-        if not _is_first_process():
-            self.folder = Path(os.environ.get("HAMDEQ_RUN_FOLDER", str(config.run.root)))
-        else:
-            root = Path(config.run.root)
-            self._made = [path for path in (root, *root.parents) if not path.exists()]
-            self.folder = new_folder(root)
-            self._made.insert(0, self.folder)
-            os.environ["HAMDEQ_RUN_FOLDER"] = str(self.folder)
+            return checkpoint.get("global_step") if self.subcommand == "fit" else None
+        self._new = RunFolder(config.run.root)
+        self.folder = self._new.path
         return None
 
     def _discard(self) -> None:
-        """Remove the folder of a run that was refused before it had any result."""
-        if not self._made or not self.folder or not self.folder.is_dir():
-            return
-        found = {path.name for path in self.folder.iterdir()}
-        if not found <= {"config.yaml", "wandb"}:
-            return
-        if "wandb" in found:
-            import wandb
-
-            wandb.finish(exit_code=1)
-        shutil.rmtree(self.folder)
-        for folder in self._made[1:]:
-            try:
-                folder.rmdir()
-            except OSError:  # another run is there
-                return
+        if self._new is not None:
+            self._new.discard()
 
     def fit(self, **kwargs: Any) -> None:
         """Train; an interruption from the keyboard ends with how to go on."""
@@ -330,16 +310,12 @@ class HAMCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Write what the module tells of the test data to predictions.csv."""
         if self.trainer.world_size > 1:
-            raise ValueError(
-                f"predict: expected one device, got {self.trainer.world_size}, each with a share "
-                "of the data; give --trainer.devices=1"
-            )
+            got = f"{self.trainer.world_size}, each with a share of the data"
+            raise wrong("predict", "one device", got, "give --trainer.devices=1")
         parts = [*(self.trainer.predict(**kwargs) or [])]
         if not parts or not all(isinstance(part, Prediction) for part in parts):
-            raise ValueError(
-                "predict: expected a module whose predict_step gives a hamdeq.training.Prediction, "
-                f"got {type(self.model).__name__}"
-            )
+            expected = "a module whose predict_step gives a hamdeq.training.Prediction"
+            raise wrong("predict", expected, type(self.model).__name__)
         if self.folder is not None:
             prediction = joined(parts)  # pyright: ignore[reportArgumentType]
             encoding = getattr(self.model, "encoding", None)
@@ -355,7 +331,7 @@ class HAMCLI(LightningCLI):
         if self.trainer.is_global_zero:
             if self.folder is not None:
                 add_results(self.folder, results)
-            print(table(results), where(self.folder), sep="", end="")
+            print(table(results), list_files(self.folder), sep="", end="")
 
     def after_validate(self) -> None:
         """Print the result."""
@@ -367,55 +343,7 @@ class HAMCLI(LightningCLI):
         return {name: value.item() for name, value in metrics if name.startswith(prefix)}
 
 
-def _is_first_process() -> bool:
-    """Whether no other process has the run folder in its care, before there is a trainer to ask."""
-    return not int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
-
-
 def main(args: list[str] | None = None) -> None:
     """Run the command line; the arguments are the process's own by default."""
-    _quiet()
+    quiet()
     HAMCLI(args)
-
-
-def _refusal(error: Exception) -> str | None:
-    """What to tell of an error that the user can mend; None of any other, which is a fault."""
-    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-        # One that is not about a file is a fault of something else.
-        return f"{error.filename}: {error.strerror}" if error.filename is not None else None
-    if isinstance(
-        error, FileNotFoundError | ImportError | OtherArchitectureError | CheckpointError
-    ):
-        return str(error)
-    of_wandb = type(error).__module__.startswith("wandb.")
-    if isinstance(error, MisconfigurationException) or of_wandb:
-        return _one_line(str(error))
-    if isinstance(error, ValueError | TypeError | AttributeError | RuntimeError):
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        package = frame.f_globals.get("__name__", "").partition(".")[0]
-        ours = package == "hamdeq" and re.search(r"(^|: )expected ", str(error))
-        # Lightning says so of a metric that is not there, or of a module without a learning rate.
-        theirs = package == "lightning" and type(error) in (AttributeError, RuntimeError)
-        return _one_line(str(error)) if ours or theirs else None
-    return None
-
-
-def _one_line(message: str) -> str:
-    return " ".join(message.split())
-
-
-def _listed(given: Any) -> list[Any]:
-    return given if isinstance(given, list) else []
-
-
-def _quiet() -> None:
-    """Leave out what Lightning tells of itself, and warnings that only its authors can act on."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
-    for text in (
-        r"(?s).*was deprecated in v[\d.]+ and will be removed in v",  # jsonargparse, to Lightning
-        r"(?s).*one JsonargparseDeprecationWarning per type",
-        r"Checkpoint directory .* exists and is not empty",  # of the run that goes on
-        r".*isinstance\(treespec, LeafSpec\).* is deprecated",
-    ):
-        warnings.filterwarnings("ignore", message=text)

@@ -1,29 +1,25 @@
-"""The run folder: where a run's configuration, metrics, checkpoints and pictures lie.
+"""The folder of a run, its newest checkpoint, and what wandb records there.
 
-    <root>/version_0/config.yaml, metrics.csv, checkpoints/, results.json, residuals.png, wandb/
-
-A resumed run goes on in its own folder, and no row of its metrics is lost.
+<root>/version_0/config.yaml, metrics.csv, checkpoints/, results.json, residuals.png, wandb/
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.loggers import WandbLogger
 
-from hamdeq.training.files import append_text, write_file
+from hamdeq._checks import wrong
+from hamdeq.training.checkpoint import read_checkpoint
 
 __all__ = [
-    "MetricsFile",
+    "RunFolder",
     "check_wandb",
-    "new_folder",
-    "newest_checkpoint",
+    "is_first_process",
+    "named_checkpoint",
     "wandb_logger",
 ]
 
@@ -68,111 +64,64 @@ def newest_checkpoint(root: str | Path, name: str = "last") -> Path:
     return newest
 
 
-class MetricsFile(Logger):
-    """Logs to ``metrics.csv``: one row each time that something is logged, on disk at once.
+def named_checkpoint(path: str | None, root: str | Path) -> tuple[str | None, dict[str, Any]]:
+    """The file of a checkpoint given by its path, as ``last`` or ``best``; and what it holds.
 
-    A file that is there is continued, but for rows after ``resume_step``: those epochs were cut
-    off by an interruption and will be run again. They leave the file with the first new row, so
-    that a checkpoint that is refused before costs nothing. A final test of the same step that is
-    run again takes the place of the one before.
-
-    Rows that cannot be read are left out, with a warning, and the file with them is kept as
-    ``metrics.csv.damaged``. A last row that a kill cut off is left out in silence.
-
-    Args:
-        folder: the run folder.
-        resume_step: the global step at which the run goes on, None for a new run.
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is a file of bare weights, or damaged.
     """
+    if path is None:
+        return None, {}
+    if path in ("last", "best"):
+        path = str(newest_checkpoint(root, path))
+    if not Path(path).is_file():
+        expected = "a checkpoint file, 'last' or 'best'"
+        raise wrong("--ckpt_path", expected, path, kind=FileNotFoundError)
+    if Path(path).suffix == ".safetensors":
+        remedy = "read it by load_from_checkpoint, and go on in Python"
+        got = f"{path}, which holds weights alone"
+        raise wrong("--ckpt_path", "a checkpoint of Lightning", got, remedy)
+    return path, read_checkpoint(path)
 
-    def __init__(self, folder: str | Path, *, resume_step: int | None = None) -> None:
-        super().__init__()
-        self.folder: Path = Path(folder)
-        self.path: Path = self.folder / "metrics.csv"
-        self._resume_step = resume_step
-        self._rows: list[dict[str, Any]] = []
-        self._columns: list[str] = []
-        self._stale = self._damaged = False
-        if self.path.exists():
-            self._read()
 
-    def _read(self) -> None:
-        # Bytes that are no text, as a power cut may leave them, spoil their own line alone.
-        text = self.path.read_text(encoding="utf-8", errors="replace").replace("\0", "\ufffd")
-        *lines, cut = text.split("\n")
-        head, *table = [next(csv.reader([line]), []) for line in lines] or [[]]
-        valid = "step" in head and "\ufffd" not in lines[0]
-        rows = [
-            dict(zip(head, cells, strict=True))
-            for cells, line in zip(table, lines[1:], strict=True)
-            if valid and len(cells) == len(head) and "\ufffd" not in line
-        ]
-        rows = [row for row in rows if row["step"].isdecimal()]
-        self._damaged = not valid or len(rows) < len(table)
-        if self._damaged:
-            got = f"{len(table) - len(rows)} others" if valid else "no header with a step"
-            rank_zero_warn(
-                f"{self.path}: expected rows of metrics, got {got}; {len(rows)} rows stay, and the "
-                f"file as it was is kept as {self.path.name}.damaged"
-            )
-        last = math.inf if self._resume_step is None else self._resume_step
-        self._rows = [row for row in rows if int(row["step"]) <= last]
-        self._columns = head if rows else []
-        self._stale = self._damaged or bool(cut) or len(self._rows) < len(rows)
+def is_first_process() -> bool:
+    """Return True where no other process has the run folder in its care."""
+    return not int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
 
-    @property
-    def name(self) -> str:
-        return self.folder.parent.name
 
-    @property
-    def version(self) -> str:
-        return self.folder.name
+class RunFolder:
+    """The folder of a new run, which goes again if the run is refused before it has any result."""
 
-    @property
-    def save_dir(self) -> str:
-        return str(self.folder)
-
-    @rank_zero_only
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing to do: config.yaml holds them."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        row = {"step": len(self._rows) if step is None else step} | metrics
-        self._leave_out_earlier_test(row)
-        self._rows.append(row)
-        new = [name for name in row if name not in self._columns]
-        self._columns += new
-        if new or self._stale or len(self._rows) == 1:
-            self._rewrite()
-        else:
-            append_text(self.path, self._csv([row]))
-
-    def _leave_out_earlier_test(self, new: dict[str, Any]) -> None:
-        """Leave out the final test of this step that was interrupted after its row was written."""
-        tests = [name for name in new if name.startswith("test/")]
-        if not tests or self._resume_step is None or new["step"] != self._resume_step:
+    def __init__(self, root: str | Path) -> None:
+        self._made: list[Path] = []
+        # Further processes write nothing. Those that Lightning starts know the first one's folder;
+        # those that torchrun or a cluster starts are told of its checkpoints by Lightning.
+        if not is_first_process():
+            self.path: Path = Path(os.environ.get("HAMDEQ_RUN_FOLDER", str(root)))
             return
-        others = [
-            row
-            for row in self._rows
-            if int(row["step"]) != self._resume_step or not any(row.get(name) for name in tests)
-        ]
-        self._stale |= len(others) < len(self._rows)
-        self._rows = others
+        root = Path(root)
+        self._made = [path for path in (root, *root.parents) if not path.exists()]
+        self.path = new_folder(root)
+        os.environ["HAMDEQ_RUN_FOLDER"] = str(self.path)
 
-    def _csv(self, rows: list[dict[str, Any]], *, header: bool = False) -> str:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self._columns)
-        if header:
-            writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
+    def discard(self) -> None:
+        """Remove the folder, and those made for it, unless it holds a result."""
+        if not is_first_process() or not self.path.is_dir():
+            return
+        found = {path.name for path in self.path.iterdir()}
+        if not found <= {"config.yaml", "wandb"}:
+            return
+        if "wandb" in found:
+            import wandb
 
-    def _rewrite(self) -> None:
-        if self._damaged:
-            write_file(self.path.with_name("metrics.csv.damaged"), self.path.read_bytes())
-        write_file(self.path, self._csv(self._rows, header=True))
-        self._stale = self._damaged = False
+            wandb.finish(exit_code=1)
+        shutil.rmtree(self.path)
+        for folder in self._made:
+            try:
+                folder.rmdir()
+            except OSError:  # another run is there
+                return
 
 
 def wandb_logger(folder: Path, *, project: str, online: bool) -> WandbLogger:
@@ -208,7 +157,6 @@ def check_wandb() -> None:
     try:
         wandb.login()
     except Error as error:
-        raise ValueError(
-            "wandb online: expected an API key of wandb, got none; run `wandb login`, or set "
-            f"WANDB_API_KEY, or record offline ({' '.join(str(error).split())})"
-        ) from None
+        said = " ".join(str(error).split())
+        remedy = f"run `wandb login`, or set WANDB_API_KEY, or record offline ({said})"
+        raise wrong("wandb online", "an API key of wandb", "none", remedy) from None

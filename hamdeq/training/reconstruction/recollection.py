@@ -1,4 +1,4 @@
-"""The way of a memory from a question to its answer, and pictures of it."""
+"""Recall by plain steps, and pictures of what a memory recalls."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from hamdeq._checks import integer
 from hamdeq.deq import DEQ
 from hamdeq.energy.clamping import Clamped, forward_sweep
 from hamdeq.energy.model import State
 from hamdeq.plots import retrieval_gallery
-from hamdeq.training.callbacks import save_picture
-from hamdeq.training.reconstruction.questions import all_channels, generator
+from hamdeq.training.callbacks import PictureCallback
+from hamdeq.training.reconstruction.masks import all_channels, generator
 from hamdeq.training.reconstruction.reconstructor import HAMReconstructor
 
 __all__ = ["Recall", "RecallPictures", "pictures", "recall"]
@@ -38,9 +37,9 @@ class Recall:
 
 @torch.no_grad()
 def recall(deq: DEQ, given: State, observed: State | None = None, *, steps: int = 30) -> Recall:
-    """Let a memory settle by plain steps, which never raise the energy where it is even-odd split.
+    """Update a memory by plain steps, which never raise the energy where it is even-odd split.
 
-    The solver of a DEQ arrives at an equilibrium in fewer steps; these show the way.
+    The solver of a DEQ takes fewer steps to the equilibrium; these show the way.
 
     Args:
         deq: the memory.
@@ -48,8 +47,7 @@ def recall(deq: DEQ, given: State, observed: State | None = None, *, steps: int 
         observed: which of their neurons are observed, likewise.
         steps: number of steps, ≥ 1.
     """
-    if steps < 1:
-        raise ValueError(f"steps: expected at least 1, got {steps!r}")
+    steps = integer("steps", steps)
     reduced = deq.reduced(given, observed)
     model = reduced.model
     assert isinstance(model, Clamped)
@@ -62,14 +60,13 @@ def recall(deq: DEQ, given: State, observed: State | None = None, *, steps: int 
     return Recall(states, torch.stack([deq.energy(state) for state in states]))
 
 
-class RecallPictures(Callback):
+class RecallPictures(PictureCallback):
     """Draws, after a test, what a :class:`HAMReconstructor` recalls: three pictures.
 
     ``recall_label.png``: an image for each label. ``recall_half.png``: images of which one half is
     observed. ``recall_holes.png``: images with a hole, or of which scattered pixels are observed.
     In the latter two the label is unknown; each has one test image of each class. Beside the images
-    the energy falls along plain steps of the memory. Written to the folder, and to wandb where that
-    logs.
+    the energy falls along plain steps of the memory.
 
     Args:
         folder: where to write; default the trainer's log folder.
@@ -77,37 +74,25 @@ class RecallPictures(Callback):
     """
 
     def __init__(self, folder: str | Path | None = None, steps: int = 100) -> None:
-        if steps < 1:
-            raise ValueError(f"steps: expected at least 1, got {steps!r}")
-        self.folder = folder
-        self.steps = steps
+        super().__init__(folder)
+        self.steps: int = integer("steps", steps)
         self._examples: dict[int, Tensor] = {}
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def clear(self) -> None:
         self._examples = {}
 
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        images, labels = batch
+    def keep(self, module: Any, inputs: Tensor, labels: Tensor) -> None:
         for label in labels.unique().tolist():
             if label not in self._examples:
-                self._examples[label] = images[labels == label][0].flatten()
+                self._examples[label] = inputs[labels == label][0].flatten()
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if not self._examples or not trainer.is_global_zero:
-            return
-        folder = Path(self.folder or trainer.log_dir or trainer.default_root_dir)
+    def figures(self, module: Any) -> dict[str, Any]:
+        if not self._examples:
+            return {}
         labels = sorted(self._examples)
         images = torch.stack([self._examples[label] for label in labels])
-        for name, figure in pictures(pl_module, images, labels, steps=self.steps).items():
-            save_picture(figure, folder / f"recall_{name}.png", trainer)
+        drawn = pictures(module, images, labels, steps=self.steps)
+        return {f"recall_{name}": figure for name, figure in drawn.items()}
 
 
 def pictures(
@@ -164,7 +149,7 @@ def pictures(
 
 
 def _masks(n: int, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Known pixels of n images: one of their halves; all but a hole, or scattered ones."""
+    """Observed pixels of n images: one of their halves; all but a hole, or scattered ones."""
     height, width = shape[-2:]
     rows, columns = torch.arange(height)[:, None], torch.arange(width)
     upper = (rows < height / 2).expand(height, width)

@@ -10,9 +10,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
+from hamdeq._checks import instance, require, wrong
 from hamdeq.lagrangians import Identity
 from hamdeq.synapses import Bias, Dense
-from hamdeq.training.reconstruction.questions import generator
+from hamdeq.training.reconstruction.masks import generator
 from hamdeq.training.reconstruction.reconstructor import HAMReconstructor
 
 __all__ = ["StoredExamples"]
@@ -21,10 +22,9 @@ __all__ = ["StoredExamples"]
 class StoredExamples(Callback):
     """Starts the training of a :class:`HAMReconstructor` from a memory of some training examples.
 
-    Each neuron of a softmax layer gets one of them: the image x and the label y, as they are
-    given, as its weights, and the bias −½‖x‖² − ½‖y‖². Its field is then highest for the example
-    nearest to what is observed, and the answer a mean of examples, weighted by softmax: attention
-    over them. Training moves on from there. A run that is resumed keeps what it has learned.
+    Each neuron of a softmax layer gets one of them: the image x and the label y as its weights, and
+    the bias −½‖x‖² − ½‖y‖². Its field is then highest for the example nearest to what is observed,
+    and the answer is attention over examples. A run that is resumed keeps what it has learned.
 
     Args:
         layer: the layer's name. It is connected by `Dense` to layers of images and labels with
@@ -35,20 +35,16 @@ class StoredExamples(Callback):
         self.layer = layer
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not isinstance(pl_module, HAMReconstructor):
-            raise TypeError(
-                f"StoredExamples: expected a HAMReconstructor, got {type(pl_module).__name__}"
-            )
-        if pl_module.images_seen:
+        module = instance("StoredExamples", pl_module, HAMReconstructor)
+        if module.images_seen:
             return
         # Lightning sets the attribute without declaring it.
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if not hasattr(data, "split"):
-            raise TypeError(
-                "StoredExamples: expected a data module with split('train'), such as "
-                f"hamdeq.data.MNISTDataModule, got {type(data).__name__}; give it as datamodule="
-            )
-        self.store(pl_module, *data.split("train"))
+            expected = "a data module with split('train'), such as hamdeq.data.MNISTDataModule"
+            got, remedy = type(data).__name__, "give it as datamodule="
+            raise wrong("StoredExamples", expected, got, remedy, kind=TypeError)
+        self.store(module, *data.split("train"))
 
     @torch.no_grad()
     def store(self, module: HAMReconstructor, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -61,12 +57,9 @@ class StoredExamples(Callback):
         ham = module.deq.ham
         ham.check_names([self.layer])
         n = math.prod(ham.layer(self.layer).shape)
-        if n > len(images):
-            raise ValueError(
-                f"StoredExamples: expected at most {len(images)} neurons in {self.layer!r}, as "
-                f"many as there are training examples, got {n}; make the layer smaller"
-            )
-        # Not a seed that questions are drawn with.
+        expected = f"at most {len(images)} neurons in {self.layer!r}, as many as training examples"
+        require(n <= len(images), "StoredExamples", expected, n, "make the layer smaller")
+        # Not a seed that masks are drawn with.
         chosen = torch.randperm(len(images), generator=generator(module.seed, 3, 0))[:n]
         chosen = chosen.to(images.device)
         examples, _ = module.ask(images[chosen], labels[chosen])
@@ -86,14 +79,12 @@ class StoredExamples(Callback):
                 x = examples[other].to(synapse.weight)
                 synapse.weight.copy_(x if layers[0] == self.layer else x.T)
             else:
-                raise ValueError(
-                    f"StoredExamples: expected only a Bias on {self.layer!r}, and Dense to layers "
-                    f"of {list(examples)} whose neurons are Identity(), with plain weights, got "
-                    f"{type(synapse).__name__} {layers}"
+                expected = (
+                    f"only a Bias on {self.layer!r}, and Dense to layers of {list(examples)} "
+                    "whose neurons are Identity(), with plain weights"
                 )
-        if len(biases) != 1:
-            raise ValueError(
-                f"StoredExamples: expected one Bias on {self.layer!r}, got {len(biases)}; connect "
-                f"(({self.layer!r},), Bias({n}))"
-            )
+                raise wrong("StoredExamples", expected, f"{type(synapse).__name__} {layers}")
+        remedy = f"connect (({self.layer!r},), Bias({n}))"
+        expected = f"one Bias on {self.layer!r}"
+        require(len(biases) == 1, "StoredExamples", expected, len(biases), remedy)
         biases[0].copy_(-0.5 * sum(x.square().sum(1) for x in examples.values()))

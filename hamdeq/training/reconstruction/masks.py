@@ -1,8 +1,7 @@
-"""MaskSampler to a memory: which part of an image is observed, and whether the label is."""
+"""Masks drawn at random: which part of an image is observed, and whether the label is."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hamdeq._checks import number, one_of, require
 from hamdeq._recorded import Recorded
 
 __all__ = ["MaskSampler", "Observed", "all_channels", "generator"]
@@ -23,7 +23,7 @@ class Observed(NamedTuple):
     Attributes:
         pixels: which pixels are observed: ``(n, channels · height · width)``, boolean.
         label: whether the label is observed: ``(n,)``, boolean.
-        kind: the kind of question, as an index into :attr:`MaskSampler.kinds`: ``(n,)``.
+        kind: the kind of mask, as an index into :attr:`MaskSampler.kinds`: ``(n,)``.
     """
 
     pixels: Tensor
@@ -32,7 +32,7 @@ class Observed(NamedTuple):
 
 
 class MaskSampler(Recorded):
-    """Draws what a memory is told of each sample; the rest is asked.
+    """Draws what is observed of each sample; the rest is to be recalled.
 
     ========== ============================================ =========
     kind       observed of the image                           label
@@ -41,11 +41,11 @@ class MaskSampler(Recorded):
     ``block``  all but a rectangle, ¼ to ¾ of either side   sometimes
     ``pixels`` 10 to 90 % of the pixels, scattered          sometimes
     ``label``  nothing                                      observed
-    ``image``  everything                                   asked
+    ``image``  everything                                   unknown
     ========== ============================================ =========
 
     Args:
-        shares: kind -> how often it is asked, relative to the others; kinds left out never are.
+        shares: kind -> how often it is drawn, relative to the others; kinds left out never are.
         label_observed: how often the label is observed besides part of an image.
 
     Raises:
@@ -57,23 +57,16 @@ class MaskSampler(Recorded):
     ) -> None:
         shares = dict(_SHARES if shares is None else shares)
         for kind, share in shares.items():
-            if kind not in _PIXELS:
-                raise ValueError(f"shares: expected kinds among {list(_PIXELS)}, got {kind!r}")
-            if not (math.isfinite(share) and share >= 0):
-                raise ValueError(f"shares: expected numbers ≥ 0, got {share!r} for {kind!r}")
-        if not sum(shares.values()) > 0:
-            raise ValueError(
-                f"shares: expected at least one above 0, got {shares}; "
-                "give a kind of question, such as {'half': 1.0}"
-            )
-        if not 0 <= label_observed <= 1:
-            raise ValueError(f"label_observed: expected a number in [0, 1], got {label_observed!r}")
+            one_of("shares", kind, _PIXELS.keys())
+            number(f"shares[{kind!r}]", share, least=0)
+        some = sum(shares.values()) > 0
+        require(some, "shares", "at least one above 0", shares, "give some, such as {'half': 1.0}")
         self.shares: dict[str, float] = {kind: share for kind, share in shares.items() if share > 0}
-        self.label_observed = label_observed
+        self.label_observed: float = number("label_observed", label_observed, least=0, most=1)
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds that are asked, in the order of their indices."""
+        """The kinds that are drawn, in the order of their indices."""
         return tuple(self.shares)
 
     def draw(self, n: int, shape: tuple[int, ...], generator: torch.Generator) -> Observed:
@@ -98,7 +91,7 @@ class MaskSampler(Recorded):
 
 
 def all_channels(pixels: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """What holds of pixels ``(n, height, width)``, of each channel of them: ``(n, numbers)``."""
+    """Repeat a mask of pixels ``(n, height, width)`` for each channel: ``(n, numbers)``."""
     return pixels[:, None].expand(-1, *shape[:-2] or (1,), -1, -1).flatten(1)
 
 
