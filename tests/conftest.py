@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections import Counter
 
 import pytest
 import torch
@@ -46,7 +47,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as quick what has no cause to be slow: ``pytest -m quick``."""
+    """Mark as quick two cases of each test that has no cause to be slow: ``pytest -m quick``."""
+    cases: Counter[str] = Counter()
     for item in items:
         if not any(item.get_closest_marker(cause) for cause in ("slow", "subprocess", "compile")):
-            item.add_marker("quick")
+            test = item.nodeid.partition("[")[0]
+            cases[test] += 1
+            if cases[test] <= 2:
+                item.add_marker("quick")

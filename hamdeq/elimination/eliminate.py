@@ -1,4 +1,4 @@
-"""The one operation of this package: see :mod:`hamdeq.elimination`."""
+"""The one operation of this package: see ``hamdeq.elimination``."""
 
 from __future__ import annotations
 

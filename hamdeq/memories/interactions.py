@@ -3,7 +3,7 @@
 The energy is ``E(ξ) = −Σ_μ F(ζ_μ·ξ)``. The steeper F, the less a memory contributes at states that
 are not like it, and the more memories find room. Where F is convex it is the Lagrangian of a layer
 with a neuron for each ζ_μ, and E is what remains of a HAM when that layer is eliminated
-(:mod:`hamdeq.elimination`). Where it is not, ``is_convex`` is False, and E is a function of states
+(``hamdeq.elimination``). Where it is not, ``is_convex`` is False, and E is a function of states
 and no more.
 
 A neuron's prediction is ``C = tanh(outer · Σ_μ [F(inner · ON) − F(inner · OFF)])``; a

@@ -502,9 +502,9 @@ class Hopfield(Recorded, nn.Module):
         self.association_core.dropout = probability
 
     input_size: int | None = _size("state", "Size of a state pattern.")
-    hidden_size: int | None = _size("hidden", "Size d of a head's space; None: that of the data.")
-    pattern_size: int | None = _size("pattern", "Size p of a value; None: that of the data.")
-    output_size: int | None = _size("output", "Size of the output; None: that of the data.")
+    hidden_size: int | None = _size("hidden", "Size d of a head, or None for that of the data.")
+    pattern_size: int | None = _size("pattern", "Size p of a value, or None for that of the data.")
+    output_size: int | None = _size("output", "Size of the output, or None for that of the data.")
     state_pattern_dim: int | None = _size("state", "Size of a state pattern.")
     stored_pattern_dim: int | None = _size("stored", "Size of a stored pattern.")
     pattern_projection_dim: int | None = _size("projection", "Size of a pattern projection.")
@@ -517,7 +517,7 @@ class Hopfield(Recorded, nn.Module):
         lambda layer: layer._steps_max, "As of the constructor."
     )
     update_steps_eps: float = read_only(
-        lambda layer: layer.solver.tol, "The relative residual of convergence: the solver's tol."
+        lambda layer: layer.solver.tol, "The relative residual at convergence, as of the solver."
     )
     normalize_stored_pattern: bool = _norm("stored_pattern")
     normalize_state_pattern: bool = _norm("state_pattern")
