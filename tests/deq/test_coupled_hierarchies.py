@@ -173,6 +173,7 @@ def test_the_implicit_gradient_is_the_unrolled_one(kind: str, splitting: Any) ->
 # ------------------------------------------------------------------------- HAM.chain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "coupled", [lambda: Softmax(1.0), lambda: LayerNorm(0.3, 0.1), lambda: Spherical(0.1)]
 )
