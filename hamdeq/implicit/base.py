@@ -1,4 +1,4 @@
-"""What all gradient methods share: a graph for an equilibrium that was found without one."""
+"""The base of gradient methods: a graph for an equilibrium that was solved for without one."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Graph(Derivatives):
         return _Attach.apply(self.fx, x, solve, report) if self._leads_beyond() else x
 
     def _leads_beyond(self) -> bool:
-        """Whether the graph leads to anything but x: whether a gradient has a use."""
+        """Tell if the graph leads to anything but x, so that a gradient has a use."""
         seen, stack = set(), [self.fx.grad_fn]
         while stack:
             node = stack.pop()

@@ -170,7 +170,7 @@ class _Call:
 
 
 class _Equilibrium(torch.autograd.Function):
-    """Forward: the state at equilibrium, and what is known of it. Backward: :class:`_Pull`."""
+    """Forward: the equilibrium, and what the solver says of it. Backward: :class:`_Pull`."""
 
     @staticmethod
     def forward(call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
