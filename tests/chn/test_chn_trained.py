@@ -6,6 +6,8 @@ import torch.nn.functional as F
 
 from hamdeq import CHN, CHNDEQ, DEQ, Anderson, ConjugateGradient, Implicit
 
+pytestmark = pytest.mark.slow
+
 EXACT = {
     "solver": Anderson(tol=1e-13, max_steps=1000),
     "adjoint": Implicit(solver=ConjugateGradient(tol=1e-13, max_steps=1000)),
@@ -22,7 +24,7 @@ def trained():
     chn = CHN.chain([64, 48, 10], gain=[2.0, 0.3]).double()
     deq = CHNDEQ(chn)
     optimizer = torch.optim.Adam(chn.parameters(), lr=0.01)
-    for batch in torch.arange(900).repeat(6).split(60):
+    for batch in torch.arange(900).repeat(3).split(60):
         loss = F.mse_loss(deq({"input": images[batch]}).value["output"], targets(labels[batch]))
         optimizer.zero_grad()
         loss.backward()

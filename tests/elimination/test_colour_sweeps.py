@@ -293,7 +293,7 @@ def test_the_energy_never_rises(solver: str, lateral: bool) -> None:
     within = {"lateral1": True, "lateral2": True} if lateral else {}
     options = {"batch": 16, "widest": 3} if solver == "newton" else {}
     fell = compared = 0
-    for case in cases(**within, **options):
+    for case in cases(**within, **options)[::2]:
         swept, hidden = case.swept()
         assert swept.model(hidden).descends != lateral
         accelerated = dataclasses.replace(SOLVERS[solver], tol=1e-8, max_steps=30)
@@ -310,7 +310,7 @@ def test_the_energy_never_rises(solver: str, lateral: bool) -> None:
             here, there = (torch.cat([*y.values()], 1) for y in (x, model.update(x)))
             gap = (here - there).norm(dim=1) / there.norm(dim=1).clamp_min(1e-300)
         assert (gap[solution.converged] < 1e-3).all()
-    assert compared > (2_000 if solver == "newton" else 7_000)
+    assert compared > (1_000 if solver == "newton" else 3_000)
     assert fell > 0.5 * compared
 
 
@@ -361,14 +361,15 @@ def test_plain_steps_of_a_solver(lateral: bool) -> None:
                 seen.append(x)  # noqa: B023
                 return super().step(x)
 
-        x0 = f.form.flatten(case.visible(hidden))
+        x0 = f.layout.flatten(case.visible(hidden))
         log = Log()
         solver = Watched(solver=Lost(), log=log, max_steps=40, tol=1e-12)
         with torch.no_grad():
-            solver.solve(Seeing(f.model, f.form), x0)
+            solver.solve(Seeing(f.model, f.layout), x0)
             base = x0
             for x, accepted in zip(seen[1:], log.accepted[1:], strict=True):
-                fx, (_, fields, _) = f.step(base)
+                fx, info = f.step(base)
+                fields = info.fields
                 if lateral:
                     force = fields - base
                     length = ((x - base) * force).sum() / force.square().sum()
@@ -604,9 +605,9 @@ def test_one_memory_two_questions() -> None:
 
 # Dynamo looks for a .grad on all tensors it meets: see test_compile.py.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("name", ["complete", "lateral"])
-def test_autocast_and_compiling(name: str) -> None:
-    deq = DEQ(graph(name).float(), splitting="sweep", solver=Broyden(tol=1e-6))
+@pytest.mark.compile
+def test_autocast_and_compiling() -> None:
+    deq = DEQ(graph("complete").float(), splitting="sweep", solver=Broyden(tol=1e-6))
     given = {"input": images().float()}
     expected = deq(given)
     with torch.autocast("cpu", torch.bfloat16):
