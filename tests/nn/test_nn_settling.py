@@ -146,13 +146,12 @@ class TestEachByItself:
         )
         return layer, (y, r, z), (padding, mask)
 
-    @pytest.mark.parametrize("kind", ["each", "all", "padding"])
+    @pytest.mark.parametrize("kind", ["each", "all"])
     def test_not_of_the_batch_or_of_other_state_patterns(self, kind: str) -> None:
         layer, (y, r, z), (padding, mask) = self.uneven()
         masks: dict[str, tuple[Any, Any]] = {
             "each": (padding, mask),
             "all": (None, mask[3]),
-            "padding": (padding, None),
         }
         padding, mask = masks[kind]
         whole = layer.settle((y, r, z), padding, mask)
@@ -302,7 +301,7 @@ class TestGradient:
 
 class TestEnergy:
     @given(st.integers(0, 10**6), st.floats(0.05, 8.0), st.sampled_from(MEMORIES))
-    @settings(max_examples=20, deadline=None, derandomize=True)
+    @settings(max_examples=12, deadline=None, derandomize=True)
     def test_never_rises(self, seed: int, beta: float, memory: Any) -> None:
         betas = beta * torch.tensor([1.0, 0.1], dtype=torch.float64)
         layer = make(input_size=D, num_heads=2, scaling=betas, lagrangian=memory, seed=seed % 97)
