@@ -22,17 +22,16 @@ __all__ = ["SOLVERS", "SPLITTINGS", "Setting", "Source", "adopted", "key", "plan
 
 _LONGEST = 100  # bytes; with what is added, a file's name must stay below 255 of them
 
-SOLVERS: dict[str, str] = {
-    "picard": "Picard",
-    "anderson": "Anderson",
-    "broyden": "Broyden",
-    "newton": "Newton",
-}
+SOLVERS: tuple[str, ...] = ("picard", "anderson", "broyden", "newton")
 SPLITTINGS: dict[str, Literal["even-odd", "sweep"] | None] = {
     "none": None,
     "even-odd": "even-odd",
     "sweep": "sweep",
 }
+
+
+def _path(name: str) -> str:
+    return f"hamdeq.{name.capitalize()}" if name in SOLVERS else name
 
 
 def solver_class(name: str) -> type[Solver]:
@@ -41,7 +40,7 @@ def solver_class(name: str) -> type[Solver]:
     Raises:
         ValueError: there is no such class of solvers.
     """
-    path = f"hamdeq.{SOLVERS[name]}" if name in SOLVERS else name
+    path = _path(name)
     module, _, last = path.rpartition(".")
     expected = f"expected {', '.join(SOLVERS)}, or a class of solvers such as mypackage.MySolver"
     if not module:
@@ -84,9 +83,10 @@ class Setting:
         args = dict(solver.get("init_args") or {})
         if self.solver in SOLVERS:
             path = solver["class_path"]
-            if not (path.startswith("hamdeq.") and path.endswith(f".{SOLVERS[self.solver]}")):
+            kind = self.solver.capitalize()
+            if not (path.startswith("hamdeq.") and path.endswith(f".{kind}")):
                 args = {name: args[name] for name in ("tol", "max_steps") if name in args}
-            solver = {"class_path": f"hamdeq.{SOLVERS[self.solver]}"}
+            solver = {"class_path": f"hamdeq.{kind}"}
         given = {"tol": self.tol, "max_steps": self.max_steps}
         args |= {name: value for name, value in given.items() if value is not None}
         deq["solver"] = {**solver, "init_args": args}
@@ -109,8 +109,7 @@ class Setting:
         """Return the same for the training's command line."""
         found = []
         if self.solver is not None:
-            name = f"hamdeq.{SOLVERS[self.solver]}" if self.solver in SOLVERS else self.solver
-            found.append(f"--model.deq.solver={name}")
+            found.append(f"--model.deq.solver={_path(self.solver)}")
         for name, value in (("tol", self.tol), ("max_steps", self.max_steps)):
             if value is not None:
                 found.append(f"--model.deq.solver.{name}={value}")

@@ -10,6 +10,7 @@ Shapes: G networks, with K memories, M states and N neurons each.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hamdeq._checks import integer, one_of, wrong
-from hamdeq.experiments.hyperparameters.kernels import Kernel
+from hamdeq.memories import flips
 from hamdeq.memories.dense import Learning
 from hamdeq.memories.fields import fields as binary_fields
 from hamdeq.memories.interactions import Factors, Interaction, Scaling
@@ -119,6 +120,57 @@ class Training:
                 pairs.append(Factors(1.0, torch.inf))
         both = torch.tensor(pairs, dtype=torch.float64).to(networks.memories)
         return Factors(both[:, 0, None, None], both[:, 1, None, None])  # type: ignore[arg-type]
+
+
+# Similarities in a chunk of networks: the compiled kernel holds one array of them.
+_CHUNK = 2**20
+
+
+class Kernel:
+    """Loss and gradient of a chunk, compiled where there is a compiler.
+
+    Args:
+        compiled: whether to compile; it takes some ten seconds for each interaction function and
+            shape, and needs a C++ compiler. If it fails, a warning says why, and the plain program
+            is used.
+
+    Attributes:
+        name: ``compiled`` or ``eager``, what ran last.
+    """
+
+    def __init__(self, compiled: bool = True) -> None:
+        self.name = "compiled" if compiled else "eager"
+        self._program: Callable[..., flips.Parts] | None = None
+        if compiled:
+            self._program = torch.compile(flips.error_of_block, dynamic=False, fullgraph=True)
+
+    def networks(self, work: int) -> int:
+        """Return the number of networks of a chunk, of so many similarities each."""
+        return max(1, _CHUNK // work) if self._program else 1
+
+    def __call__(
+        self,
+        memories: Tensor,
+        states: Tensor,
+        interaction: Interaction,
+        factors: Factors,
+        exponent: int,
+    ) -> flips.Parts:
+        given = (memories, states, states, interaction, factors, exponent)
+        if self._program is not None:
+            try:
+                return self._program(*given, slice(None))
+            except Exception as error:
+                # The compiler's errors have no common class; if the plain program fails as well,
+                # it says so itself.
+                self._program, self.name = None, "eager"
+                first = str(error).strip().splitlines()[:1] or [type(error).__name__]
+                warnings.warn(
+                    f"compiling failed, and networks learn several times as slowly: {first[0]}; "
+                    "install a C++ compiler, or ask for Kernel(compiled=False)",
+                    stacklevel=2,
+                )
+        return flips.loss_and_gradient(*given)
 
 
 @dataclass(frozen=True, eq=False)
