@@ -11,10 +11,10 @@ from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from hamdeq._checks import integer, wrong
 from hamdeq.elimination.reduced import Reduced
 from hamdeq.implicit import fixed_point
-from hamdeq.plots.palette import BLACK, COLOURS, GREY, MARKERS
-from hamdeq.plots.panel import panel
+from hamdeq.plots.palette import BLACK, COLOURS, GREY, MARKERS, numbers, panel
 from hamdeq.solvers import Picard, Solver
 
 __all__ = ["basins"]
@@ -34,7 +34,7 @@ def basins(
     title: str = "",
     axes: Axes | None = None,
 ) -> Figure:
-    """To which equilibrium each state of two neurons settles, and the energy on the way.
+    """Draw the equilibrium to which each state of two neurons converges, and the energy.
 
     Args:
         memory: an energy of which one layer of two neurons is visible, such as
@@ -58,21 +58,20 @@ def basins(
     name = _layer_of_two(memory)
     left, right, low, high = extent
     if not (left < right and low < high):
-        raise ValueError(f"extent: expected (left, right, lower, upper), got {extent}")
-    if points < 2:
-        raise ValueError(f"points: expected at least 2, got {points!r}")
+        raise wrong("extent", "(left, right, lower, upper)", extent)
+    points = integer("points", points, least=2)
     steps = _PLAIN if solver is None else solver
-    found = _settle(memory, name, _starts(extent, points, memory), steps, _NEAR * (right - left))
+    result = _converge(memory, name, _starts(extent, points, memory), steps, _NEAR * (right - left))
     figure, axes = panel(axes, 5.2, 5.0)
-    _draw(axes, found, extent)
+    _draw(axes, result, extent)
     axes.set(xlim=extent[:2], ylim=extent[2:], aspect="equal", title=title)
     axes.set(xlabel=f"{name}: x₁", ylabel=f"{name}: x₂")
     return figure
 
 
 @dataclass(frozen=True, eq=False)
-class _Found:
-    """Of a grid of starts: where they lie, their energy, and to which equilibrium they settle."""
+class _Basins:
+    """A grid of starts: their positions, energies, and the equilibria they converge to."""
 
     starts: np.ndarray  # (points, points, 2)
     energy: np.ndarray  # (points, points)
@@ -81,7 +80,7 @@ class _Found:
 
 
 @torch.no_grad()
-def _settle(memory: Reduced, name: str, starts: Tensor, solver: Solver, near: float) -> _Found:
+def _converge(memory: Reduced, name: str, starts: Tensor, solver: Solver, near: float) -> _Basins:
     def energy(x: Tensor) -> Tensor:
         return memory.select(rows.expand(len(x))).energy({name: x})
 
@@ -93,17 +92,17 @@ def _settle(memory: Reduced, name: str, starts: Tensor, solver: Solver, near: fl
     order = energy(equilibria).argsort()[: len(COLOURS)]
     rank = torch.full((len(equilibria) + 1,), -1)  # the last of them is of those without any
     rank[order.cpu()] = torch.arange(len(order))
-    return _Found(
-        _numbers(starts),
-        _numbers(energy(flat).reshape(starts.shape[:2])),
+    return _Basins(
+        numbers(starts),
+        numbers(energy(flat).reshape(starts.shape[:2])),
         rank[which].reshape(starts.shape[:2]).numpy(),
-        _numbers(equilibria[order]),
+        numbers(equilibria[order]),
     )
 
 
-def _draw(axes: Axes, found: _Found, extent: tuple[float, float, float, float]) -> None:
+def _draw(axes: Axes, result: _Basins, extent: tuple[float, float, float, float]) -> None:
     axes.imshow(
-        np.ma.masked_less(found.basin, 0),
+        np.ma.masked_less(result.basin, 0),
         ListedColormap([_tint(colour) for colour in COLOURS]),
         vmin=-0.5,
         vmax=len(COLOURS) - 0.5,
@@ -111,21 +110,21 @@ def _draw(axes: Axes, found: _Found, extent: tuple[float, float, float, float]) 
         extent=extent,
         interpolation="nearest",
     )
-    where = found.starts[..., 0], found.starts[..., 1]
-    if np.ptp(found.energy) > 0:
+    where = result.starts[..., 0], result.starts[..., 1]
+    if np.ptp(result.energy) > 0:
         lines = {"colors": GREY, "linewidths": 0.5, "linestyles": "solid", "alpha": 0.7}
-        axes.contour(*where, found.energy, levels=14, **lines)
-    for i in np.unique(found.basin) if np.ptp(found.basin) > 0 else ():
-        axes.contour(*where, found.basin == i, levels=[0.5], colors=BLACK, linewidths=0.8)
+        axes.contour(*where, result.energy, levels=14, **lines)
+    for i in np.unique(result.basin) if np.ptp(result.basin) > 0 else ():
+        axes.contour(*where, result.basin == i, levels=[0.5], colors=BLACK, linewidths=0.8)
     left, right, low, high = extent
-    for i, centre in enumerate(found.equilibria):
+    for i, centre in enumerate(result.equilibria):
         inside = left <= centre[0] <= right and low <= centre[1] <= high
-        share = f"{i + 1}: {100 * np.mean(found.basin == i):.0f} %" + ", outside" * (not inside)
+        share = f"{i + 1}: {100 * np.mean(result.basin == i):.0f} %" + ", outside" * (not inside)
         look = {"color": COLOURS[i], "markeredgecolor": BLACK, "markersize": 9}
         axes.plot(*centre, MARKERS[i], **look, label=share)
         if inside:
             axes.annotate(f"{i + 1}", centre, textcoords="offset points", xytext=(7, 7))
-    if len(found.equilibria):
+    if len(result.equilibria):
         legend = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": "small"}
         axes.legend(title="equilibrium: share", **legend)
 
@@ -134,10 +133,8 @@ def _layer_of_two(memory: Reduced) -> str:
     """The only visible layer."""
     shapes = {name: memory.model.layer(name).shape for name in memory.visible}
     if list(shapes.values()) != [(2,)]:
-        raise ValueError(
-            f"memory: expected one visible layer of two neurons, got {shapes}; eliminate or clamp "
-            "the others"
-        )
+        remedy = "eliminate or clamp the others"
+        raise wrong("memory", "one visible layer of two neurons", shapes, remedy)
     return next(iter(shapes))
 
 
@@ -145,12 +142,12 @@ def _starts(extent: tuple[float, float, float, float], points: int, memory: Redu
     """One in each cell of a grid: ``(points, points, 2)``, of rows and columns."""
     left, right, low, high = extent
     synapses = (synapse for _, synapse in memory.model.connections)
-    some = next((p for each in synapses for p in each.parameters()), torch.zeros(()))
+    like = next((p for each in synapses for p in each.parameters()), torch.zeros(()))
     random = torch.rand(points, points, 2, generator=torch.Generator().manual_seed(0))
     rows, columns = torch.meshgrid(torch.arange(points), torch.arange(points), indexing="ij")
     unit = (torch.stack([columns, rows], dim=-1) + 0.3 + 0.4 * random) / points
     corner, size = torch.tensor([left, low]), torch.tensor([right - left, high - low])
-    return (corner + size * unit).to(some)
+    return (corner + size * unit).to(like)
 
 
 def _equilibria(x: Tensor, converged: Tensor, near: float) -> tuple[Tensor, Tensor]:
@@ -170,7 +167,3 @@ def _equilibria(x: Tensor, converged: Tensor, near: float) -> tuple[Tensor, Tens
 def _tint(colour: str) -> tuple[float, ...]:
     """A colour on paper: light, so that lines and marks show on it."""
     return tuple(1 - 0.4 * (1 - part) for part in to_rgb(colour))
-
-
-def _numbers(x: Tensor) -> np.ndarray:
-    return x.double().cpu().numpy()
