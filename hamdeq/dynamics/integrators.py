@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hamdeq._checks import integer
-from hamdeq.lagrangians.base import positive
+from hamdeq._checks import integer, number, one_of
 
 __all__ = ["Adaptive", "Euler", "Flow", "Integrator"]
 
@@ -73,7 +72,7 @@ class Euler(Integrator):
     step: float = 0.1
 
     def __post_init__(self) -> None:
-        positive("step", self.step)
+        number("step", self.step, above=0)
 
     def integrate(self, flow: Flow, x0: Tensor, times: Sequence[float]) -> Tensor:
         span = times[-1] - times[0]
@@ -135,11 +134,9 @@ class Adaptive(Integrator):
     max_steps: int = 10_000
 
     def __post_init__(self) -> None:
-        if self.method not in _METHODS:
-            raise ValueError(f"method: expected one of {list(_METHODS)}, got {self.method!r}")
-        if not (math.isfinite(self.rtol) and self.rtol >= 0):
-            raise ValueError(f"rtol: expected a finite number ≥ 0, got {self.rtol!r}")
-        positive("atol", self.atol)
+        one_of("method", self.method, _METHODS)
+        number("rtol", self.rtol, least=0)
+        number("atol", self.atol, above=0)
         steps = integer("max_steps", self.max_steps, expected="an integer ≥ 1")
         object.__setattr__(self, "max_steps", steps)
 

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hamdeq._checks import floating, instance, number, wrong
 from hamdeq._containers import Container
 from hamdeq.dynamics.integrators import Euler, Flow, Integrator
 from hamdeq.energy.model import EnergyModel, State
-from hamdeq.lagrangians.base import positive
 from hamdeq.solvers.base import full_precision, norm, relative_residual
 from hamdeq.solvers.energy_map import EnergyMap, StateLayout, ready
 
@@ -81,7 +81,7 @@ def trajectory(
     """Integrate τ dx/dt = I(g(x)) − x from x0.
 
     Args:
-        model: a :class:`~hamdeq.HAM`, one of which layers are held (:func:`~hamdeq.clamp`) or
+        model: a :class:`~hamdeq.HAM`, one of which layers are clamped (:func:`~hamdeq.clamp`) or
             eliminated (:func:`~hamdeq.eliminate`), or any other energy model.
         x0: the state of all its layers at the first time: ``(batch, *shape)`` each.
         times: when the state is wanted, at least two, increasing. The unit is that of τ.
@@ -114,14 +114,14 @@ def trajectory(
         torch.Size([3, 8])
     """
     method = Euler() if method is None else method
-    if not isinstance(method, Integrator):
-        raise TypeError(f"method: expected Euler(step=…) or Adaptive(…), got {method!r}")
-    if not isinstance(model, EnergyModel):
-        raise TypeError(
-            "model: expected an energy model, such as a HAM, clamp(ham, held) or "
-            f"eliminate(ham, hidden), got {type(model).__name__}; of a DEQ it is "
-            "deq.reduced({'input': …})"
-        )
+    instance("method", method, Integrator, "Euler(step=…) or Adaptive(…)")
+    instance(
+        "model",
+        model,
+        EnergyModel,
+        "an energy model, such as a HAM, clamp(ham, clamped) or eliminate(ham, hidden)",
+        "of a DEQ it is deq.reduced({'input': …})",
+    )
     model.check_state(x0)
     model = ready(model)
     instants = _times(times)
@@ -181,9 +181,11 @@ def _paces(tau: TimeConstants, x0: State) -> dict[str, float | Tensor]:
         tau = dict.fromkeys(x0, tau)
     for name in tau:
         if name not in x0:
-            raise ValueError(
-                f"tau: expected layers among {list(x0)}, which move, got {name!r}; a layer that is "
-                "held or eliminated has no time constant"
+            raise wrong(
+                "tau",
+                f"layers among {list(x0)}, which move",
+                repr(name),
+                "a layer that is clamped or eliminated has no time constant",
             )
     return {name: _pace(name, tau.get(name, 1.0), x_a) for name, x_a in x0.items()}
 
@@ -191,17 +193,14 @@ def _paces(tau: TimeConstants, x0: State) -> dict[str, float | Tensor]:
 def _pace(name: str, tau: float | Tensor, x: Tensor) -> float | Tensor:
     what = f"tau of layer {name!r}"
     if not isinstance(tau, Tensor):
-        return positive(what, tau)
-    if not tau.is_floating_point():
-        raise TypeError(f"{what}: expected floating-point numbers, got {tau.dtype}")
+        return number(what, tau, above=0)
+    floating(what, tau)
     if tau.dim() and tau.shape != x.shape[1:]:
-        raise ValueError(
-            f"{what}: expected one number or the layer's shape {tuple(x.shape[1:])}, got "
-            f"{tuple(tau.shape)}"
-        )
+        expected = f"one number or the layer's shape {tuple(x.shape[1:])}"
+        raise wrong(what, expected, str(tuple(tau.shape)))
     bad = tau.detach()[~(tau.isfinite() & (tau > 0))]
     if bad.numel():
-        raise ValueError(f"{what}: expected finite numbers > 0, got {bad.flatten()[0].item()!r}")
+        raise wrong(what, "finite numbers > 0", repr(bad.flatten()[0].item()))
     return tau
 
 

@@ -1,9 +1,9 @@
-"""Clamping: hold some layers of a memory, such as its input, and keep the energy of the others.
+"""Clamping: fix some layers of a memory, such as its input, and keep the energy of the others.
 
 A layer may also be clamped in part, as the observed half of an image is. Its clamped neurons stay
 in the energy, with a Lagrangian that is linear: their activation is then a constant, whatever their
-field. So everything that holds of layers, above all their elimination, holds of partly clamped
-ones.
+field. So everything that holds of layers, above all their elimination, holds of
+partially clamped ones.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from hamdeq._checks import boolean, instance, wrong
 from hamdeq.energy.ham import HAM, check_ham
 from hamdeq.energy.model import Connection, LayeredEnergy, Neurons, State, exerted
 from hamdeq.lagrangians import Lagrangian
@@ -28,12 +29,12 @@ class Clamped(LayeredEnergy):
     What the clamped layers exert on the free ones does not change while these settle, so it is
     computed once, here, and not in every step: for an image this is by far the largest product.
     It belongs to the parameters' present values, as do weights that are computed from others, by
-    normalisation or pruning: hold the layers anew after a change of these.
+    normalisation or pruning: clamp the layers anew after a change of these.
 
     Attributes:
         ham: the memory.
         clamped: states of the layers that are clamped.
-        partly: states of those that are clamped in part, zero elsewhere.
+        partial: states of those that are clamped in part, zero elsewhere.
         observed: which neurons of these are clamped.
     """
 
@@ -77,11 +78,11 @@ class Clamped(LayeredEnergy):
         return f"{type(self).__name__}({text})"
 
     def _remake(self) -> None:
-        """The neurons of the partly clamped layers."""
+        """Make the neurons of the partially clamped layers."""
         self._neurons = {
             name: Neurons(
                 self._ham.layer(name).shape,
-                _PartlyClamped(self._ham.layer(name).lagrangian, x, self.observed[name]),
+                _PartiallyClamped(self._ham.layer(name).lagrangian, x, self.observed[name]),
             )
             for name, x in self.partial.items()
         }
@@ -150,7 +151,7 @@ class Clamped(LayeredEnergy):
         return {name: everything[name] for name in self._ham.layers}
 
 
-class _PartlyClamped(Lagrangian):
+class _PartiallyClamped(Lagrangian):
     """Neurons of which some are clamped: L̃(x) = L(x̂) + ⟨g(x̂), x − x̂⟩ over these, x̂ as clamped.
 
     Their part of it is linear, the tangent of L at x̂: the activation there is g(x̂) for every x, and
@@ -186,11 +187,11 @@ class _PartlyClamped(Lagrangian):
 
 
 def clamp(ham: HAM, clamped: State, observed: State | None = None) -> Clamped:
-    """Hold some layers of a memory at given states: the energy of the others remains.
+    """Clamp some layers of a memory at given states: the energy of the others remains.
 
     Args:
         ham: the memory.
-        clamped: states of the layers to hold, at least one; ``(batch, *shape)`` each.
+        clamped: states of the layers to clamp, at least one; ``(batch, *shape)`` each.
         observed: of layers among these that are clamped in part, which of their neurons are:
             boolean, of the layer's shape or with a batch. The states of the others do not
             matter, not even if they are NaN.
@@ -203,27 +204,25 @@ def clamp(ham: HAM, clamped: State, observed: State | None = None) -> Clamped:
     """
     check_ham(ham)
     if not clamped:
-        raise ValueError(
-            f"clamped: expected states of at least one of {list(ham.layers)}, got none"
-        )
+        raise wrong("clamped", f"states of at least one of {list(ham.layers)}", "none")
     return Clamped(ham, clamped, observed)
 
 
 def forward_sweep(model: Clamped) -> State:
-    """States of the free layers after one pass outwards from what is held.
+    """States of the free layers after one pass outwards from what is clamped.
 
-    The layers next to held ones take on the field of these; the next ones the field of those, and
-    so on: layers that have not been reached yet exert none. Of a chain whose input is held that is
-    the pass of a feed-forward network. It costs one product with each weight, half as much as one
-    even-odd step. Layers that nothing held leads to start at zero. A bias leads nowhere: it adds to
-    the field of a layer that is reached.
+    The layers next to clamped ones take on the field of these, the next ones the field of those,
+    and so on: layers that have not been reached yet exert none. Of a chain whose input is clamped
+    that is the pass of a feed-forward network. It costs one product with each weight, half as much
+    as one even-odd step. Layers that no clamped one leads to start at zero. A bias leads nowhere:
+    it adds to the field of a layer that is reached.
 
     Returns:
         the free layers' states, ``(batch, *shape)`` each.
     """
     some = next(iter((model.clamped | model.partial).values()))
     x = model.ham.zero_state(some, model.layers)
-    # What is held in part is observed to that extent, before its free neurons are.
+    # What is clamped in part is observed to that extent, before its free neurons are.
     g = {name: model.layer(name).activation(x[name]) for name in model.partial}
     links = [c for c in model.ham.connections if len(c[0]) > 1]
     while True:
@@ -250,36 +249,24 @@ def _leads(connection: Connection, observed: set[str], to: str) -> bool:
 def check_masks(ham: LayeredEnergy, clamped: State, observed: State | None) -> State:
     """The masks of the layers that are clamped in part, with a batch, refused unless they fit."""
     observed = {} if observed is None else observed
-    if not isinstance(observed, dict):
-        raise TypeError(
-            f"observed: expected a dict {{layer name: mask}} of some of {list(clamped)}, got "
-            f"{type(observed).__name__}"
-        )
+    instance("observed", observed, dict, f"a dict {{layer name: mask}} of some of {list(clamped)}")
     masks = {}
     for name, mask in observed.items():
         if name not in clamped:
-            raise ValueError(
-                f"observed: expected names among the given {list(clamped)}, got {name!r}"
-            )
+            raise wrong("observed", f"names among the given {list(clamped)}", repr(name))
         shape, batch = ham.layer(name).shape, len(clamped[name])
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise TypeError(
-                f"observed[{name!r}]: expected a boolean tensor, True where a neuron is clamped, "
-                f"got {kind}; numbers become one by mask > 0"
-            )
+        what = f"observed[{name!r}]"
+        boolean(what, mask, "True where a neuron is clamped; numbers become one by mask > 0")
         if tuple(mask.shape) not in (shape, (batch, *shape)):
-            raise ValueError(
-                f"observed[{name!r}]: expected shape {shape} or {(batch, *shape)}, got "
-                f"{tuple(mask.shape)}"
-            )
+            raise wrong(what, f"shape {shape} or {(batch, *shape)}", str(tuple(mask.shape)))
         lagrangian = ham.layer(name).lagrangian
         if not lagrangian.additive:
-            raise ValueError(
-                f"observed[{name!r}]: expected a layer whose neurons are independent, to hold some "
-                f"of them; {type(lagrangian).__name__} couples them. Hold all of it, or make two "
-                "layers of it (a Lagrangian of your own that is a sum over neurons says so by "
-                "additive = True)"
+            raise wrong(
+                what,
+                "a layer of independent neurons, to clamp some of them",
+                f"{type(lagrangian).__name__}, which couples them",
+                "clamp all of it, or make two layers of it (a Lagrangian of your own that is a sum "
+                "over neurons says so by additive = True)",
             )
         masks[name] = mask.expand(batch, *shape)
     return masks

@@ -29,10 +29,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hamdeq._checks import number
 from hamdeq.energy.ham import HAM, check_ham
 from hamdeq.energy.prepared import is_plain, prepared
 from hamdeq.energy.spectral import clip_, cut_, largest, matrix_norm, spectral_norm, weight_matrix
-from hamdeq.lagrangians.base import positive
 from hamdeq.synapses import Lateral, Map
 from hamdeq.synapses.base import Shape
 
@@ -49,7 +49,7 @@ def contraction(ham: HAM, *, clamped: Collection[str] = ("input",)) -> float:
 
     Args:
         ham: the memory.
-        clamped: the layers that are held, which do not count.
+        clamped: the layers that are clamped, which do not count.
 
     Raises:
         ValueError: an unknown layer; one whose activation may be infinitely steep.
@@ -79,7 +79,7 @@ def contract_(ham: HAM, *, clamped: Collection[str] = ("input",), rate: float = 
 
     Args:
         ham: the memory.
-        clamped: the layers that are held, whose synapses are left alone.
+        clamped: the layers that are clamped, whose synapses are left alone.
         rate: the bound to keep, > 0; below one for one equilibrium.
 
     Returns:
@@ -91,7 +91,7 @@ def contract_(ham: HAM, *, clamped: Collection[str] = ("input",), rate: float = 
             matter, as with ``spectral_norm``.
         TypeError: as :func:`contraction`.
     """
-    rate = positive("rate", rate)
+    rate = number("rate", rate, above=0)
     names = _free(ham, clamped)
     found = [*_couplings(ham, names)]
     counts = torch.zeros(len(names), len(names), dtype=torch.float64)

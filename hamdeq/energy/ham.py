@@ -146,7 +146,7 @@ class HAM(Recorded, nn.Module, LayeredEnergy):
         return self.neurons[name]  # type: ignore[return-value]
 
     def select(self, rows: Tensor) -> HAM:
-        """Itself: a memory of which nothing is held knows no samples."""
+        """Itself: a memory of which nothing is clamped does not depend on samples."""
         return self
 
     def prepared(self) -> Prepared:

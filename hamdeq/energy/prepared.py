@@ -60,7 +60,7 @@ class Prepared(LayeredEnergy):
         return self._neurons[name]
 
     def select(self, rows: Tensor) -> Prepared:
-        """Itself: a memory of which nothing is held knows no samples."""
+        """Itself: a memory of which nothing is clamped does not depend on samples."""
         return self
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hamdeq._checks import number
 from hamdeq.lagrangians.base import Lagrangian, Tempered, total
 
 __all__ = ["Exp", "Identity", "ReLU", "RePU", "Sigmoid", "Tanh"]
@@ -64,9 +65,7 @@ class Sigmoid(Tempered):
 
     def __init__(self, beta: float = 1.0, center: float = 0.0, *, learnable: bool = False) -> None:
         super().__init__(beta, learnable=learnable)
-        if not math.isfinite(center):
-            raise ValueError(f"center: expected a finite number, got {center!r}")
-        self.center: float = float(center)
+        self.center: float = number("center", center)
 
     def _argument(self, x: Tensor) -> Tensor:
         # In place on the fresh difference: one pass over new memory less.
@@ -147,12 +146,9 @@ class RePU(Lagrangian):
 
     def __init__(self, n: float = 2.0) -> None:
         super().__init__()
-        if not (math.isfinite(n) and n >= 2):
-            raise ValueError(
-                f"n: expected a finite power of at least 2, got {n!r}; "
-                "below 2 the activation has no finite slope at zero"
-            )
-        self.n: float = float(n)
+        self.n: float = number(
+            "n", n, least=2, remedy="below 2 the activation has no finite slope at zero"
+        )
 
     @property
     def max_slope(self) -> float:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hamdeq._checks import floating, wrong
+from hamdeq._checks import number as checked
 from hamdeq._recorded import Recorded
 
-__all__ = ["Lagrangian", "Scaled", "Tempered", "gradient", "positive", "positives", "total"]
+__all__ = ["Lagrangian", "Scaled", "Tempered", "gradient", "total"]
 
 
 class Lagrangian(Recorded, nn.Module, ABC):
@@ -27,7 +28,7 @@ class Lagrangian(Recorded, nn.Module, ABC):
 
     Attributes:
         additive: whether L is a sum over neurons, L(x) = Σᵢ ℓᵢ(xᵢ), so that each neuron's
-            activation is its own affair, and some can be held without the others.
+            activation is its own affair, and some can be clamped without the others.
     """
 
     additive: bool = False
@@ -62,9 +63,11 @@ class Scaled(Lagrangian):
     ) -> None:
         super().__init__()
         if several and isinstance(value, Tensor):
-            number = positives(name, value)
+            number = _positives(name, value)
         else:
-            number = positive(name, value)
+            if isinstance(value, Tensor):  # a check would take its number, and drop its gradient
+                raise wrong(name, "a finite number > 0", "Tensor", kind=TypeError)
+            number = checked(name, value, above=0)
         self.learnable = learnable
         self._name = name
         if learnable:
@@ -92,7 +95,7 @@ class Tempered(Scaled):
     """A Lagrangian with an inverse temperature: L(x) = ℓ(βx)/β."""
 
     def __init__(self, beta: float = 1.0, *, learnable: bool = False) -> None:
-        super().__init__("beta", positive("beta", beta), learnable=learnable)
+        super().__init__("beta", beta, learnable=learnable)
 
     @property
     def beta(self) -> Any:
@@ -141,34 +144,22 @@ def total(x: Tensor) -> Tensor:
     return x.flatten(1).sum(1) if x.dim() > 1 else x
 
 
-def positive(name: str, value: Any) -> float:
-    """The value as a float, refused unless it is a finite number > 0."""
-    if not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    number = float(value)
-    if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
-    return number
-
-
-def positives(name: str, value: Tensor) -> Tensor:
+def _positives(name: str, value: Tensor) -> Tensor:
     """A copy of the tensor, refused unless all of it is finite and > 0."""
     if value.requires_grad:
-        raise TypeError(
-            f"{name}: expected constants, got a tensor that requires a gradient; "
-            "give its values, and learnable=True to have them trained"
+        raise wrong(
+            name,
+            "constants",
+            "a tensor that requires a gradient",
+            "give its values, and learnable=True to have them trained",
+            kind=TypeError,
         )
-    if not value.is_floating_point():
-        raise TypeError(
-            f"{name}: expected floating-point numbers, got {value.dtype}; convert it by .float()"
-        )
+    floating(name, value, "convert it by .float()")
     if not value.is_meta:  # what lies there has no values
         bad = value[~(value.isfinite() & (value > 0))]
         if bad.numel():
-            raise ValueError(
-                f"{name}: expected finite numbers > 0, got {bad[0].item()!r} among its "
-                f"{value.numel()}"
-            )
+            got = f"{bad[0].item()!r} among its {value.numel()}"
+            raise wrong(name, "finite numbers > 0", got)
     return value.detach().clone()
 
 

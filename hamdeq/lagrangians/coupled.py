@@ -7,7 +7,8 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from hamdeq.lagrangians.base import Lagrangian, Scaled, positive, total
+from hamdeq._checks import number
+from hamdeq.lagrangians.base import Lagrangian, Scaled, total
 
 __all__ = ["LayerNorm", "Spherical"]
 
@@ -31,7 +32,7 @@ class LayerNorm(Scaled):
 
     def __init__(self, gamma: float = 1.0, eps: float = 1e-5, *, learnable: bool = False) -> None:
         super().__init__("gamma", gamma, learnable=learnable)
-        self.eps: float = positive("eps", eps)
+        self.eps: float = number("eps", eps, above=0)
 
     @property
     def gamma(self) -> Tensor | float:
@@ -71,7 +72,7 @@ class Spherical(Lagrangian):
 
     def __init__(self, eps: float = 1e-5) -> None:
         super().__init__()
-        self.eps: float = positive("eps", eps)
+        self.eps: float = number("eps", eps, above=0)
 
     @property
     def max_slope(self) -> float:

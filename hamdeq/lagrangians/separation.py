@@ -8,11 +8,11 @@ the state −∞ has weight zero. Eliminated against a linear layer they make at
 from __future__ import annotations
 
 from abc import abstractmethod
-from numbers import Real
 
 import torch
 from torch import Tensor
 
+from hamdeq._checks import number
 from hamdeq.lagrangians import sparse
 from hamdeq.lagrangians.base import Scaled, Tempered, total
 
@@ -139,15 +139,10 @@ class Entmax(Separation):
         self, alpha: float = 1.5, beta: float | Tensor = 1.0, *, learnable: bool = False
     ) -> None:
         super().__init__(beta, learnable=learnable)
-        if not isinstance(alpha, Real):
-            raise TypeError(f"alpha: expected a number > 1, got {type(alpha).__name__}")
-        if not 1 < alpha < float("inf"):
-            raise ValueError(
-                f"alpha: expected a finite number > 1, got {alpha!r}; for alpha 1 use Softmax"
-            )
+        alpha = number("alpha", alpha, above=1, remedy="for alpha 1 use Softmax")
         # As text, which torch.compile takes as given. A number, another in a second layer, it would
         # make an input of the graph, on which nothing can branch.
-        self._alpha = repr(float(alpha))
+        self._alpha = repr(alpha)
         sparse.package()
 
     @property

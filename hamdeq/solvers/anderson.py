@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hamdeq._checks import integer
+from hamdeq._checks import integer, number
 from hamdeq.solvers.base import Step, norm
 from hamdeq.solvers.safeguard import Extrapolation, Safeguarded
 
@@ -46,8 +45,7 @@ class Anderson(Safeguarded):
         super().__post_init__()
         history = integer("history", self.history, expected="an integer ≥ 1")
         object.__setattr__(self, "history", history)
-        if not (math.isfinite(self.ridge) and self.ridge >= 0):
-            raise ValueError(f"ridge: expected a finite number ≥ 0, got {self.ridge!r}")
+        number("ridge", self.ridge, least=0)
 
     def extrapolation(self, x0: Tensor) -> Extrapolation:
         return _Window(x0, self)

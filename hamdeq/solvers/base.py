@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hamdeq._checks import integer
+from hamdeq._checks import integer, number
 from hamdeq.solvers.energy_map import EnergyInfo, EnergyMap
 from hamdeq.solvers.solution import Solution, Status
 
@@ -96,10 +96,7 @@ class Stopping:
     fallback_steps: int = 500
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.tol) and self.tol > 0):
-            raise ValueError(
-                f"tol: expected a finite relative residual > 0, such as 1e-4, got {self.tol!r}"
-            )
+        number("tol", self.tol, above=0, remedy="it is a relative residual, such as 1e-4")
         # Frozen, but a NumPy integer is kept as an int.
         for name in ("max_steps", "fallback_steps"):
             object.__setattr__(self, name, integer(name, getattr(self, name), least=0))

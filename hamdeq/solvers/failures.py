@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from hamdeq._checks import one_of
 from hamdeq.solvers.solution import Solution, Status
 
 __all__ = ["ConvergenceError", "ConvergenceWarning", "Failures", "OnFailure"]
@@ -37,11 +38,7 @@ class Failures:
     """
 
     def __init__(self, on_failure: OnFailure, *, once: bool = False) -> None:
-        if on_failure not in ("warn", "raise", "ignore"):
-            raise ValueError(
-                f"on_failure: expected 'warn', 'raise' or 'ignore', got {on_failure!r}"
-            )
-        self.on_failure = on_failure
+        self.on_failure: OnFailure = one_of("on_failure", on_failure, ("warn", "raise", "ignore"))
         self.once = once
         self._warned: set[str] = set()
 

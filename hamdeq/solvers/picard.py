@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from hamdeq._checks import number
 from hamdeq.solvers.base import Solver, SolverState, Step
 
 __all__ = ["Picard"]
@@ -31,8 +32,7 @@ class Picard(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.damping <= 1:
-            raise ValueError(f"damping: expected a step in (0, 1], got {self.damping!r}")
+        number("damping", self.damping, above=0, most=1)
 
     def start(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> SolverState:
         return _Damped(self.damping)

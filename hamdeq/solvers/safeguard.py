@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hamdeq._checks import integer
+from hamdeq._checks import integer, number
 from hamdeq.solvers.base import (
     SampleState,
     Solver,
@@ -58,8 +58,7 @@ class Safeguarded(Solver):
         super().__post_init__()
         patience = integer("patience", self.patience, expected="an integer ≥ 1")
         object.__setattr__(self, "patience", patience)
-        if not self.growth > 1:
-            raise ValueError(f"growth: expected a number > 1, got {self.growth!r}")
+        number("growth", self.growth, above=1)
 
     @abstractmethod
     def extrapolation(self, x0: Tensor) -> Extrapolation:

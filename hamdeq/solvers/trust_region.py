@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hamdeq._checks import integer, wrong
 from hamdeq.solvers.base import Solver, SolverState, Step, where_sample
 from hamdeq.solvers.energy_map import Derivatives, EnergyMap
 
@@ -55,14 +56,17 @@ class TrustRegion(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.inner_steps, int) or self.inner_steps < 1:
-            raise ValueError(f"inner_steps: expected an integer ≥ 1, got {self.inner_steps!r}")
+        inner_steps = integer("inner_steps", self.inner_steps, expected="an integer ≥ 1")
+        object.__setattr__(self, "inner_steps", inner_steps)
 
     def start(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> SolverState:
         if not isinstance(f, EnergyMap):
-            raise TypeError(
-                "TrustRegion: expected an energy model, such as eliminate() returns, got "
-                f"{type(f).__name__}; use Broyden() for plain maps"
+            raise wrong(
+                "TrustRegion",
+                "an energy model, such as eliminate() returns",
+                type(f).__name__,
+                "use Broyden() for plain maps",
+                kind=TypeError,
             )
         return _Region(x0, self.inner_steps)
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hamdeq._checks import integer
-from hamdeq.lagrangians.base import _shown, positive, total
+from hamdeq._checks import integer, number, wrong
+from hamdeq.lagrangians.base import _shown, total
 from hamdeq.synapses.base import Shape, Synapse, layer_shape
 
 __all__ = ["Association", "SelfAttention"]
@@ -47,7 +47,7 @@ class Association(Synapse):
             return m.mT @ x
         if to == 2:
             return x @ k.mT
-        raise ValueError(f"to: expected place 0, 1 or 2, got {to!r}")
+        raise wrong("to", "place 0, 1 or 2", repr(to))
 
     def is_linear_in(self, place: int) -> bool:
         return True
@@ -113,7 +113,7 @@ class SelfAttention(Synapse):
         self.keys: nn.Parameter = nn.Parameter(
             torch.empty(dim, heads, head_dim).uniform_(-bound, bound)
         )
-        beta = 1 / math.sqrt(head_dim) if beta is None else positive("beta", beta)
+        beta = 1 / math.sqrt(head_dim) if beta is None else number("beta", beta, above=0)
         self._given = beta
         self.log_beta: nn.Parameter | None = (
             nn.Parameter(torch.tensor(math.log(beta))) if learnable else None
@@ -133,7 +133,7 @@ class SelfAttention(Synapse):
 
     def field(self, to: int, *g: Tensor) -> Tensor:
         if to != 0:
-            raise ValueError(f"to: expected place 0, got {to!r}")
+            raise wrong("to", "place 0", repr(to))
         (tokens,) = g
         if tokens.shape[1] == 1:
             return torch.zeros_like(tokens)

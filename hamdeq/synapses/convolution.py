@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hamdeq._checks import integer
-from hamdeq.lagrangians.base import positive
+from hamdeq._checks import integer, number, wrong
 from hamdeq.synapses.windows import Pair, Windowed
 
 __all__ = ["Conv2d"]
@@ -70,12 +69,12 @@ class Conv2d(Windowed):
         self.groups: int = integer("groups", groups)
         for name, n in (("in_channels", in_channels), ("out_channels", out_channels)):
             if n % groups:
-                raise ValueError(f"{name}: expected a multiple of groups = {groups}, got {n}")
+                raise wrong(name, f"a multiple of groups = {groups}", n)
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         taps = math.prod(self.kernel_size)
         onto_second = taps * in_channels // groups
         onto_first = taps * out_channels / groups / math.prod(self.stride)
-        bound = positive("gain", gain) * math.sqrt(6 / (onto_second + onto_first))
+        bound = number("gain", gain, above=0) * math.sqrt(6 / (onto_second + onto_first))
         self.weight: nn.Parameter = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
     def forward(self, g: Tensor) -> Tensor:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from hamdeq._checks import integer
-from hamdeq.lagrangians.base import positive
+from hamdeq._checks import integer, number, wrong
 from hamdeq.synapses.base import Shape, Synapse, layer_shape
 from hamdeq.synapses.maps import Map
 
@@ -40,8 +38,7 @@ class Dense(Map):
     ) -> None:
         super().__init__()
         n_from, n_to = integer("n_from", n_from), integer("n_to", n_to)
-        if not (math.isfinite(gain) and gain > 0):
-            raise ValueError(f"gain: expected a finite number > 0, got {gain!r}")
+        gain = number("gain", gain, above=0)
         self.shapes: tuple[Shape | None, ...] | None = ((n_from,), (n_to,))
         self.weight: nn.Parameter = nn.Parameter(torch.empty(n_from, n_to))
         start = nn.init.orthogonal_ if orthogonal else nn.init.xavier_uniform_
@@ -87,8 +84,7 @@ class Bias(Synapse):
     ) -> None:
         super().__init__()
         shape = layer_shape(shape)
-        if not std >= 0:
-            raise ValueError(f"std: expected a number ≥ 0, got {std!r}")
+        std = number("std", std, least=0)
         self.shapes: tuple[Shape | None, ...] | None = (shape,)
         numbers = (shape[0], *[1] * (len(shape) - 1)) if by_channel else shape
         self.bias: nn.Parameter = nn.Parameter(torch.randn(numbers) * std)
@@ -134,11 +130,9 @@ class Lateral(Synapse):
 
     def __init__(self, n: int, *, gain: float = 1.0) -> None:
         super().__init__()
-        n = integer("n", n)
-        if n < 2:
-            raise ValueError(f"n: expected at least 2 neurons, as none acts on itself, got {n}")
+        n = integer("n", n, least=2, remedy="no neuron acts on itself")
         self.shapes: tuple[Shape | None, ...] | None = ((n,),)
-        weight = nn.init.xavier_uniform_(torch.empty(n, n), positive("gain", gain)).triu(1)
+        weight = nn.init.xavier_uniform_(torch.empty(n, n), number("gain", gain, above=0)).triu(1)
         self.weight: nn.Parameter = nn.Parameter(weight + weight.T)
 
     def matrix(self) -> Tensor:
@@ -151,7 +145,7 @@ class Lateral(Synapse):
 
     def field(self, to: int, *g: Tensor) -> Tensor:
         if to != 0:
-            raise ValueError(f"to: expected place 0, got {to!r}")
+            raise wrong("to", "place 0", repr(to))
         return g[0] @ self.matrix()
 
     def extra_repr(self) -> str:

@@ -235,16 +235,15 @@ PACES = [1.0, {"a": 0.2, "b": 1.0, "c": 3.0}]
 
 
 @adaptive
-@pytest.mark.parametrize("tau", PACES, ids=["one pace", "three paces"])
 @pytest.mark.parametrize("kind", LAGRANGIANS)
-def test_energy_never_rises(kind, tau):
+def test_energy_never_rises(kind):
     ham = coupled(kind)
     with torch.no_grad():
         path = trajectory(
             ham,
             start(ham, 16),
-            torch.linspace(0.0, 20.0, 51),
-            tau=tau,
+            torch.linspace(0.0, 8.0, 21),
+            tau=PACES[1],
             method=Adaptive(rtol=1e-8, atol=1e-10),
         )
     size = path.energy.abs().max()
@@ -452,7 +451,7 @@ def refused(kind, message, **change):
         (-1.0, "expected a finite number > 0"),
         (math.nan, "expected a finite number > 0"),
         ({"output": math.inf}, "tau of layer 'output'"),
-        ({"input": 1.0}, "got 'input'; a layer that is held or eliminated has no time constant"),
+        ({"input": 1.0}, "got 'input'; a layer that is clamped or eliminated has no time constant"),
         ({"hidden": 1.0}, re.escape("among ['hidden1', 'output'], which move, got 'hidden'")),
         ({"output": torch.ones(4)}, re.escape("the layer's shape (3,), got (4,)")),
         ({"output": torch.tensor([1.0, 0.0, 1.0])}, "expected finite numbers > 0, got 0.0"),
@@ -464,8 +463,8 @@ def test_time_constants_that_are_none(tau, message):
 
 
 def test_time_constants_of_a_wrong_kind():
-    refused(TypeError, "expected a number, got str", tau="1")
-    refused(TypeError, "expected floating-point numbers, got torch.int64", tau=torch.tensor(1))
+    refused(TypeError, "expected a finite number > 0, got str", tau="1")
+    refused(TypeError, "expected a floating-point tensor, got torch.int64", tau=torch.tensor(1))
 
 
 @pytest.mark.parametrize(
@@ -497,7 +496,7 @@ def test_other_bad_input():
     with pytest.raises(ValueError, match="step: expected a finite number > 0"):
         Euler(step=0.0)
     for bad, message in (
-        ({"method": "rk4"}, "expected one of"),
+        ({"method": "rk4"}, "method: expected 'dopri5', .* or 'adaptive_heun', got 'rk4'"),
         ({"rtol": -1.0}, "rtol"),
         ({"atol": 0.0}, "atol"),
         ({"max_steps": 0}, "max_steps"),

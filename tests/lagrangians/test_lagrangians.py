@@ -509,7 +509,7 @@ def test_gamma_and_eps_must_be_positive_and_finite(value):
 
 @pytest.mark.parametrize("n", [1.999, 1, 0, -2, math.nan, math.inf])
 def test_the_power_must_be_at_least_two(n):
-    with pytest.raises(ValueError, match=rf"n: expected a finite power of at least 2, got {n}"):
+    with pytest.raises(ValueError, match=rf"n: expected a finite number ≥ 2, got {n}"):
         RePU(n)
 
 

@@ -55,8 +55,9 @@ def residual(model, x):
     return (flat["fx"] - flat["x"]).norm(dim=1) / flat["fx"].norm(dim=1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("splitting", SPLITTINGS)
+@pytest.mark.parametrize(
+    ("splitting", "dtype"), [("even-odd", torch.float32), (None, torch.float64)], ids=str
+)
 def test_every_sample_of_a_bounded_energy_converges_whatever_the_first_budget(splitting, dtype):
     reached = 0
     for case in family(kinds=BOUNDED_KINDS, batch=32, every=5):
@@ -88,7 +89,7 @@ def test_every_sample_of_a_bounded_energy_converges_whatever_the_first_budget(sp
 )
 @pytest.mark.parametrize("scale", [1.0, 10.0])
 def test_every_sample_of_a_sweep_converges(edges, n, scale):
-    for seed in range(3):
+    for seed in range(1):
         case, hidden = memory(edges, n, scale=scale, seed=seed, batch=32).swept()
         solution = fixed_point(case.model(hidden), case.visible(hidden), solver=SHORT)
         assert solution.converged.all()
@@ -170,8 +171,9 @@ def test_trust_region_refuses_budgets_out_of_range(options):
         TrustRegion(**options)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("splitting", SPLITTINGS)
+@pytest.mark.parametrize(
+    ("splitting", "dtype"), [("even-odd", torch.float32), (None, torch.float64)], ids=str
+)
 def test_trust_region_never_raises_the_energy(splitting, dtype):
     compared = 0
     for case in family(batch=16, every=8):

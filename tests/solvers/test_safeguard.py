@@ -79,7 +79,7 @@ def test_the_energy_never_rises(name: str, splitting: str | None) -> None:
     newton = name == "newton"
     solver = dataclasses.replace(SOLVERS[name], tol=1e-8, max_steps=25 if newton else 50)
     steps = started = compared = fell = 0
-    for case in family(small=newton, batch=48 if newton else 128):
+    for case in family(small=newton, batch=48 if newton else 128, every=3):
         hidden = case.hidden(splitting)
         history = watch(case, hidden, solver)
         assert_downhill(case, history)
@@ -90,8 +90,7 @@ def test_the_energy_never_rises(name: str, splitting: str | None) -> None:
         compared += len(rises)
         fell += int((rises < -ROUNDING * EPS).sum())
     print(f"{name}, {splitting}: {steps} accepted steps, {compared} compared, {fell} fell")
-    # Anderson and Broyden alone make half a million of them.
-    assert compared > (20_000 if newton else 100_000)
+    assert compared > (5_000 if newton else 25_000)
     # Each but the first is compared, unless its energy overflows on the way to minus infinity.
     assert steps - started - compared < 0.01 * steps
     # What is tested is descent, not a rest.
@@ -104,26 +103,26 @@ def test_the_energy_never_rises_in_float32(name: str, splitting: str | None) -> 
     """The solver sees float32 and its rounding; the energies are those of float64."""
     solver = dataclasses.replace(SOLVERS[name], tol=1e-5, max_steps=40)
     compared = 0
-    for case in family(every=2):
+    for case in family(every=7):
         history = watch(case, case.hidden(splitting), solver, dtype=torch.float32)
         assert history.solution.value.dtype == torch.float32
         assert_downhill(case, history, torch.float32)
         assert not (case.bounded and (history.solution.status == Status.DIVERGED).any())
         compared += len(history.rises())
-    assert compared > 30_000
+    assert compared > 6_000
 
 
 def test_plain_steps_of_a_two_coloured_memory_never_raise_the_energy() -> None:
     solver = Picard(tol=1e-8, max_steps=60)
     compared = 0
-    for case in family():
+    for case in family(every=3):
         hidden = case.hidden("even-odd")
         assert case.model(hidden).descends
         history = watch(case, hidden, solver)
         assert_downhill(case, history)
         assert_honest(case, hidden, history, solver)
         compared += len(history.rises())
-    assert compared > 100_000
+    assert compared > 25_000
 
 
 @pytest.mark.parametrize(
@@ -145,7 +144,7 @@ def test_partial_elimination_and_third_order_synapses(name: str) -> None:
     """Where layers that are left act on each other, plain steps rise and safeguarded ones not."""
     solver = dataclasses.replace(SOLVERS[name], tol=1e-8, max_steps=40)
     rose, compared = 0, 0
-    for seed, scale in itertools.product(range(3), (1.0, 3.0, 10.0)):
+    for seed, scale in enumerate((1.0, 3.0, 10.0)):
         options = {"scale": scale, "batch": 64, "widest": 3, "seed": seed}
         line = chain(5, **options)
         third = memory([(0, 1)], 4, triples=[(1, 2, 3), (0, 3, 2)], **options)
@@ -157,8 +156,8 @@ def test_partial_elimination_and_third_order_synapses(name: str) -> None:
             compared += len(history.rises())
             plain = watch(case, hidden, Picard(tol=1e-8, max_steps=40))
             rose += int((plain.rises() > 1e6 * ROUNDING * EPS).sum())
-    assert compared > 4_000
-    assert rose > 100
+    assert compared > 1_000
+    assert rose > 30
 
 
 # ----------------------------------------------------------------------------- the end
@@ -232,15 +231,14 @@ def test_a_linear_memory_diverges_only_where_its_energy_falls_forever(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["anderson", "broyden", "picard"])
-@pytest.mark.parametrize("slope", [1.2, 1.9])
-def test_no_sample_converges_by_overflow(name: str, dtype: torch.dtype, slope: float) -> None:
+def test_no_sample_converges_by_overflow(name: str, dtype: torch.dtype) -> None:
     """‖f(x)‖ overflows before ‖f(x) − x‖ does: their ratio is then 0, and no equilibrium."""
     dense = Dense(4, 4)
     with torch.no_grad():
-        dense.weight.copy_(slope**0.5 * torch.eye(4))
+        dense.weight.copy_(1.9**0.5 * torch.eye(4))
     ham = HAM({a: Neurons(4, Identity()) for a in "ab"}, [(("a", "b"), dense)]).to(dtype)
     x0 = {"a": 1 + torch.rand(8, 4, generator=torch.Generator().manual_seed(0)).to(dtype)}
-    solver = dataclasses.replace(SOLVERS[name], tol=1e-4, max_steps=2500)
+    solver = dataclasses.replace(SOLVERS[name], tol=1e-4, max_steps=1200)
     solution = fixed_point(eliminate(ham, ("b",)), x0, solver=solver, on_failure="ignore")
     x = solution.value["a"]
     assert x.isfinite().all()
@@ -312,7 +310,7 @@ def test_halving_finds_a_step_downhill(name: str) -> None:
     """
     solver = dataclasses.replace(SOLVERS[name], tol=1e-6, max_steps=200)
     longest, converged, total = 0, 0, 0
-    for case in family(kinds=BOUNDED_KINDS, batch=32, small=name == "newton"):
+    for case in family(kinds=BOUNDED_KINDS, batch=32, small=name == "newton", every=4):
         history = watch(case, (), solver)
         assert_downhill(case, history)
         solution = history.solution
@@ -335,7 +333,7 @@ def test_the_energy_changes_neither_equilibrium_nor_gradient(
     name: str, splitting: str | None
 ) -> None:
     """Of a contraction: against the plain map, and against autograd through many steps."""
-    for seed in range(3):
+    for seed in range(1):
         case = chain(4, kinds=BOUNDED[:3], scale=0.2, batch=5, seed=seed)
         hidden = case.hidden(splitting)
         x0 = case.visible(hidden)

@@ -280,7 +280,7 @@ class TestEverySolver:
 
 @pytest.mark.parametrize("value", [0, -0.5, 1.5, 2, math.nan])
 def test_refuses_bad_damping(value: float) -> None:
-    with pytest.raises(ValueError, match="damping: expected a step in"):
+    with pytest.raises(ValueError, match="damping: expected a finite number > 0 and ≤ 1"):
         Picard(damping=value)
 
 
@@ -288,9 +288,9 @@ def test_refuses_bad_damping(value: float) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [
-        *(("memory", value, "an integer ≥ 1") for value in (0, -1, 2.0)),
+        *(("history", value, "an integer ≥ 1") for value in (0, -1, 2.0)),
         *(("patience", value, "an integer ≥ 1") for value in (0, -1, 2.5)),
-        *(("growth", value, "a number > 1") for value in (1.0, -2.0, math.nan)),
+        *(("growth", value, "a finite number > 1") for value in (1.0, -2.0, math.nan)),
         *(("ridge", value, "a finite number ≥ 0") for value in (-0.1, math.nan, math.inf)),
     ],
 )

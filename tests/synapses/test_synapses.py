@@ -537,7 +537,7 @@ def test_sizes_must_be_positive_integers(size):
 
 
 def test_sizes_of_lateral_and_attention():
-    with pytest.raises(ValueError, match=r"n: expected at least 2 neurons.*got 1"):
+    with pytest.raises(ValueError, match=r"n: expected an integer ≥ 2, got 1"):
         Lateral(1)
     for name, sizes in (("dim", (0, 1, 1)), ("heads", (1, 0, 1)), ("head_dim", (1, 1, 0))):
         with pytest.raises(ValueError, match=f"^{name}: expected a positive integer, got 0"):
@@ -553,7 +553,7 @@ def test_sizes_of_lateral_and_attention():
 
 @pytest.mark.parametrize("std", [-1.0, math.nan])
 def test_standard_deviation_must_not_be_negative(std):
-    with pytest.raises(ValueError, match=rf"std: expected a number ≥ 0, got {std}"):
+    with pytest.raises(ValueError, match=rf"std: expected a finite number ≥ 0, got {std}"):
         Bias(3, std=std)
 
 

@@ -303,7 +303,7 @@ def test_a_wrong_option_is_refused_with_the_nearest_that_exists(parser, capfd, a
     ("args", "message"),
     [
         (["--trainer.num_nodes=2", "--trainer.strategy=nothing"], "nothing"),
-        (["--model.deq.solver.tol=-1"], "tol: expected a finite relative residual > 0"),
+        (["--model.deq.solver.tol=-1"], "tol: expected a finite number > 0"),
         (["--model.deq.ham.sizes=[63,10]", "--model.deq.ham.gain=1"], "expected 64 neurons"),
         (["--model.deq.ham.sizes=[64,8,9]"], "one for each class of DigitsDataModule, got 9"),
         (["fit"], "fit: expected a configuration, got none; give --config FILE, such as"),

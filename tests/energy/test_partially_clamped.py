@@ -441,11 +441,14 @@ def test_even_odd_steps_never_raise_the_energy(kind: str, scale: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "adjoint",
-    [None, Unrolled(100), EquilibriumPropagation(beta=1e-3, solver=TIGHT)],
-    ids=["implicit", "unrolled", "propagation"],
+    ("splitting", "adjoint"),
+    [
+        *((splitting, None) for splitting in SPLITTINGS),
+        ("even-odd", Unrolled(100)),
+        (None, EquilibriumPropagation(beta=1e-3, solver=TIGHT)),
+    ],
+    ids=lambda value: getattr(type(value), "__name__", str(value)),
 )
-@pytest.mark.parametrize("splitting", SPLITTINGS)
 def test_gradients_equal_finite_differences(splitting: Any, adjoint: Any) -> None:
     solver = Picard(tol=1e-14, max_steps=1000)
     deq = DEQ(memory(), splitting=splitting, solver=solver, adjoint=adjoint, on_failure="ignore")
@@ -619,7 +622,9 @@ def test_masks_that_are_refused(observed: Any, error: type[Exception], match: st
 def test_coupled_neurons_are_refused(lagrangian: Lagrangian) -> None:
     neurons = {"input": Neurons(6, lagrangian), "a": Neurons(3, Tanh())}
     ham = HAM(neurons, [(("input", "a"), Dense(6, 3))]).double()
-    match = rf"observed\['input'\]: .*{type(lagrangian).__name__} couples them. Hold all of it"
+    match = (
+        rf"observed\['input'\]: .*{type(lagrangian).__name__}, which couples them; clamp all of it"
+    )
     with pytest.raises(ValueError, match=match):
         DEQ(ham)({"input": images()}, observed={"input": MASK})
 
