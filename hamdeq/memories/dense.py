@@ -79,13 +79,7 @@ class DenseAssociativeMemory(BinaryMemory):
     """E(ξ) = −Σ_μ F(ζ_μ·ξ), of states ξ of ±1 and memories ζ.
 
     A neuron takes the sign of Σ_μ [F(ON) − F(OFF)], where ON and OFF are ζ_μ·ξ with the neuron at
-    +1 and at −1: the finite difference of −E over the neuron's flip. Where F is convex, E is what
-    is left when one hidden neuron for each memory, with the Lagrangian F, is eliminated
-    (``hamdeq.elimination``, :meth:`as_ham`). Where it is not (``interaction.is_convex`` is
-    False: odd powers, or an F of your own with a leak of +εx), there is no such layer, and no more
-    is claimed than E and this rule.
-
-    Memories are given (:meth:`store`) or learned (:meth:`fit`). With
+    +1 and at −1. Memories are given (:meth:`store`) or learned (:meth:`fit`). With
     ``Polynomial(2)`` it is the classical network with Hebb's rule.
 
     Σ_μ [F(ON) − F(OFF)] is the finite difference of −ΣF between a neuron's two states. Where F is
