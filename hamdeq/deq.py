@@ -74,15 +74,17 @@ class DEQ(Recorded, nn.Module):
         self.splitting = one_of("splitting", splitting, ("even-odd", "sweep", None))
         self.start = one_of("start", start, ("forward", "zeros"))
         remedy = "use CHNDEQ, or DEQ(chn.to_ham())" if hasattr(ham, "to_ham") else None
-        self.ham = instance("ham", ham, HAM, remedy=remedy)
+        self.ham: HAM = instance("ham", ham, HAM, remedy=remedy)
         self.clamped: tuple[str, ...] = (clamped,) if isinstance(clamped, str) else tuple(clamped)
         if not self.clamped:
             raise wrong("clamped", "at least one layer", "none")
         ham.check_names(self.clamped)
         self._splits: dict[tuple[str, ...], _Split] = {}
         self.hidden: tuple[str, ...] = self._split(self.clamped)[0]
-        self.solver = instance("solver", Broyden() if solver is None else solver, Solver)
-        self.adjoint = instance("adjoint", Implicit() if adjoint is None else adjoint, Adjoint)
+        solver = Broyden() if solver is None else solver
+        self.solver: Solver = instance("solver", solver, Solver)
+        adjoint = Implicit() if adjoint is None else adjoint
+        self.adjoint: Adjoint = instance("adjoint", adjoint, Adjoint)
         self.failures: Failures = Failures(on_failure, once=True)
 
     def constructor_arguments(self) -> dict[str, Any]:

@@ -211,7 +211,7 @@ class InStates(LayeredEnergy):
 
     def __init__(self, ham: LayeredEnergy) -> None:
         self.ham = ham
-        self.connections = ham.connections
+        self.connections: Sequence[Connection] = ham.connections
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from hamdeq.energy.ham import HAM
 from hamdeq.energy.model import Connection, LayeredEnergy, Neurons
 from hamdeq.lagrangians import Separation, Softmax
 from hamdeq.lagrangians.base import total
-from hamdeq.synapses import Association, Bias, Dense
+from hamdeq.synapses import Association, Bias, Dense, Synapse
 
 __all__ = ["Attention", "Eliminated", "associations"]
 
@@ -79,7 +79,8 @@ class Eliminated:
     def __init__(
         self, connection: Connection, name: str, layer: Neurons, biases: Sequence[Tensor]
     ) -> None:
-        layers, self.synapse = connection
+        layers, synapse = connection
+        self.synapse: Synapse = synapse
         self.layer = layer
         self.lagrangian: Any = layer.lagrangian
         self.bias: Any = sum(biases[1:], biases[0]) if biases else None

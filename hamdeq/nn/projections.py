@@ -217,7 +217,7 @@ class HopfieldCore(nn.Module):
     ) -> None:
         super().__init__()
         self.sizes = sizes
-        self.memories = memories
+        self.memories: Separation = memories
         self.dropout = dropout
         self._beta = self._initial_beta = beta
         self._zero_pattern = zero_pattern

@@ -42,13 +42,13 @@ class TransformerLayer(Recorded, nn.Module):
         parameter = next(self.self_attn.parameters(), torch.empty(0))
         like = {"device": parameter.device, "dtype": parameter.dtype}
         self.linear_residual = nn.Linear(size, width, **like)
-        self.dropout_residual = nn.Dropout(dropout)
+        self.dropout_residual: nn.Dropout = nn.Dropout(dropout)
         self.linear_output = nn.Linear(width, size, **like)
         for name in residual_norms:
             self.add_module(name, nn.LayerNorm(size, **like))
         self.norm_output = nn.LayerNorm(size, **like)
-        self.dropout_output = nn.Dropout(dropout)
-        self.activation_residual = elementwise("activation", activation)
+        self.dropout_output: nn.Dropout = nn.Dropout(dropout)
+        self.activation_residual: Callable[[Tensor], Tensor] = elementwise("activation", activation)
 
     def _fed_forward(self, x: Tensor) -> Tensor:
         """norm(x + W₂ a(W₁ x))."""

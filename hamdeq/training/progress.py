@@ -284,8 +284,23 @@ class EpochProgress(LightningProgressBar):
         if self._progress is not None:
             self._progress.advance()
 
-    on_test_batch_end = on_predict_batch_end = _advance
-    on_test_end = on_predict_end = on_exception = teardown = _stop
+    def on_test_batch_end(self, *_: Any, **__: Any) -> None:
+        self._advance()
+
+    def on_predict_batch_end(self, *_: Any, **__: Any) -> None:
+        self._advance()
+
+    def on_test_end(self, *_: Any, **__: Any) -> None:
+        self._stop()
+
+    def on_predict_end(self, *_: Any, **__: Any) -> None:
+        self._stop()
+
+    def on_exception(self, *_: Any, **__: Any) -> None:
+        self._stop()
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        self._stop()
 
 
 # What a line of an epoch says, in this order.

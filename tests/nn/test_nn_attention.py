@@ -221,7 +221,7 @@ def test_a_causal_layer_makes_its_mask_and_sees_nothing_later(batch_first: bool)
     assert after.max() > 0.1
 
 
-@pytest.mark.parametrize("activation", ["gelu", torch.tanh], ids=str)
+@pytest.mark.parametrize("activation", ["gelu", torch.tanh], ids=["gelu", "tanh"])
 @torch.no_grad()
 def test_an_encoder_is_its_formula(activation: Any) -> None:
     lookup = HopfieldLayer(D, quantity=3, num_heads=2, update_steps_max=1)
