@@ -240,6 +240,7 @@ def test_a_memory_that_starts_too_strong_is_brought_within_before_its_first_step
     assert torch.equal(module.deq.ham.synapses[0].weight, inputs)
 
 
+@pytest.mark.slow
 def test_from_a_configuration(tmp_path, monkeypatch):
     config = tmp_path / "deep.yaml"
     config.write_text(

@@ -222,6 +222,7 @@ def test_the_repr_tells_parts_and_classes():
 # -------------------------------------------------------------------------------- real values
 
 
+@pytest.mark.slow
 def test_real_values_are_learned_in_their_own_units():
     x = np.random.default_rng(0).normal(size=(300, 3)) * 10
     y = 5000 + 20 * x[:, 0] - 30 * x[:, 1]
@@ -270,6 +271,7 @@ class Slopes(ArrayDataModule):
         super().__init__(x, x[:, :2].sum(1), seed=seed)
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_on_data_of_ones_own(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py"])
     main(

@@ -305,6 +305,8 @@ def test_unknown_pixels_are_marked():
     not all((RAW / name).is_file() for name in MNIST_FILES),
     reason="set HAMDEQ_DATA to the folder that contains MNIST/raw",
 )
+@pytest.mark.slow
+@pytest.mark.data
 def test_mnist():
     """A few batches already recall better than the mean image does."""
     ham = attention(200, 784, beta=0.1)

@@ -172,6 +172,7 @@ def test_what_plain_data_cannot_say_is_refused():
 # ----------------------------------------------------------------------- checkpoints
 
 
+@pytest.mark.slow
 def test_a_module_comes_back_whole(tmp_path):
     module = classifier(optimizer=partial(Madam, lr=0.02), loss="cross-entropy").double()
     module.deq.solver = Anderson(history=3)
@@ -235,6 +236,7 @@ def test_arguments_that_no_data_describes_are_asked_for(tmp_path):
         again.load_from_checkpoint(path)
 
 
+@pytest.mark.slow
 def test_a_run_from_the_command_line_comes_back(run, tmp_path):
     module, data = load_run(run)
     assert isinstance(data, DigitsDataModule)
@@ -255,6 +257,7 @@ def test_a_run_from_the_command_line_comes_back(run, tmp_path):
     assert torch.equal(again(x).value["output"], module(x).value["output"])
 
 
+@pytest.mark.slow
 def test_the_command_line_predicts(run, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     best = run / "checkpoints/best.ckpt"
@@ -445,6 +448,7 @@ def test_a_checkpoint_names_no_strange_classes(tmp_path, stranger):
     assert stranger.exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_chooses_no_classes_on_the_command_line(run, stranger, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     named = {"_class_path": "stranger.Module", "_instantiator": "stranger.make"}

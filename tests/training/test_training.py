@@ -87,11 +87,12 @@ def test_solution_holds_no_graph_and_reports_the_backward_pass():
 
 
 @pytest.mark.parametrize("loss", ["mse", "cross-entropy"])
+@pytest.mark.slow
 def test_both_losses_learn(loss):
     module = small(loss=loss, optimizer=lambda p: hamdeq.Madam(p, lr=0.02))
     data = DigitsDataModule(batch_size=32)
     before = trainer().validate(module, data, verbose=False)[0]["val/loss"]
-    fit = trainer(max_epochs=4, num_sanity_val_steps=0)
+    fit = trainer(max_epochs=2, num_sanity_val_steps=0)
     fit.fit(module, data)
     after = fit.validate(module, data, verbose=False)[0]["val/loss"]
     assert after < 0.7 * before
