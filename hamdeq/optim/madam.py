@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from hamdeq._checks import number, wrong
+
 __all__ = ["Madam"]
 
 
@@ -236,19 +238,12 @@ def _check_gradient(g: Tensor) -> None:
 def _check_hyperparameters(group: dict[str, Any]) -> None:
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError(
-            f"Madam: expected lr to be a number or a tensor with one element, got shape "
-            f"{tuple(lr.shape)}; use one parameter group per learning rate"
-        )
-    if not 0.0 <= lr < math.inf:
-        raise ValueError(f"Madam: expected 0 <= lr < inf, got {lr}; 0.01 is a good first value")
+        got, remedy = f"shape {tuple(lr.shape)}", "use one parameter group per learning rate"
+        raise wrong("lr", "a number or a tensor with one element", got, remedy)
+    number("lr", lr, least=0, remedy="0.01 is a good first value")
     for name, usual in (("p_scale", 1024), ("g_bound", 10)):
-        if not 0.0 < group[name] < math.inf:
-            raise ValueError(
-                f"Madam: expected 0 < {name} < inf, got {group[name]}; {usual} is usual"
-            )
-    if not 0.0 <= group["decay"] < 1.0:
-        raise ValueError(f"Madam: expected 0 <= decay < 1, got {group['decay']}; 0.999 is usual")
+        number(name, group[name], above=0, remedy=f"{usual} is usual")
+    number("decay", group["decay"], least=0, below=1, remedy="0.999 is usual")
 
 
 def _sizes(device: torch.device) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hamdeq._checks import integer
+from hamdeq._checks import integer, number
 
 __all__ = ["NormalisedSGD", "normalised"]
 
@@ -43,12 +42,10 @@ class NormalisedSGD(Optimizer):
         bound: float | None = 1.0,
         free: int = 0,
     ) -> None:
-        if not (math.isfinite(lr) and lr >= 0):
-            raise ValueError(f"lr: expected a finite number ≥ 0, got {lr!r}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum: expected 0 ≤ momentum < 1, got {momentum!r}")
-        if bound is not None and not bound > 0:
-            raise ValueError(f"bound: expected a number > 0 or None, got {bound!r}")
+        lr = number("lr", lr, least=0)
+        momentum = number("momentum", momentum, least=0, below=1)
+        if bound is not None:
+            bound = number("bound", bound, above=0, remedy="None for no bounds")
         free = integer("free", free, least=0)
         super().__init__(params, {"lr": lr, "momentum": momentum, "bound": bound, "free": free})
 
