@@ -94,7 +94,7 @@ def test_the_house_is_described_as_it_stands():
         assert (ROOT / path).exists() or (ROOT / "hamdeq" / path).exists(), path
     for package in (ROOT / "hamdeq").glob("*/__init__.py"):
         assert f"`hamdeq/{package.parent.name}/`" in text
-    steps = re.findall(r"\*\*`([\w/.]+)`\*\*,\s+`(\w+)`", text)
+    steps = re.findall(r"\*\*`([\w/.]+)`\*\*,\s+`(?:\w+\.)?(\w+)`", text)
     assert len(steps) > 20
     for path, name in steps:
         code = (ROOT / "hamdeq" / path).read_text()
