@@ -298,6 +298,7 @@ def test_several_paces_in_one_layer_need_an_additive_lagrangian():
 @pytest.mark.parametrize(
     "method", [Euler(step=0.1), Adaptive(rtol=1e-9, atol=1e-11)], ids=["euler", "adaptive"]
 )
+@pytest.mark.slow
 def test_gradients_agree_with_finite_differences(method):
     ham = chain(4, 3, 2, gain=2.0, lagrangian=[Sigmoid(2.0), Softmax(2.0), Spherical(0.1)])
     image = normal(2, 4, seed=5)

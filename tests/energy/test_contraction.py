@@ -237,6 +237,7 @@ def skipping():
 
 
 @pytest.mark.parametrize("splitting", ["even-odd", "sweep", None])
+@pytest.mark.slow
 def test_below_one_every_solver_ends_at_the_same_equilibrium_from_anywhere(splitting):
     ham = chain(gain=3.0)
     contract_(ham, rate=0.95)

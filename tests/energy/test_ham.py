@@ -285,6 +285,7 @@ def test_energy_falls_along_the_dynamics_at_the_rate_of_the_theory(ham, scale):
 
 
 @pytest.mark.parametrize("clamped", [False, True])
+@pytest.mark.slow
 def test_energy_never_rises_in_small_euler_steps(ham, clamped):
     clamped = (ham.layers[0],) if clamped else ()
     with torch.no_grad():

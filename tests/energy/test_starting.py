@@ -222,6 +222,7 @@ def test_no_start_gets_a_gradient_but_that_of_the_equilibrium() -> None:
     torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_fewer_steps_than_from_zeros() -> None:
     """A memory after some steps of training, as a classifier of four directions."""
     torch.manual_seed(0)

@@ -464,6 +464,7 @@ BETAS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_the_implicit_gradient_is_that_of_finite_differences(kind):
     """The weights do not move off their support: ∇²L is singular, and the system still solved."""
     reduced = retrieval(normal(7, 4), KINDS[kind](BETAS[kind], learnable=True).double())

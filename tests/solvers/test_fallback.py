@@ -58,6 +58,7 @@ def residual(model, x):
 @pytest.mark.parametrize(
     ("splitting", "dtype"), [("even-odd", torch.float32), (None, torch.float64)], ids=str
 )
+@pytest.mark.slow
 def test_every_sample_of_a_bounded_energy_converges_whatever_the_first_budget(splitting, dtype):
     reached = 0
     for case in family(kinds=BOUNDED_KINDS, batch=32, every=5):
@@ -174,6 +175,7 @@ def test_trust_region_refuses_budgets_out_of_range(options):
 @pytest.mark.parametrize(
     ("splitting", "dtype"), [("even-odd", torch.float32), (None, torch.float64)], ids=str
 )
+@pytest.mark.slow
 def test_trust_region_never_raises_the_energy(splitting, dtype):
     compared = 0
     for case in family(batch=16, every=8):

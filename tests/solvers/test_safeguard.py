@@ -74,6 +74,7 @@ def assert_honest(case: Case, hidden: Sequence[str], history: History, solver: S
 
 @pytest.mark.parametrize("splitting", SPLITTINGS)
 @pytest.mark.parametrize("name", ["anderson", "broyden", "newton"])
+@pytest.mark.slow
 def test_the_energy_never_rises(name: str, splitting: str | None) -> None:
     """In no accepted state of any sample, whatever the memory: seen from outside."""
     newton = name == "newton"
@@ -99,6 +100,7 @@ def test_the_energy_never_rises(name: str, splitting: str | None) -> None:
 
 @pytest.mark.parametrize("splitting", SPLITTINGS)
 @pytest.mark.parametrize("name", ["anderson", "broyden"])
+@pytest.mark.slow
 def test_the_energy_never_rises_in_float32(name: str, splitting: str | None) -> None:
     """The solver sees float32 and its rounding; the energies are those of float64."""
     solver = dataclasses.replace(SOLVERS[name], tol=1e-5, max_steps=40)
@@ -112,6 +114,7 @@ def test_the_energy_never_rises_in_float32(name: str, splitting: str | None) -> 
     assert compared > 6_000
 
 
+@pytest.mark.slow
 def test_plain_steps_of_a_two_coloured_memory_never_raise_the_energy() -> None:
     solver = Picard(tol=1e-8, max_steps=60)
     compared = 0
@@ -140,6 +143,7 @@ def test_without_the_energy_it_does_rise(name: str, splitting: str | None) -> No
 
 
 @pytest.mark.parametrize("name", ["anderson", "broyden", "newton"])
+@pytest.mark.slow
 def test_partial_elimination_and_third_order_synapses(name: str) -> None:
     """Where layers that are left act on each other, plain steps rise and safeguarded ones not."""
     solver = dataclasses.replace(SOLVERS[name], tol=1e-8, max_steps=40)
@@ -163,6 +167,7 @@ def test_partial_elimination_and_third_order_synapses(name: str) -> None:
 # ----------------------------------------------------------------------------- the end
 
 
+@pytest.mark.slow
 def test_weak_bounded_memories_converge() -> None:
     """With weights up to those of an untrained memory, 99 of 100 samples at least."""
     solver = Broyden(tol=1e-6, max_steps=500)
@@ -231,6 +236,7 @@ def test_a_linear_memory_diverges_only_where_its_energy_falls_forever(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["anderson", "broyden", "picard"])
+@pytest.mark.slow
 def test_no_sample_converges_by_overflow(name: str, dtype: torch.dtype) -> None:
     """‖f(x)‖ overflows before ‖f(x) − x‖ does: their ratio is then 0, and no equilibrium."""
     dense = Dense(4, 4)
@@ -302,6 +308,7 @@ def test_a_saturated_neuron_does_not_stop_the_solver(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["anderson", "broyden", "newton"])
+@pytest.mark.slow
 def test_halving_finds_a_step_downhill(name: str) -> None:
     """Without splitting a step is halved until the energy falls, which is soon.
 

@@ -591,6 +591,7 @@ class TestTraps:
         with pytest.raises(ValueError, match=r"unknown option 'lamb'.*mean 'lam'"):
             stock_solver(f, z0, solver_kwargs={"lamb": 3})
 
+    @pytest.mark.subprocess
     def test_import_in_a_strict_interpreter(self, tmp_path: Any) -> None:
         """torchdeq's docstrings warn when compiled for the first time; importing us does not."""
 
