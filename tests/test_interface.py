@@ -12,6 +12,8 @@ import pytest
 import torch
 
 import hamdeq
+import hamdeq.memories
+import hamdeq.nn
 from hamdeq import (
     CHN,
     DEQ,

@@ -19,7 +19,7 @@ from hamdeq.nn.hopfield import Associated, Hopfield
 from hamdeq.nn.projections import Patterns, read_only
 from hamdeq.solvers import OnFailure, Solution, Solver
 
-__all__ = ["HopfieldLayer", "HopfieldPooling"]
+__all__ = ["HopfieldLayer", "HopfieldPooling", "LearnedPatterns", "Options"]
 
 
 class Options(TypedDict, total=False):

@@ -15,7 +15,7 @@ from hamdeq.nn.hopfield import Hopfield
 from hamdeq.nn.inputs import causal_mask, elementwise
 from hamdeq.nn.learned import HopfieldLayer, HopfieldPooling
 
-__all__ = ["HopfieldDecoderLayer", "HopfieldEncoderLayer"]
+__all__ = ["HopfieldDecoderLayer", "HopfieldEncoderLayer", "TransformerLayer"]
 
 
 class TransformerLayer(Recorded, nn.Module):

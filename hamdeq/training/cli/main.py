@@ -27,6 +27,7 @@ from hamdeq.training.cli.results import MetricsFile, add_results, list_files, ta
 from hamdeq.training.cli.run import (
     RunFolder,
     check_wandb,
+    finish_wandb,
     is_first_process,
     named_checkpoint,
     wandb_logger,
@@ -346,4 +347,5 @@ class HAMCLI(LightningCLI):
 def main(args: list[str] | None = None) -> None:
     """Run the command line; the arguments are the process's own by default."""
     quiet()
-    HAMCLI(args)
+    with finish_wandb():
+        HAMCLI(args)

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,11 @@ from hamdeq.training.checkpoint import read_checkpoint
 __all__ = [
     "RunFolder",
     "check_wandb",
+    "finish_wandb",
     "is_first_process",
     "named_checkpoint",
+    "new_folder",
+    "newest_checkpoint",
     "wandb_logger",
 ]
 
@@ -143,6 +149,22 @@ def wandb_logger(folder: Path, *, project: str, online: bool) -> WandbLogger:
     # Lightning always hands over this argument, of which wandb always warns.
     getattr(logger, "_wandb_init", {}).pop("anonymous", None)
     return logger
+
+
+@contextmanager
+def finish_wandb() -> Iterator[None]:
+    """Finish wandb's run of the block, which a later run of this process would go on with."""
+
+    def present() -> Any:
+        return getattr(sys.modules.get("wandb"), "run", None)
+
+    before, failed = present(), True
+    try:
+        yield
+        failed = False
+    finally:
+        if (run := present()) is not None and run is not before:
+            run.finish(exit_code=int(failed))
 
 
 def check_wandb() -> None:
