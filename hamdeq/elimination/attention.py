@@ -13,12 +13,14 @@ down to this step, and to reading other values in place of K at the end.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from hamdeq.elimination.cover import Cover
@@ -26,6 +28,7 @@ from hamdeq.lagrangians import Separation, Softmax
 
 __all__ = [
     "Retrieval",
+    "dot_product_attention",
     "folded",
     "shared",
     "times",
@@ -170,9 +173,7 @@ class Retrieval:
         stored, keep = self.stored, self._kernel(x)[0]
 
         def attend(x: Tensor, stored: Tensor, values: Tensor, keep: Tensor | None) -> Tensor:
-            found = F.scaled_dot_product_attention(
-                x, stored, values, attn_mask=keep, dropout_p=dropout, scale=beta
-            )
+            found = dot_product_attention(x, stored, values, keep, dropout=dropout, scale=beta)
             # A traced graph is for any number of patterns.
             few = torch.compiler.is_compiling() or stored.shape[-2] < _LANES
             return _with_nan(found, x, stored, keep) if few and x.device.type == "cpu" else found
@@ -285,6 +286,45 @@ class Retrieval:
                 beta = folded(beta.expand(n, -1, states, -1))
         mask = None if self.mask is None else self.mask.folded(n, states)
         return Retrieval(self.stored, self.lagrangian, beta, mask)
+
+
+def dot_product_attention(
+    x: Tensor,
+    stored: Tensor,
+    values: Tensor,
+    mask: Tensor | None = None,
+    *,
+    dropout: float = 0.0,
+    scale: float = 1.0,
+) -> Tensor:
+    """softmax(scale · x Kᵀ + mask) V by PyTorch's kernels: ``(N, H, L, p)``."""
+
+    def attend() -> Tensor:
+        return F.scaled_dot_product_attention(
+            x, stored, values, attn_mask=mask, dropout_p=dropout, scale=scale
+        )
+
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        if dtype in (torch.float16, torch.bfloat16) and not _has_kernel(dtype):
+            with sdpa_kernel(SDPBackend.MATH):
+                return attend()
+    return attend()
+
+
+@functools.cache
+def _has_kernel(dtype: torch.dtype) -> bool:
+    """Whether the CPU's fused kernel runs: it may ask for instructions that are ruled out.
+
+    With ATEN_CPU_CAPABILITY below what the processor has, PyTorch 2.14 raises an error.
+    """
+    x = torch.zeros(1, 1, 64, 16, dtype=dtype)
+    try:
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+            F.scaled_dot_product_attention(x, x, x)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _folding(

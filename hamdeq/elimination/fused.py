@@ -11,10 +11,9 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from hamdeq.elimination.attention import Retrieval, transformed
+from hamdeq.elimination.attention import Retrieval, dot_product_attention, transformed
 from hamdeq.elimination.reduced import Reduced
 from hamdeq.energy.ham import HAM
 from hamdeq.energy.model import Connection, LayeredEnergy, Neurons
@@ -165,7 +164,7 @@ class Eliminated:
 
 
 def _attend(x: Tensor, stored: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    return F.scaled_dot_product_attention(x, stored, stored, attn_mask=mask, scale=scale)
+    return dot_product_attention(x, stored, stored, mask, scale=scale)
 
 
 class _Attend(torch.autograd.Function):

@@ -42,6 +42,7 @@ from hamdeq.elimination.fused import Attention
 from hamdeq.elimination.reduced import Reduced
 from hamdeq.energy.model import LayeredEnergy
 from hamdeq.nn import Hopfield
+from hamdeq.nn.functional import retrieve
 from hamdeq.solvers.energy_map import Derivatives, EnergyMap, StateLayout
 
 CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
@@ -387,3 +388,16 @@ def test_the_package_shows_the_three_families() -> None:
     failed, tried = doctest.testmod(hamdeq.elimination)
     assert failed == 0
     assert tried >= 10
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_near_float32_whatever_instructions_are_allowed(
+    dtype: torch.dtype,
+) -> None:
+    """Of sizes at which PyTorch's kernel packs what it reads, where the processor could."""
+    torch.manual_seed(0)
+    state, stored = torch.randn(300, 16), torch.randn(600, 16)
+    found = retrieve(state.to(dtype), stored.to(dtype), 0.25)
+    expected = retrieve(state, stored, 0.25)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.05)
