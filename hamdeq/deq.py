@@ -24,6 +24,7 @@ from hamdeq.energy.ham import HAM
 from hamdeq.energy.model import LayeredEnergy, State
 from hamdeq.implicit import Adjoint, Implicit, attach_gradient, solve_state, transforms
 from hamdeq.solvers import Broyden, Failures, OnFailure, Solution, Solver, Status
+from hamdeq.solvers.base import forget_casts
 
 __all__ = ["DEQ", "Inputs"]
 
@@ -278,6 +279,7 @@ class DEQ(Recorded, nn.Module):
         reduced: Reduced | None = None,
     ) -> State:
         """The full state with its gradient, from what :meth:`_solve` returned."""
+        forget_casts(solution.residual)
         diverged = solution.status == Status.DIVERGED
         rows = _rows(~diverged & (solution.status != Status.INVALID))
         if rows is not None:

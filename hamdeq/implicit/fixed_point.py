@@ -24,6 +24,7 @@ from hamdeq.solvers import (
     TrustRegion,
     with_fallback,
 )
+from hamdeq.solvers.base import forget_casts
 from hamdeq.solvers.energy_map import EnergyMap, StateLayout, ready
 
 __all__ = ["as_rows", "attach_gradient", "fixed_point", "solve_state"]
@@ -155,6 +156,7 @@ def attach_gradient(
     """
     if not torch.is_grad_enabled():
         return solution
+    forget_casts(solution.residual)
 
     def report(backward: Solution) -> None:
         backward = replace(backward, value=None)

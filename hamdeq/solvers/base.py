@@ -23,6 +23,7 @@ __all__ = [
     "Step",
     "Stopping",
     "all_without_sync",
+    "forget_casts",
     "full_precision",
     "norm",
     "relative_residual",
@@ -261,6 +262,15 @@ def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """A context without autocast: what solvers do with states is not for half precision."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def forget_casts(x: Tensor) -> None:
+    """Let autocast cast weights anew where a graph is wanted after a solve without one.
+
+    Casts are cached, and PyTorch 2.10 takes those that were made without a graph.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        torch.clear_autocast_cache()
 
 
 def all_without_sync(mask: Tensor) -> bool:

@@ -87,7 +87,9 @@ def peak(module: Hopfield) -> float:
     """MiB that PyTorch's allocator gives out at most in a forward and backward pass."""
     x = torch.randn(BATCH, LENGTH, WIDTH, requires_grad=True)
     module(torch.randn(1, 8, WIDTH)).sum().backward()  # the gradients of the parameters
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiler:
         module(x).sum().backward()
     events = profiler.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")

@@ -177,7 +177,9 @@ def test_functions_of_shared_patterns_take_beta_and_masks_of_each(settles):
 
 def peak(call: Any) -> float:
     """Bytes that PyTorch's allocator gives out at most."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiler:
         call()
     events = profiler.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")

@@ -102,7 +102,9 @@ class Chain:
 def peak_memory(run: Callable[[], object]) -> int:
     """Return the most bytes that a call allocates at once on the CPU."""
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=activities, profile_memory=True, acc_events=True
+    ) as profile:
         run()
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "trace.json")
