@@ -191,13 +191,14 @@ def test_the_same_questions_again(monkeypatch):
     assert not torch.equal(module().draw(1000, "train", 1, 0).pixels, one.pixels)
 
 
-def test_seed_follows_lightning():
+def test_seed_follows_lightning(pytestconfig):
+    shift = pytestconfig.getoption("--seed-shift")
     L.seed_everything(5, verbose=False)
     made = HAMReconstructor(DEQ(memory(), clamped=BOTH))
-    assert made.seed == 0  # memory() has seeded anew
+    assert made.seed == shift  # memory() has seeded anew, with 0
     ham = memory()
     L.seed_everything(5, verbose=False)
-    assert HAMReconstructor(DEQ(ham, clamped=BOTH)).seed == 5
+    assert HAMReconstructor(DEQ(ham, clamped=BOTH)).seed == 5 + shift
 
 
 # --- the command line ---
