@@ -233,5 +233,6 @@ def _is(module: torch.nn.Module, kind: type) -> bool:
     given = type(module)
     if "parametrizations" in module._modules:  # torch makes a class of its own for it
         given = given.__bases__[0]
-    own = vars(module).keys() & {"field", "activation", "energy", "forward", "adjoint"}
+    methods = ("field", "activation", "energy", "forward", "adjoint")
+    own = any(name in module.__dict__ for name in methods)
     return given is kind and not own and not module._forward_hooks
