@@ -314,7 +314,7 @@ def dot_product_attention(
 
 @functools.cache
 def _has_kernel(dtype: torch.dtype) -> bool:
-    """Whether the CPU's fused kernel runs: it may ask for instructions that are ruled out.
+    """Try the CPU's fused kernel: it may ask for instructions that are ruled out.
 
     With ATEN_CPU_CAPABILITY below what the processor has, PyTorch 2.14 raises an error.
     """

@@ -30,7 +30,7 @@ _BANK = 4096
 
 
 class Attention(Reduced):
-    """What :func:`~hamdeq.eliminate` returns where memories are among the layers eliminated.
+    """A reduced energy of which memory layers are eliminated; :func:`~hamdeq.eliminate` makes it.
 
     A memory layer has a :class:`~hamdeq.Separation` (softmax, sparsemax, entmax), and one synapse
     but for biases: a :class:`~hamdeq.Dense` one to its query, or an :class:`~hamdeq.Association` of
@@ -87,7 +87,7 @@ class Eliminated:
         self._rows: dict[tuple[bool, bool], Tensor] = {}
 
     def field(self, to: int, *g: Tensor) -> Tensor:
-        """What is read by the query, Kᵀ ∇L(Kg + b)."""
+        """The field on the query, Kᵀ ∇L(Kg + b)."""
         assert to == 0
         if self._are_made(*g):
             weights = self.layer.activation(self._similarities(*g))
@@ -112,7 +112,7 @@ class Eliminated:
         return -total(potential.reshape(len(g[0]), -1)).to(x.dtype)
 
     def _are_made(self, x: Tensor, *stored: Tensor) -> bool:
-        """Whether the similarities are made, as the generic form does."""
+        """Return True where the similarities are made, as in the generic form."""
         count = self.layer.shape[-1]
         if torch.compiler.is_compiling():  # for any number of rows
             return count < _LEAST
@@ -217,7 +217,7 @@ def associations(model: LayeredEnergy, hidden: Collection[str]) -> dict[str, Con
 
 
 def _is_memory(layer: Neurons) -> bool:
-    """Whether a layer is a Separation and nothing has been put in place of what makes it one."""
+    """Return True for a layer with a Separation none of whose methods is overridden."""
     lagrangian = layer.lagrangian
     if not isinstance(lagrangian, Separation) or not (_is(layer, Neurons)):
         return False
@@ -229,7 +229,7 @@ def _is_memory(layer: Neurons) -> bool:
 
 
 def _is(module: torch.nn.Module, kind: type) -> bool:
-    """Whether a module is of this very class, without hooks or methods of its own to be called."""
+    """Return True for a module of this very class, without hooks or methods of its own."""
     given = type(module)
     if "parametrizations" in module._modules:  # torch makes a class of its own for it
         given = given.__bases__[0]

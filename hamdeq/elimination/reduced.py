@@ -1,4 +1,4 @@
-"""What is left of an energy when some of its layers are at their minimum."""
+"""The reduced energy: an energy with some of its layers at their minimum."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Reduced"]
 
 
 class Reduced:
-    """What remains of an energy when some of its layers are at their minimum.
+    """An energy with some of its layers eliminated, that is, at their minimum.
 
     An energy model over the visible (remaining) layers; made by :func:`eliminate`.
 
