@@ -148,7 +148,7 @@ def test_partial_elimination_and_third_order_synapses(name: str) -> None:
     """Where layers that are left act on each other, plain steps rise and safeguarded ones not."""
     solver = dataclasses.replace(SOLVERS[name], tol=1e-8, max_steps=40)
     rose, compared = 0, 0
-    for seed, scale in enumerate((1.0, 3.0, 10.0)):
+    for seed, scale in itertools.product(range(3), (1.0, 3.0, 10.0)):
         options = {"scale": scale, "batch": 64, "widest": 3, "seed": seed}
         line = chain(5, **options)
         third = memory([(0, 1)], 4, triples=[(1, 2, 3), (0, 3, 2)], **options)
@@ -160,8 +160,8 @@ def test_partial_elimination_and_third_order_synapses(name: str) -> None:
             compared += len(history.rises())
             plain = watch(case, hidden, Picard(tol=1e-8, max_steps=40))
             rose += int((plain.rises() > 1e6 * ROUNDING * EPS).sum())
-    assert compared > 1_000
-    assert rose > 30
+    assert compared > 4_000
+    assert rose > 100
 
 
 # ----------------------------------------------------------------------------- the end
