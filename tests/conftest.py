@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 import torch
 
-# The shared checks are plain modules: without this their failures would show no values.
-pytest.register_assert_rewrite("contracts", "hamdeq.testing")
+# The contracts are plain modules: without this their failures would show no values.
+pytest.register_assert_rewrite("hamdeq.testing")
 
 # What torch compiles is cached, whatever processor it was compiled for: one taken for another gives
 # wrong numbers (PyTorch 2.14).

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 
 import torch
-from contracts import Triple, inner, normal
+from custom_terms import Triple
 from torch import Tensor
 
 from hamdeq import (
@@ -47,6 +47,7 @@ from hamdeq.energy.model import LayeredEnergy
 from hamdeq.solvers import SolverState
 from hamdeq.solvers.base import Step
 from hamdeq.solvers.energy_map import EnergyInfo, EnergyMap, StateLayout
+from hamdeq.testing import inner, normal
 
 Lagrangians = Sequence[Callable[[], Lagrangian]]
 

@@ -6,7 +6,6 @@ import re
 
 import pytest
 import torch
-from contracts import inner, normal
 
 from hamdeq import (
     DEQ,
@@ -33,6 +32,7 @@ from hamdeq import (
     fixed_point,
     trajectory,
 )
+from hamdeq.testing import inner, normal
 
 adaptive = pytest.mark.usefixtures("torchdiffeq")
 FAST = Adaptive(rtol=1e-4, atol=1e-6)

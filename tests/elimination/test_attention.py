@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts import normal
 from torch import Tensor
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -44,6 +43,7 @@ from hamdeq.energy.model import LayeredEnergy
 from hamdeq.nn import Hopfield
 from hamdeq.nn.functional import retrieve
 from hamdeq.solvers.energy_map import Derivatives, EnergyMap, StateLayout
+from hamdeq.testing import normal
 
 CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 D = 5

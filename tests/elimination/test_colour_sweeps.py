@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import normal
 from random_memories import (
     BOUNDED,
     KINDS,
@@ -63,6 +62,7 @@ from hamdeq.energy.model import Connection
 from hamdeq.solvers.base import Step
 from hamdeq.solvers.energy_map import EnergyMap, StateLayout
 from hamdeq.solvers.safeguard import Extrapolation, Safeguarded
+from hamdeq.testing import normal
 
 EPS = torch.finfo(torch.float64).eps
 TIGHT = Newton(tol=1e-13, max_steps=300)

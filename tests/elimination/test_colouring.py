@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import Squared, Triple
+from custom_terms import Squared, Triple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

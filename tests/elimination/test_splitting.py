@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts import CLOSE, EPS, OnlyEnergy, Squared, Triple, inner, normal
+from custom_terms import OnlyEnergy, Squared, Triple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +31,8 @@ from hamdeq import (
     eliminate,
     two_colouring,
 )
+from hamdeq.testing import inner, normal
+from hamdeq.testing.contract import CLOSE, EPS
 
 # The same examples in every run, and no limit of time on a shared machine.
 FIXED = settings(derandomize=True, deadline=None, max_examples=60, database=None)

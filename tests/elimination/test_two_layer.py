@@ -6,11 +6,11 @@ import re
 
 import pytest
 import torch
-from contracts import assert_copies_agree, assert_prints, normal
 
 from hamdeq import Exp, Picard, RePU, Softmax, Tanh, TwoLayer, eliminate, fixed_point, trajectory
 from hamdeq.memories import Exponential, Interacting, RectifiedPolynomial
 from hamdeq.nn import functional
+from hamdeq.testing import Contract, normal
 
 K, N = 7, 24
 TINY = {"rtol": 1e-12, "atol": 1e-12}
@@ -233,9 +233,9 @@ def test_any_other_pair_of_lagrangians():
     memory = TwoLayer(signs(), Tanh(2.0), Softmax(0.5))
     assert isinstance(memory.layer("features").lagrangian, Tanh)
     assert isinstance(memory.layer("memories").lagrangian, Softmax)
-    assert_prints(memory)
+    Contract().prints(memory)
     v = {"features": normal(3, N), "memories": normal(3, K, seed=1)}
-    assert_copies_agree(memory, lambda m: m.energy(v))
+    Contract().copies_agree(memory, lambda m: m.energy(v))
     twin = copy.deepcopy(memory)
     assert twin.patterns.data_ptr() != memory.patterns.data_ptr()
 

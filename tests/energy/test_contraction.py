@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from contracts import normal
 
 from hamdeq import (
     DEQ,
@@ -40,6 +39,7 @@ from hamdeq import (
     two_colouring,
 )
 from hamdeq.energy.spectral import clip_, cut_, spectral_norm
+from hamdeq.testing import normal
 
 STEEP = 1e-7  # what float64 leaves of the eigenvalues of Gram matrices, and more
 

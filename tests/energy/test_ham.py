@@ -6,17 +6,7 @@ import re
 
 import pytest
 import torch
-from contracts import (
-    CLOSE,
-    EPS,
-    Squared,
-    Triple,
-    assert_copies_agree,
-    assert_prints,
-    derivative,
-    inner,
-    normal,
-)
+from custom_terms import Squared, Triple
 from torch import nn
 
 from hamdeq import (
@@ -35,6 +25,8 @@ from hamdeq import (
     Tanh,
     clamp,
 )
+from hamdeq.testing import Contract, derivative, inner, normal
+from hamdeq.testing.contract import CLOSE, EPS
 
 
 class Counting(Dense):
@@ -378,8 +370,8 @@ def test_copies_agree(ham):
         with torch.no_grad():
             return torch.cat([ham.energy(x), *(new.flatten() for new in ham.update(x).values())])
 
-    assert_copies_agree(ham, compute)
-    assert_prints(ham)
+    Contract().copies_agree(ham, compute)
+    Contract().prints(ham)
 
 
 # ----------------------------------------------------------------------------- clamp

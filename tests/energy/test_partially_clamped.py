@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import normal
 from random_memories import SOLVERS, take
 from torch import Tensor
 
@@ -43,6 +42,7 @@ from hamdeq import (
     eliminate,
 )
 from hamdeq.energy.model import Connection
+from hamdeq.testing import normal
 
 TIGHT = Newton(tol=1e-13, max_steps=300)
 SPLITTINGS = ("even-odd", "sweep", None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import Squared, Triple, normal
+from custom_terms import Squared, Triple
 from random_memories import SOLVERS
 from torch import Tensor, nn
 
@@ -33,6 +33,7 @@ from hamdeq import (
 )
 from hamdeq.energy.clamping import forward_sweep
 from hamdeq.energy.model import Connection
+from hamdeq.testing import normal
 
 EXACT = {"rtol": 1e-13, "atol": 1e-13}
 TIGHT = Newton(tol=1e-13, max_steps=300)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import Triple
+from custom_terms import Triple
 from torch import Tensor
 
 from hamdeq import (

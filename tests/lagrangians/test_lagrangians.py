@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from contracts import OnlyForward
+from custom_terms import OnlyForward
 
 from hamdeq import (
     HAM,

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import normal
 from test_nn_reference import CLOSE, UNNORMED, D, L, N, S, make, padding_mask
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from hamdeq.nn import Hopfield, HopfieldDecoderLayer, HopfieldEncoderLayer, HopfieldLayer
 from hamdeq.nn.inputs import causal_mask
+from hamdeq.testing import normal
 
 F64 = torch.float64
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import normal
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from hamdeq import Anderson, Entmax, Picard, Sparsemax
 from hamdeq.elimination import attention
 from hamdeq.nn import Hopfield, HopfieldLayer, functional
+from hamdeq.testing import normal
 
 D, H, L, S = 4, 2, 5, 12
 BETAS: dict[str, dict[str, Any]] = {

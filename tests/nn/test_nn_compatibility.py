@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import normal
 from test_nn_reference import CLOSE, UNNORMED, D, L, N, S, make, padding_mask, patterns
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from hamdeq.nn import (
     HopfieldLayer,
     HopfieldPooling,
 )
+from hamdeq.testing import normal
 
 Shapes = dict[str, tuple[int, ...]]
 # Of an input of size 6 and two heads, thus of size 3 each. Rows of the projections are those of

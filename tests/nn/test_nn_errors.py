@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import normal
 from torch import nn
 
 from hamdeq import Anderson, Softmax
@@ -23,6 +22,7 @@ from hamdeq.nn import (
     functional,
 )
 from hamdeq.nn.inputs import elementwise
+from hamdeq.testing import normal
 
 D, N, S = 8, 2, 4
 X = normal(N, S, D)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import normal
 from hopfield_reference import log_sum_exp, softmax, sparse_potential, sparsemax
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +22,7 @@ from hamdeq.nn.functional import (
     retrieve,
     settle,
 )
+from hamdeq.testing import normal
 
 CLOSE = {"rtol": 1e-12, "atol": 1e-13}
 MEMORIES: dict[str, Any] = {

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import normal
 from test_nn_reference import CLOSE, D, L, N, S, make
 from torch import Tensor
 
 from hamdeq import ConvergenceError, ConvergenceWarning, Entmax, Softmax, Sparsemax, Status
 from hamdeq.nn import Hopfield, HopfieldLayer, HopfieldPooling
+from hamdeq.testing import normal
 
 MEMORIES = [Softmax(), Sparsemax(), Entmax(1.5)]
 # Each number of updates with each of several memories; [a, b] is one number for each head.

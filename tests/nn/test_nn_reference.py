@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import normal
 from hopfield_reference import Expected, hopfield, sparse_potential, sparsemax
 from torch import Tensor, nn
 from torch.autograd import gradcheck
@@ -14,6 +13,7 @@ from torch.func import functional_call
 
 from hamdeq import Separation, Softmax, Sparsemax
 from hamdeq.nn import Hopfield, HopfieldLayer, HopfieldPooling
+from hamdeq.testing import normal
 
 N, L, S, D = 2, 3, 4, 8
 # Sums of some tens of float64 terms of unit size.

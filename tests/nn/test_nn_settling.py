@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_nn_reference import D, L, N, S, association_mask, make, padding_mask
@@ -36,6 +35,7 @@ from hamdeq import (
 from hamdeq.elimination.attention import Retrieval
 from hamdeq.nn import Hopfield, HopfieldLayer, HopfieldPooling, functional
 from hamdeq.nn.settling import Rows
+from hamdeq.testing import normal
 
 EXACT = Picard(tol=1e-13, max_steps=5000)
 MEMORIES = [Softmax(), Sparsemax(), Entmax(1.5)]

@@ -16,7 +16,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from contracts import normal
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
@@ -33,6 +32,7 @@ from hamdeq.nn import (
     functional,
 )
 from hamdeq.nn.inputs import causal_mask
+from hamdeq.testing import normal
 
 # Dynamo looks for a .grad on all tensors it meets, also on the patterns of a layer that settles. It
 # hides the warning from users, but not from those to whom warnings are errors.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from contracts import Squared, Triple, normal
+from custom_terms import Squared, Triple
 from random_memories import (
     KINDS,
     SOLVERS,
@@ -45,6 +45,7 @@ from hamdeq import (
     two_colouring,
 )
 from hamdeq.solvers.energy_map import EnergyInfo, EnergyMap, StateLayout
+from hamdeq.testing import normal
 
 # ---------------------------------------------------------------- what goes downhill by itself
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from contracts import EPS, normal
 from random_memories import (
     BOUNDED,
     BOUNDED_KINDS,
@@ -42,6 +41,8 @@ from hamdeq import (
     fixed_point,
 )
 from hamdeq.solvers.energy_map import StateLayout
+from hamdeq.testing import normal
+from hamdeq.testing.contract import EPS
 
 # ------------------------------------------------------------------------- the promise
 

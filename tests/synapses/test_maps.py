@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts import CLOSE
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -37,6 +36,7 @@ from hamdeq import (
     two_colouring,
 )
 from hamdeq.testing import MapContract, inner, normal
+from hamdeq.testing.contract import CLOSE
 
 
 class Shift(Map):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from contracts import CLOSE, OnlyEnergy
+from custom_terms import OnlyEnergy
 from torch import nn
 
 from hamdeq import (
@@ -28,6 +28,7 @@ from hamdeq import (
     two_colouring,
 )
 from hamdeq.testing import SynapseContract, derivative, normal
+from hamdeq.testing.contract import CLOSE
 
 
 class Triple(Synapse):

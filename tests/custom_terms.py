@@ -1,28 +1,9 @@
-"""What the tests of several folders share: users' synapses, and checks of modules."""
+"""Lagrangians and synapses as users write them, for tests of several folders."""
 
 import torch
 from torch import nn
 
 from hamdeq import Lagrangian, Synapse
-from hamdeq.testing import Contract, derivative, inner, normal
-from hamdeq.testing.contract import CLOSE, EPS
-
-__all__ = [
-    "CLOSE",
-    "EPS",
-    "OnlyEnergy",
-    "OnlyForward",
-    "Squared",
-    "Triple",
-    "assert_copies_agree",
-    "assert_prints",
-    "derivative",
-    "inner",
-    "normal",
-]
-
-assert_copies_agree = Contract().copies_agree
-assert_prints = Contract().prints
 
 
 class OnlyForward(Lagrangian):
