@@ -1,4 +1,4 @@
-"""How strongly a memory's layers act on each other, and how to keep it within one equilibrium.
+"""Strength of the coupling between a memory's layers, and a bound that keeps one equilibrium.
 
 Let s_A be the largest slope of a layer's activation, so that ∇²L_A ≤ s_A, and ‖W_AB‖ the spectral
 norm of what two layers exert on each other. With
@@ -199,7 +199,7 @@ def _free(ham: HAM, clamped: Collection[str]) -> list[str]:
 
 
 class _Coupling(NamedTuple):
-    """What a synapse does between two free layers, or within one.
+    """Effect of a synapse between two free layers, or within one.
 
     ``steepness`` is √(s_A s_B), ``norm`` is ‖W_AB‖, ``shape`` that of the synapse's first layer.
     """

@@ -1,4 +1,4 @@
-"""How strong a linear map is, and how its weights are brought within a bound on that."""
+"""Spectral norms of linear maps, and changes of their weights that keep these within a bound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every Lagrangian is: L, its gradient, its Legendre transform."""
+"""Base of all Lagrangians: L, its gradient, its Legendre transform."""
 
 from __future__ import annotations
 

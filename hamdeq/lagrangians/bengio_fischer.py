@@ -104,13 +104,13 @@ class BengioFischer(Lagrangian):
         return s - (s - u * torch.exp(log)) / (1.0 - s * slope)
 
     def table(self) -> InverseTable:
-        """What is known of ς for the present parameters."""
+        """Table of ς for the present parameters."""
         if not self._table.holds_for(self.rho):
             self._table = InverseTable(self.rho)
         return self._table
 
     def __repr__(self) -> str:
-        """As it is written: on one line."""
+        """Return it as it is written: on one line."""
         return f"{type(self).__name__}({self.rho})"
 
 

@@ -75,7 +75,7 @@ class InverseTable:
         self._steps = self._needed(rho, sides)
 
     def holds_for(self, rho: Lagrangian) -> bool:
-        """Whether the parameters are those of the table."""
+        """Return whether the parameters are those of the table."""
         return all(
             p.dtype == q.dtype and p.device == q.device and torch.equal(p, q)
             for p, q in zip(self._of, rho.parameters(), strict=True)
@@ -112,7 +112,7 @@ class InverseTable:
 
     @torch.no_grad()
     def _needed(self, rho: Lagrangian, sides: list[Tensor]) -> dict[torch.dtype, int]:
-        """How many steps of Newton's method it takes from the table, tried between its nodes."""
+        """Return the number of Newton steps needed from the table, tried between its nodes."""
         u = torch.cat([sides[0].exp(), -sides[1].exp()])
         size, sign, s = self._start(u)
         needed: dict[torch.dtype, int] = {}

@@ -1,4 +1,4 @@
-"""What a dense associative memory computes, each neuron with one bit turned over.
+"""Energy differences of a dense associative memory, each neuron with one bit turned over.
 
 With ``s_μ = ζ_μ·ξ``, one of ON and OFF is s_μ itself, and the other s_μ − 2ξᵢζ_μi:
 
@@ -226,7 +226,7 @@ def similarities(
 
 
 def are_few(memories: Tensor, neurons: slice) -> bool:
-    """Whether so few neurons are predicted that :func:`error_of_few` is the faster way."""
+    """Return whether so few neurons are predicted that :func:`error_of_few` is the faster way."""
     size = memories.shape[-1]
     return 8 * len(range(*neurons.indices(size))) <= size
 

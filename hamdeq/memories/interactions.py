@@ -80,7 +80,7 @@ class Interaction(ABC):
 
     @property
     def is_convex(self) -> bool:
-        """Whether F is convex, and thus the Lagrangian of a layer that can be eliminated."""
+        """True if F is convex, and thus the Lagrangian of a layer that can be eliminated."""
         return True
 
     @property
@@ -245,7 +245,7 @@ class Scaling(ABC):
 
     @property
     def is_gauged(self) -> bool:
-        """Whether updates may be computed at any scale that leaves their signs."""
+        """True if updates may be computed at any scale that leaves their signs."""
         return True
 
 

@@ -261,7 +261,7 @@ class _Log:
         self.past, self.renewal = self.x, 1
 
     def running(self, max_steps: int) -> bool:
-        """Whether samples still change, and may."""
+        """True while samples still change, and steps are left."""
         return len(self.rows) > 0 and self.count < max_steps
 
     def add(self, new: Tensor, lost: Tensor, *, follows: bool = False) -> None:
@@ -315,7 +315,7 @@ def _residual(turned: Tensor, x: Tensor) -> Tensor:
 
 
 def _mask(clamped: Tensor | None, x: Tensor) -> Tensor:
-    """Which neurons of each sample are clamped."""
+    """Mask of the clamped neurons of each sample."""
     if clamped is None:
         return torch.zeros_like(x, dtype=torch.bool)
     boolean("clamped", clamped, "use mask.bool()")

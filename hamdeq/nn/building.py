@@ -84,7 +84,7 @@ def memory_layer(
 
 
 Norm = tuple[bool, bool, float]
-"""Whether patterns are normalised, with scale and shift, and the ε."""
+"""Settings of a layer norm: whether it is wanted, with scale and shift or not, and the ε."""
 
 
 def input_norms(

@@ -248,7 +248,7 @@ def _memory(
     rows, patterns = state.shape[-2], stored.shape[-2]
 
     def joined(x: Tensor) -> Tensor:
-        """With one leading axis, of size one for what is shared, and one for the heads."""
+        """Give x one leading axis, of size one for what is shared, and one for the heads."""
         if x.shape[:-2].numel() == 1:
             return x.reshape(1, 1, *x.shape[-2:])
         x = x.expand(*lead, *x.shape[-2:])

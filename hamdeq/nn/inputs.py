@@ -1,4 +1,4 @@
-"""What users give a Hopfield layer, checked: patterns, masks, numbers of updates, activations."""
+"""Checks of a Hopfield layer's inputs: patterns, masks, numbers of updates, activations."""
 
 from __future__ import annotations
 

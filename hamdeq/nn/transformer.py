@@ -69,7 +69,7 @@ class TransformerLayer(Recorded, nn.Module):
 
     @property
     def batch_first(self) -> bool:
-        """Whether sequences are ``(N, L, size)``, or ``(L, N, size)``."""
+        """True if sequences are ``(N, L, size)``, False if they are ``(L, N, size)``."""
         return self.self_attn.batch_first
 
     @property

@@ -216,7 +216,7 @@ def _energies(ways: Mapping[str, Way]) -> dict[str, np.ndarray]:
 
 
 def _above(fall: np.ndarray, floor: float) -> np.ndarray:
-    """With gaps where a logarithm means nothing."""
+    """Values with gaps where a logarithm means nothing."""
     return np.where(fall > floor, fall, np.nan)
 
 

@@ -199,7 +199,7 @@ def _in_colours(image: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _weights(ham: HAM, layers: tuple[str, str]) -> Tensor:
-    """Of the synapse between two layers: ``(neurons of the second, neurons of the first)``."""
+    """Weights between two layers: ``(neurons of the second, neurons of the first)``."""
     ham.check_names(layers)
     for names, synapse in ham.connections:
         if isinstance(synapse, Dense) and sorted(names) == sorted(layers):

@@ -1,4 +1,4 @@
-"""What all pictures share: colours, dashes and marks for any kind of colour vision; panels."""
+"""Style of all pictures: colours, dashes and marks for any kind of colour vision; panels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BLACK, GREY, MISSING = "#000000", "0.35", "#E69F00"
 
 
 def style(i: int) -> dict[str, Any]:
-    """Of the i-th of several curves: its colour, mark and dash all differ from its neighbours'."""
+    """Style of the i-th of several curves; colour, mark and dash differ from its neighbours'."""
     return {
         "color": COLOURS[i % len(COLOURS)],
         "marker": MARKERS[i % len(MARKERS)],

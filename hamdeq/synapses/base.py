@@ -1,4 +1,4 @@
-"""What every synapse is: an interaction energy, and the fields that follow from it."""
+"""Base of all synapses: an interaction energy, and the fields that follow from it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Synapse(Recorded, nn.Module, ABC):
                 )
 
     def is_linear_in(self, place: int) -> bool:
-        """Whether E is linear in the activation in this place, the others fixed.
+        """True if E is linear in the activation in this place, the others fixed.
 
         Then E = −⟨I, g⟩ with a field I that does not depend on the layer itself, and the layer
         can be eliminated exactly. Declare it only where it holds for every value of the

@@ -154,7 +154,7 @@ class Composed(Map):
         return list(self.maps)  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
-        """As it is written: on one line."""
+        """Return it as it is written: on one line."""
         return f"{type(self).__name__}({', '.join(map(repr, self.maps))})"
 
 

@@ -1,4 +1,4 @@
-"""What convolution and pooling share: windows that slide over an image."""
+"""Base of convolution and pooling: windows that slide over an image."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Windowed(Map):
         return d * (k - 1) + 1, e * (m - 1) + 1
 
     def extra_repr(self) -> str:
-        """What is not as it is by default."""
+        """Kernel and stride, and what is not as it is by default."""
         shown = [f"kernel_size={self.kernel_size}", f"stride={self.stride}"]
         if self.padding != (0, 0):
             shown.append(f"padding={self.padding}")

@@ -20,7 +20,7 @@ SOLVER = Anderson(tol=1e-13, max_steps=500)  # far below what gradients are comp
 
 
 class AdjointContract(Contract):
-    """What makes a method give an equilibrium its gradient.
+    """Contract of a gradient method.
 
     The value is not changed. The gradients of all parameters and inputs are the finite differences
     of the equilibrium, to ``rtol``, in training and in evaluation mode; no sample's gradient
@@ -57,7 +57,7 @@ class AdjointContract(Contract):
         return (weights * y.sin()).sum(1)
 
     def _gradients(self, model: nn.Module, x: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
-        """Of the sum of the samples' losses, of those that are finite."""
+        """Return the gradients of the summed losses of the samples that are finite."""
         finite = x.isfinite().all(1)
         loss = self._loss(model(x)[finite]).sum()
         self.claim(loss.requires_grad, "an equilibrium has a graph")
@@ -65,7 +65,7 @@ class AdjointContract(Contract):
         return [*grads]
 
     def test_gradients_are_finite_differences(self) -> None:
-        """Of all parameters and the input, in training and in evaluation mode."""
+        """Covers all parameters and the input, in training and in evaluation mode."""
         for name, model in self._models().items():
             x, h = normal(3, 5, seed=7).sigmoid().requires_grad_(), 1e-5
             leaves = [*model.parameters(), x]
@@ -91,7 +91,7 @@ class AdjointContract(Contract):
             )
 
     def test_the_value_is_not_changed(self) -> None:
-        """With a graph and without, to the last bit; without gradients there is no graph."""
+        """The value is the same with a graph and without; without gradients there is no graph."""
         for model in self._models().values():
             x = normal(3, 5, seed=7).sigmoid()
             value = model(x)
@@ -116,7 +116,7 @@ class AdjointContract(Contract):
                 self.close(gradient(rows), whole[rows], text, rtol=1e-9, atol=1e-11)
 
     def test_lost_samples_leave_the_gradient_of_the_others(self) -> None:
-        """Of a memory, a sample of NaN has no gradient, and adds none to the parameters."""
+        """A NaN sample of a memory has no gradient, and adds none to the parameters."""
         model = self._models()["memory"]
         x = normal(3, 5, seed=7).sigmoid()
         expected = self._gradients(model, x, [*model.parameters()])

@@ -1,4 +1,4 @@
-"""What all contracts share: claims, and how they are verified."""
+"""Base of all contracts: claims, and their verification."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["CLOSE", "EPS", "Contract", "derivative", "importable", "inner", "nor
 
 EPS: float = torch.finfo(torch.float64).eps
 CLOSE: dict[str, float] = {"rtol": 1e-12, "atol": 1e-13}
-"""How close sums of a few dozen float64 terms of unit size are."""
+"""Tolerance for sums of a few dozen float64 terms of unit size."""
 
 
 class Contract:
@@ -167,7 +167,7 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
 
 
 def importable(kind: type) -> bool:
-    """Whether pickle finds a class by its address, unlike one made within a function."""
+    """Return whether pickle finds a class by its address, unlike one made within a function."""
     return getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is kind
 
 

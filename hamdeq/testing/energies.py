@@ -13,7 +13,7 @@ __all__ = ["EnergyModelContract"]
 
 
 class EnergyModelContract(Contract):
-    """What solvers and gradient methods need of a function of named layers.
+    """Contract of a function of named layers, as solvers and gradient methods need it.
 
     The fields are minus the gradient of the rest of the energy, ∂E/∂x = ∇²L (x − I(g)); all ways
     to compute a step agree; no sample depends on another; and where the model says that its
@@ -102,7 +102,7 @@ class EnergyModelContract(Contract):
         self.close(offsets[0], offsets[1], text, rtol=1e-10, atol=1e-11)
 
     def test_equilibria_are_fixed_points_of_the_update(self) -> None:
-        """Where the fields are the states, the update leaves them."""
+        """The update leaves states that equal their fields."""
         model = self._made()
         x = self.state(model)
         for _ in range(2000):

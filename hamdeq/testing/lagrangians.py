@@ -15,7 +15,7 @@ __all__ = ["LagrangianContract"]
 
 
 class LagrangianContract(Contract):
-    """What makes a function the Lagrangian of a layer of neurons.
+    """Contract of the Lagrangian of a layer of neurons.
 
     L is convex, one number a sample; the activation is its gradient; the energy is its Legendre
     transform L*(g) = ⟨x, g⟩ − L(x). No sample depends on another, all parameters learn, and float32

@@ -64,7 +64,7 @@ def _root() -> Problem:
 
 
 class SolverContract(Contract):
-    """What makes a method a solver of x = f(x).
+    """Contract of a solver of x = f(x).
 
     It finds known fixed points; says of every sample the residual of the state that it returns,
     its steps and how it ended; and no sample changes the result of another.
@@ -101,7 +101,7 @@ class SolverContract(Contract):
             self.close(result.value, problem.solution, text, rtol=1e-9, atol=1e-9)
 
     def test_finds_the_equilibrium_of_an_energy_model(self) -> None:
-        """Of a memory with weak weights, which has one, with its energy and without."""
+        """Converges on a memory with weak weights, which has one, with its energy and without."""
         torch.manual_seed(0)
         ham = HAM.chain([7, 9, 8, 5], gain=0.5).double()
         clamped = clamp(ham, {"input": normal(BATCH, 7).sigmoid()})
@@ -216,7 +216,7 @@ class SolverContract(Contract):
             )
 
     def test_keeps_the_dtype(self) -> None:
-        """In half, single and double precision."""
+        """Takes half, single and double precision."""
         for dtype, tol in (
             (torch.bfloat16, 0.02),
             (torch.float16, 0.02),
@@ -238,7 +238,7 @@ class SolverContract(Contract):
         self.claim(not graph, "a solution has no graph")
 
     def test_zero_may_be_the_solution(self) -> None:
-        """Where f(x) is zero the relative residual is infinite, and nothing is wrong."""
+        """A relative residual that is infinite because f(x) is zero is no divergence."""
         for size in (0.0, 10.0):
             result = self._solver().solve(torch.zeros_like, torch.full((2, 3), size))
             self.claim(result.status != Status.DIVERGED, "a solution of zero is no divergence")

@@ -16,7 +16,7 @@ __all__ = ["MapContract", "SynapseContract"]
 
 
 class SynapseContract(Contract):
-    """What makes a function of activations a synapse.
+    """Contract of a synapse, a function of activations.
 
     The energy is one number a sample; the field on a layer is −∂E/∂g, a partial derivative with
     the other layers held fixed; what is declared to be linear is. No sample depends on another,
@@ -94,7 +94,7 @@ class SynapseContract(Contract):
                 self.close(found, expected, f"{text}, and so are its derivatives")
 
     def test_field_is_a_partial_derivative(self) -> None:
-        """With activations that depend on one another, as in an unrolled or reduced model."""
+        """Activations may depend on one another, as in an unrolled or reduced model."""
         synapse = self._synapse()
         g = self.activations(synapse)
         linked = [g[0] * torch.ones((), dtype=torch.float64, requires_grad=True)]
@@ -222,7 +222,7 @@ class SynapseContract(Contract):
 
 
 class MapContract(SynapseContract):
-    """What makes a synapse a map A from one layer to another, E = −⟨A(g₁), g₂⟩.
+    """Contract of a map A from one layer to another, a synapse E = −⟨A(g₁), g₂⟩.
 
     All claims of a synapse; the field on the second layer is A(g₁), that on the first its adjoint.
 

@@ -122,7 +122,7 @@ class TorchDEQSolver(Solver):
 
 
 def lookup(name: str) -> Callable[..., Any]:
-    """What torchdeq has under a name."""
+    """Return torchdeq's solver of a name."""
     try:
         return get_solver(name)
     except (AssertionError, KeyError):

@@ -235,7 +235,7 @@ class EpochProgress(LightningProgressBar):
 
     @staticmethod
     def _epochs(trainer: L.Trainer) -> float | None:
-        """How many epochs the fit has, or its part of one; None where nobody knows."""
+        """Number of epochs of the fit, or the part of one; None if unlimited."""
         limits: list[float] = (
             [trainer.max_epochs] if trainer.max_epochs and trainer.max_epochs > 0 else []
         )

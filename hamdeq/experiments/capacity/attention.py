@@ -1,4 +1,4 @@
-"""How many patterns a modern Hopfield network stores: ``python -m hamdeq.experiments.capacity``.
+"""Capacity of a modern Hopfield network: ``python -m hamdeq.experiments.capacity``.
 
 N random patterns lie on the unit sphere in d dimensions; some of them are probed from a distance,
 with β = sharpness · d. The retrieval error is ‖ξ* − xᵢ‖ of the converged state pattern ξ*. The

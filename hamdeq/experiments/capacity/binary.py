@@ -1,4 +1,4 @@
-"""How many patterns binary memories store: ``python -m hamdeq.experiments.capacity.binary``.
+"""Capacity of binary memories: ``python -m hamdeq.experiments.capacity.binary``.
 
 K random patterns of N neurons are stored, and some of them recalled from themselves, one neuron at
 a time. Measured are the share of unstable neurons of a stored pattern, which would flip, and the

@@ -1,4 +1,4 @@
-"""How fast memories converge: the papers' tables, for any models, solvers, splittings and sizes.
+"""Speed of convergence: the papers' tables, for any models, solvers, splittings and sizes.
 
     python -m hamdeq.experiments.convergence configs/mnist/ham*.yaml --seeds 3 --data.root FOLDER
 

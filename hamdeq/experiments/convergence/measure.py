@@ -31,7 +31,7 @@ _TRACE_STEPS = 40
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """How the test images converged.
+    """Convergence of the test images.
 
     Attributes:
         data: the class of the data, such as MNISTDataModule.

@@ -61,7 +61,7 @@ def solver_class(name: str) -> type[Solver]:
 
 @dataclass(frozen=True)
 class Setting:
-    """How a memory is to converge; what is None stays as it was trained.
+    """Solver and splitting with which a memory converges; what is None stays as it was trained.
 
     Args:
         solver: one of :data:`SOLVERS`, or the path of another class of solvers, such as
@@ -144,7 +144,7 @@ class Source:
 
     @property
     def identity(self) -> str:
-        """What tells its memory from others, wherever folders have been moved to."""
+        """Key that tells its memory from others, wherever folders have been moved to."""
         if self.series is not None:
             return f"{self.series.name} {self.series.folder.name} {self.seed}"
         # Not the folder: the run may go on, and its weights change.

@@ -58,7 +58,7 @@ class Experiment:
 
     @property
     def failures(self) -> list[str]:
-        """Why some trainings and measurements failed. The others are done all the same."""
+        """Reasons why some trainings and measurements failed. The others are done all the same."""
         return [*self._failed.values()]
 
     def run(self) -> None:

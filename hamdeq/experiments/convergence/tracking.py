@@ -16,7 +16,7 @@ __all__ = ["Tracking", "track"]
 
 @dataclass(frozen=True)
 class Tracking:
-    """Where measurements are logged: wandb's mode, project and group."""
+    """Destination of logged measurements: wandb's mode, project and group."""
 
     mode: Literal["offline", "online", "disabled"]
     project: str

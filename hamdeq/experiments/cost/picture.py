@@ -15,7 +15,7 @@ from hamdeq.plots.palette import COLOURS, MARKERS
 __all__ = ["cost_curves", "growth"]
 
 Curves = Mapping[str, Mapping[int, float]]
-"""What was measured at each size, by name."""
+"""Measurements at each size, by name."""
 
 
 def growth(curve: Mapping[int, float]) -> float:

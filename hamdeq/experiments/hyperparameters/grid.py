@@ -80,7 +80,7 @@ class Networks:
 
 @dataclass(frozen=True)
 class Training:
-    """How the networks learn, each at its own temperature and rate.
+    """Training of the networks, each at its own temperature and rate.
 
     Args:
         interaction: F.

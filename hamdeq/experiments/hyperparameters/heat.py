@@ -45,7 +45,7 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class _Measure:
-    """How one of the numbers is shown: its names, the end of its scale, and the scale's marks."""
+    """Look of one of the numbers: its names, the end of its scale, and the scale's marks."""
 
     name: str
     short: str
@@ -54,7 +54,7 @@ class _Measure:
     marks: Mapping[float, str]
     extend: Literal["neither", "max"] = "max"
     line: float | None = None
-    """Where a line crosses the scale."""
+    """Value at which a line crosses the scale."""
     beyond: str | None = None
     """Color of what is beyond the end, that of the end by default."""
 
@@ -101,7 +101,7 @@ _BAR = 0.13
 _MOST = 8
 """Maps side by side."""
 _SMALL = 8.0
-"""Of text, in points; shrunk to a page's width it can still be read."""
+"""Size of text, in points; shrunk to a page's width it can still be read."""
 
 
 def heat_maps(

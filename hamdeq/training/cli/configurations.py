@@ -58,7 +58,7 @@ def _file(name: str) -> str:
 
 
 def _folder() -> Path:
-    """Where they are: in the wheel within the package, in the repository beside it."""
+    """Folder of configurations: in the wheel within the package, in the repository beside it."""
     package = Path(hamdeq.__file__).parent
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"

@@ -138,7 +138,7 @@ class Parser(LightningArgumentParser):
         return {} if action is None else dict(action.choices)
 
     def _unknown_option(self, wrong: str) -> str:
-        """Of an option with dots the first part that is unknown is the one to change."""
+        """Message for an unknown option, of which the first unknown part is the one to change."""
         parsers = (self, *self._commands().values())
         known = [name.split(".") for parser in parsers for name in parser._arguments()]
         parts = wrong.split(".")
@@ -156,7 +156,7 @@ def refuse(parser: LightningArgumentParser, message: str) -> NoReturn:
 
 
 def refusal(error: Exception) -> str | None:
-    """What to tell of an error that the user can mend; None of any other, which is a fault."""
+    """Message of an error that the user can mend; None of any other, which is a fault."""
     if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
         # One that is not about a file is a fault of something else.
         return f"{error.filename}: {error.strerror}" if error.filename is not None else None

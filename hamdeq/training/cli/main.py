@@ -54,7 +54,7 @@ _COMMANDS = {
 
 @dataclass
 class Run:
-    """Where and how a run is recorded.
+    """Record of a run: where and how it is kept.
 
     Args:
         root: folder of the runs of this configuration; each gets a ``version_N`` in it.

@@ -1,4 +1,4 @@
-"""What a run measures: metrics.csv, results.json, and the table that is printed at the end."""
+"""Results of a run: metrics.csv, results.json, and the table that is printed at the end."""
 
 from __future__ import annotations
 

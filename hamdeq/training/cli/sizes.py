@@ -1,4 +1,4 @@
-"""Whether a memory fits the data, before anything is run, or written."""
+"""Check that a memory fits the data, before anything is run, or written."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check_sizes(model: L.LightningModule, data: L.LightningDataModule) -> None:
 
 
 def _neurons(model: L.LightningModule) -> Iterator[tuple[int, str, str, str]]:
-    """Of inputs and of classes: how many, in what object, which of its neurons, set by what."""
+    """Numbers of inputs and of classes; in what object, which of its neurons, set by what."""
     if isinstance(model, EquilibriumModule):
         where = "model.deq.chn" if isinstance(model.deq, CHNDEQ) else "model.deq.ham"
         layers = model.deq.ham.layers

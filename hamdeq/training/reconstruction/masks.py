@@ -18,7 +18,7 @@ _SHARES = {"half": 0.3, "block": 0.2, "pixels": 0.2, "label": 0.15, "image": 0.1
 
 
 class Observed(NamedTuple):
-    """What is observed of each sample.
+    """Observed pixels and labels of each sample.
 
     Attributes:
         pixels: which pixels are observed: ``(n, channels · height · width)``, boolean.

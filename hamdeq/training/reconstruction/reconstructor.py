@@ -173,7 +173,7 @@ class HAMReconstructor(EquilibriumModule):
         return super().as_input(images)
 
     def _mask(self, observed: Tensor, batch: int) -> Tensor:
-        """Which pixels are observed: ``(batch or 1, *image_shape)``."""
+        """Mask of the observed pixels: ``(batch or 1, *image_shape)``."""
         one = math.prod(self.image_shape)
         boolean("observed", observed, "give observed > 0")
         expected = f"one for each of {one} pixels, or for those of {batch} images"
