@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hamdeq._checks import instance, require
 from hamdeq.chn.network import CHN, InStates
 from hamdeq.deq import DEQ, Inputs
 from hamdeq.elimination.reduced import Reduced
@@ -64,9 +65,7 @@ class CHNDEQ(DEQ):
         start: Literal["forward", "zeros"] = "forward",
         on_failure: OnFailure = "warn",
     ) -> None:
-        if not isinstance(chn, CHN):
-            hint = "; use DEQ for a HAM" if isinstance(chn, HAM) else ""
-            raise TypeError(f"chn: expected a CHN, got {type(chn).__name__}{hint}")
+        instance("chn", chn, CHN, remedy="use DEQ for a HAM" if isinstance(chn, HAM) else None)
         super().__init__(
             chn.ham,
             clamped,
@@ -82,22 +81,20 @@ class CHNDEQ(DEQ):
     chn: CHN
 
     def _checked(self, clamped: State, observed: State | None, init: State) -> Inputs:
-        if observed and self.splitting is None:
-            raise ValueError(
-                f"observed: expected none with splitting=None, got {list(observed)}; layers "
-                "clamped in part settle with splitting='even-odd'"
-            )
+        fits = self.splitting is not None or not observed
+        remedy = "for layers clamped in part use splitting='even-odd'"
+        require(fits, "observed", "none with splitting=None", list(observed or ()), remedy)
         return super()._checked(clamped, observed, init)
 
     def _clamp(self, inputs: Inputs, ham: LayeredEnergy) -> Clamped:
         return Clamped(ham, self.chn.to_ham_state(inputs.clamped), inputs.observed)
 
     def _full(self, inputs: Inputs, reduced: Reduced, x: State) -> State:
-        settled = super()._full(inputs, reduced, x)
+        full = super()._full(inputs, reduced, x)
         for name in inputs.clamped:
             if name not in inputs.observed:
-                del settled[name]
-        value = settled if self.splitting is None else self.chn.from_ham_state(settled)
+                del full[name]
+        value = full if self.splitting is None else self.chn.from_ham_state(full)
         for name, s in inputs.clamped.items():
             mask = inputs.observed.get(name)
             value[name] = s.clone() if mask is None else torch.where(mask, s, value[name])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hamdeq._checks import integer
+from hamdeq._checks import instance, integer, number
 from hamdeq._recorded import Recorded
 from hamdeq.elimination.colouring import two_colouring
 from hamdeq.elimination.eliminate import eliminate
@@ -25,7 +25,7 @@ __all__ = ["CHN", "InStates", "InnerIterations"]
 
 @dataclass(frozen=True, kw_only=True)
 class InnerIterations:
-    """Steps s <- s + h (ρ′(s) I − s) of a layer towards its minimum, its field I held fixed.
+    """Steps s <- s + h (ρ′(s) I − s) of a layer towards its minimum, its field I fixed.
 
     Args:
         steps: number of steps, ≥ 1.
@@ -40,8 +40,7 @@ class InnerIterations:
     def __post_init__(self) -> None:
         steps = integer("steps", self.steps, expected="an integer ≥ 1")
         object.__setattr__(self, "steps", steps)
-        if not 0 < self.damping <= 1:
-            raise ValueError(f"damping: expected a number in (0, 1], got {self.damping!r}")
+        number("damping", self.damping, above=0, most=1)
 
 
 class CHN(Recorded, nn.Module):
@@ -70,17 +69,13 @@ class CHN(Recorded, nn.Module):
         warped: dict[Lagrangian, BengioFischer] = {}
         layers = {}
         for name, layer in neurons.items():
-            if not isinstance(layer, Neurons):
-                raise TypeError(
-                    f"layer {name!r}: expected Neurons(shape, lagrangian), got "
-                    f"{type(layer).__name__}"
-                )
-            rho = layer.lagrangian
+            label = f"layer {name!r}"
+            rho = instance(label, layer, Neurons, "Neurons(shape, lagrangian)").lagrangian
             if rho not in warped:
                 try:
                     warped[rho] = BengioFischer(rho)
                 except ValueError as error:
-                    raise ValueError(f"layer {name!r}: {error}") from None
+                    raise ValueError(f"{label}: {error}") from None
             layers[name] = Neurons(layer.shape, warped[rho])
         self.ham: HAM = HAM(layers, connections)
 
@@ -143,7 +138,7 @@ class CHN(Recorded, nn.Module):
     def minimise(
         self, s: State, layers: Collection[str], *, inner: InnerIterations | None = None
     ) -> State:
-        """Bring some layers to their minimum of the energy, the others held.
+        """Bring some layers to their minimum of the energy, the others clamped.
 
         Args:
             s: the state.

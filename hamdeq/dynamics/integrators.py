@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hamdeq._checks import integer, number, one_of
+from hamdeq._checks import integer, number, one_of, require
 
 __all__ = ["Adaptive", "Euler", "Flow", "Integrator"]
 
@@ -21,7 +21,7 @@ class Flow:
     """The right-hand side dx/dt = (f(x) − x)/τ, on rows ``(batch, n)``.
 
     Args:
-        f: the map whose fixed points the flow comes to rest at.
+        f: the map whose fixed points the flow converges to.
         tau: time constants: ``(n,)``.
         paces: the same by layer, for messages.
 
@@ -76,19 +76,20 @@ class Euler(Integrator):
 
     def integrate(self, flow: Flow, x0: Tensor, times: Sequence[float]) -> Tensor:
         span = times[-1] - times[0]
-        if self.step > span * (1 + _SLACK):
-            raise ValueError(
-                f"step: expected at most the whole time {span:g}, from {times[0]:g} to "
-                f"{times[-1]:g}, got {self.step:g}; use a smaller step or later times"
-            )
+        expected = f"at most the whole time {span:g}, from {times[0]:g} to {times[-1]:g}"
+        fits, remedy = self.step <= span * (1 + _SLACK), "use a smaller step or later times"
+        require(fits, "step", expected, f"{self.step:g}", remedy)
         for name, tau in flow.paces.items():
             least = float(tau.detach().min()) if isinstance(tau, Tensor) else tau
-            if self.step > least * (1 + _SLACK):
-                raise ValueError(
-                    f"step: expected at most the time constant {least:g} of layer {name!r}, beyond "
-                    f"which a step overshoots, got {self.step:g}; use Euler(step={least:g}), "
-                    "Adaptive(), or eliminate() for layers much faster than the others"
-                )
+            require(
+                self.step <= least * (1 + _SLACK),
+                "step",
+                f"at most the time constant {least:g} of layer {name!r}, beyond which a step "
+                "overshoots",
+                f"{self.step:g}",
+                f"use Euler(step={least:g}), Adaptive(), or eliminate() for layers much faster "
+                "than the others",
+            )
         states, x = [x0], x0
         for start, end in pairwise(times):
             count = max(1, math.ceil((end - start) / self.step * (1 - _SLACK)))
@@ -111,7 +112,7 @@ _METHODS = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
 class Adaptive(Integrator):
     """A Runge-Kutta method of torchdiffeq, whose step follows an estimate of its error.
 
-    The error of a step in each number x is held below ``atol + rtol·|x|``, in the root mean square
+    The error of a step in each number x is kept below ``atol + rtol·|x|``, in the root mean square
     over a sample, for the worst sample. So every sample meets the tolerances, and in a batch with
     a sample that needs shorter steps it is more exact than alone: results differ from batch to
     batch by the size of the tolerances. States at the times are interpolated between steps, to an
@@ -145,11 +146,8 @@ class Adaptive(Integrator):
         if x0.numel() == 0:  # there is no error to control
             return x0.expand(len(times), *x0.shape)
         bad = (~x0.isfinite().all(1)).nonzero()[:, 0].tolist()
-        if bad:
-            raise ValueError(
-                f"x0: expected finite states, got NaN or infinity in samples {bad[:8]}, which "
-                "would stop the others too; remove them, or use Euler()"
-            )
+        got = f"NaN or infinity in samples {bad[:8]}, which would stop the others too"
+        require(not bad, "x0", "finite states", got, "remove them, or use Euler()")
         t = torch.tensor(times, dtype=torch.float64, device=x0.device)
         # Steps end at the times: what torchdiffeq interpolates within a step is out by much more
         # than the tolerance, of dopri8 and bosh3 a hundred times.

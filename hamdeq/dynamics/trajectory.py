@@ -1,4 +1,4 @@
-"""Dynamics in time: how a memory settles, as a differential equation.
+"""Dynamics in time: a memory's way to its equilibrium, as a differential equation.
 
 Each layer A moves towards its field, at the pace of its own time constant τ_A,
 
@@ -15,13 +15,15 @@ Source: Krotov & Hopfield, "Large Associative Memory Problem in Neurobiology and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from hamdeq._checks import floating, instance, number, wrong
+from hamdeq._checks import floating, instance, number, require, wrong
 from hamdeq._containers import Container
 from hamdeq.dynamics.integrators import Euler, Flow, Integrator
 from hamdeq.energy.model import EnergyModel, State
@@ -153,26 +155,19 @@ def _times(times: Sequence[float] | Tensor) -> list[float]:
     try:
         found = torch.as_tensor(times, dtype=torch.float64, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"times: expected numbers, such as [0.0, 1.0, 10.0], got {times!r}"
-        ) from error
-    if found.dim() != 1 or len(found) < 2:
-        raise ValueError(
-            "times: expected at least two in a row, such as [0.0, 10.0] or "
-            f"torch.linspace(0, 10, 50), got shape {tuple(found.shape)}"
-        )
-    if not bool(found.isfinite().all()):
-        raise ValueError(
-            f"times: expected finite numbers, got {found[~found.isfinite()][0].item()}"
-        )
-    late = (found.diff() <= 0).nonzero()
-    if len(late):
-        i = int(late[0])
-        raise ValueError(
-            f"times: expected strictly increasing times, got {found[i + 1].item():g} after "
-            f"{found[i].item():g}, at place {i + 1}"
-        )
-    return found.tolist()
+        expected = "numbers, such as [0.0, 1.0, 10.0]"
+        raise wrong("times", expected, repr(times), kind=TypeError) from error
+    expected = "at least two in a row, such as [0.0, 10.0] or torch.linspace(0, 10, 50)"
+    fits = found.dim() == 1 and len(found) >= 2
+    require(fits, "times", expected, f"shape {tuple(found.shape)}")
+    instants: list[float] = found.tolist()
+    for instant in instants:
+        require(math.isfinite(instant), "times", "finite numbers", instant)
+    for place, (before, after) in enumerate(pairwise(instants), start=1):
+        if before >= after:
+            got = f"{after:g} after {before:g}, at place {place}"
+            raise wrong("times", "strictly increasing times", got)
+    return instants
 
 
 def _paces(tau: TimeConstants, x0: State) -> dict[str, float | Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hamdeq._checks import instance, require
 from hamdeq.lagrangians.base import Lagrangian, total
 from hamdeq.lagrangians.inverse_table import InverseTable, check_elementwise, log_slope
 
@@ -49,13 +50,9 @@ class BengioFischer(Lagrangian):
 
     def __init__(self, rho: Lagrangian) -> None:
         super().__init__()
-        if not isinstance(rho, Lagrangian):
-            raise TypeError(
-                "rho: expected a Lagrangian whose activation is ρ, such as "
-                f"hamdeq.Sigmoid(4.0, 0.5), got {type(rho).__name__}"
-            )
-        if isinstance(rho, BengioFischer):
-            raise TypeError(f"rho: expected a Lagrangian whose activation is ρ, got {rho}")
+        expected = "a Lagrangian whose activation is ρ, such as hamdeq.Sigmoid(4.0, 0.5)"
+        instance("rho", rho, Lagrangian, expected)
+        require(not isinstance(rho, BengioFischer), "rho", expected, rho, kind=TypeError)
         check_elementwise(rho)
         self.rho = rho
         self._table = InverseTable(rho)

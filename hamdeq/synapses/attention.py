@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hamdeq._checks import integer, number, wrong
+from hamdeq._checks import integer, number, require, wrong
 from hamdeq.lagrangians.base import _shown, total
 from hamdeq.synapses.base import Shape, Synapse, layer_shape
 
@@ -144,11 +144,10 @@ class SelfAttention(Synapse):
     def fit(self, names: Sequence[str], shapes: Sequence[Shape]) -> None:
         super().fit(names, shapes)
         dim = len(self.queries)
-        if len(shapes[0]) != 2 or shapes[0][1] != dim:
-            raise ValueError(
-                f"SelfAttention expects shape (tokens, {dim}) for layer {names[0]!r}, whose "
-                f"neurons have {shapes[0]}"
-            )
+        fits = len(shapes[0]) == 2 and shapes[0][1] == dim
+        expected = f"shape (tokens, {dim}) for layer {names[0]!r}"
+        remedy = "change the synapse or the neurons"
+        require(fits, type(self).__name__, expected, shapes[0], remedy)
 
     def _attend(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """β K_hB·Q_hC at ``(batch, h, C, B)``, −∞ at B = C; queries and keys of each head."""

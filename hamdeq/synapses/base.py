@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hamdeq._checks import integer
+from hamdeq._checks import integer, require
 from hamdeq._recorded import Recorded
 from hamdeq.lagrangians.base import gradient, total
 
@@ -60,14 +60,13 @@ class Synapse(Recorded, nn.Module, ABC):
         if self.shapes is None:
             return
         kind = type(self).__name__
-        if len(names) != len(self.shapes):
-            raise ValueError(f"{kind} connects {len(self.shapes)} layers, got {len(names)} names")
+        remedy = "give one for each place of the synapse"
+        fits = len(names) == len(self.shapes)
+        require(fits, kind, f"{len(self.shapes)} layers", f"{len(names)} names", remedy)
+        remedy = "change the synapse or the neurons"
         for name, expected, shape in zip(names, self.shapes, shapes, strict=True):
-            if expected is not None and expected != shape:
-                raise ValueError(
-                    f"{kind} expects shape {expected} for layer {name!r}, whose neurons have "
-                    f"{shape}"
-                )
+            fits = expected in (None, shape)
+            require(fits, kind, f"shape {expected} for layer {name!r}", shape, remedy)
 
     def is_linear_in(self, place: int) -> bool:
         """True if E is linear in the activation in this place, the others fixed.
@@ -94,12 +93,14 @@ class Synapse(Recorded, nn.Module, ABC):
                 gap = (self.energy(*g) + total(product)).abs()
             # What rounding leaves of a sum of such terms.
             slack = torch.finfo(gap.dtype).eps ** 0.5 * (total(product.abs()) + gap.new_ones(()))
-            if not bool((gap <= slack).all()):
-                raise ValueError(
-                    f"{type(self).__name__}: declared to be linear in place {place}, but the "
-                    f"energy is off −⟨I, g⟩ by {float(gap.max()):.3g}; declare it only where it "
-                    "holds, and make what does not depend on that layer a synapse of its own"
-                )
+            require(
+                (gap <= slack).all(),
+                type(self).__name__,
+                f"the energy −⟨I, g⟩, as it is declared to be linear in place {place}",
+                f"one that differs by {float(gap.max()):.3g}",
+                "declare it only where it holds, and make what does not depend on that layer a "
+                "synapse of its own",
+            )
 
 
 def layer_shape(shape: int | Sequence[int]) -> Shape:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hamdeq._checks import integer, number, wrong
+from hamdeq._checks import integer, number, require, wrong
 from hamdeq.synapses.base import Shape, Synapse, layer_shape
 from hamdeq.synapses.maps import Map
 
@@ -52,8 +52,8 @@ class Dense(Map):
 
     def output_shape(self, shape: int | Sequence[int]) -> Shape:
         n_from, n_to = self.weight.shape
-        if layer_shape(shape) != (n_from,):
-            raise ValueError(f"Dense expects shape {(n_from,)}, got {layer_shape(shape)}")
+        fits = layer_shape(shape) == (n_from,)
+        require(fits, type(self).__name__, f"shape {(n_from,)}", layer_shape(shape))
         return (n_to,)
 
     def energy(self, *g: Tensor) -> Tensor:

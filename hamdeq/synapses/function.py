@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from torch import Tensor
 
-from hamdeq._checks import whole
+from hamdeq._checks import instance, require, whole, wrong
 from hamdeq.synapses.base import Shape, Synapse
 
 __all__ = ["FunctionSynapse"]
@@ -38,34 +38,24 @@ class FunctionSynapse(Synapse):
 
     def __init__(self, function: Callable[..., Tensor], *, linear_in: Collection[int] = ()) -> None:
         super().__init__()
-        if not callable(function) or isinstance(function, type):
-            raise TypeError(
-                "function: expected a function of activations, function(*g) -> (batch,), got "
-                f"{function!r}"
-            )
+        valid = callable(function) and not isinstance(function, type)
+        expected = "a function of activations, function(*g) -> (batch,)"
+        require(valid, "function", expected, repr(function), kind=TypeError)
         places = [*map(whole, linear_in)] if isinstance(linear_in, Collection) else [None]
-        if any(place is None or place < 0 for place in places):
-            raise ValueError(f"linear_in: expected places, such as (0, 1), got {linear_in!r}")
+        numbers = [place for place in places if place is not None and place >= 0]
+        fits = len(numbers) == len(places)
+        require(fits, "linear_in", "places, such as (0, 1)", repr(linear_in))
         self.function = function
-        self.linear_in: tuple[int, ...] = tuple(sorted({n for n in places if n is not None}))
+        self.linear_in: tuple[int, ...] = tuple(sorted({*numbers}))
 
     def energy(self, *g: Tensor) -> Tensor:
-        energy = self.function(*g)
-        if not isinstance(energy, Tensor):
-            raise TypeError(
-                f"{self._label()}: expected a tensor of shape (batch,), got {type(energy).__name__}"
-            )
-        batch = len(g[0])
-        if energy.shape != (batch,):
-            remedy = (
-                "sum over the axes of each sample"
-                if energy.dim()
-                else "it is summed over the batch; sum over the axes of each sample alone"
-            )
-            raise ValueError(
-                f"{self._label()}: expected one scalar a sample, of shape ({batch},), got "
-                f"{tuple(energy.shape)}; {remedy}, as in -(a * b).flatten(1).sum(1)"
-            )
+        label = self._label()
+        energy = instance(label, self.function(*g), Tensor, "a tensor of shape (batch,)")
+        if energy.shape != g[0].shape[:1]:
+            remedy = "sum over the axes of each sample, as in -(a * b).flatten(1).sum(1)"
+            expected = f"one scalar a sample, of shape ({len(g[0])},)"
+            got = tuple(energy.shape) if energy.dim() else "(), a sum over the batch"
+            raise wrong(label, expected, got, remedy)
         return energy
 
     def is_linear_in(self, place: int) -> bool:
@@ -73,11 +63,9 @@ class FunctionSynapse(Synapse):
 
     def fit(self, names: Sequence[str], shapes: Sequence[Shape]) -> None:
         super().fit(names, shapes)
-        if self.linear_in and self.linear_in[-1] >= len(names):
-            raise ValueError(
-                f"linear_in: expected places 0 to {len(names) - 1} of {len(names)} layers, got "
-                f"{self.linear_in}"
-            )
+        fits = not self.linear_in or self.linear_in[-1] < len(names)
+        expected = f"places 0 to {len(names) - 1} of {len(names)} layers"
+        require(fits, "linear_in", expected, self.linear_in)
 
     def _label(self) -> str:
         return getattr(self.function, "__name__", type(self.function).__name__)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from hamdeq._checks import instance, require, wrong
 from hamdeq.lagrangians.base import gradient, total
 from hamdeq.synapses.base import Shape, Synapse, layer_shape
 
@@ -61,7 +62,7 @@ class Map(Synapse):
             return self.forward(first)
         if to == 0:
             return self.adjoint(second, first)
-        raise ValueError(f"to: expected place 0 or 1, got {to!r}")
+        raise wrong("to", "place 0 or 1", repr(to))
 
     def is_linear_in(self, place: int) -> bool:
         return self.linear or place == 1
@@ -75,11 +76,10 @@ class Map(Synapse):
             expected = self.output_shape(first)
         except ValueError as error:
             raise ValueError(f"layer {names[0]!r}: {error}") from error
-        if expected != second:
-            raise ValueError(
-                f"{type(self).__name__} maps {first} to {expected}, got layer {names[1]!r} of "
-                f"{second}; give it the shape {expected}"
-            )
+        kind = type(self).__name__
+        remedy = f"give it the shape {expected}"
+        place = f"shape {expected} for layer {names[1]!r}, to which it maps {first}"
+        require(expected == second, kind, place, second, remedy)
 
 
 class Composed(Map):
@@ -103,17 +103,10 @@ class Composed(Map):
 
     def __init__(self, *maps: Map) -> None:
         super().__init__()
-        if not maps:
-            raise ValueError(
-                "maps: expected at least one, such as Composed(Conv2d(1, 32, 5), AvgPool2d(2)), "
-                "got none"
-            )
+        require(maps, "maps", "at least one, such as Conv2d(1, 32, 5)", "none")
+        expected = "synapses that are maps, such as Conv2d, AvgPool2d, Flatten or Dense"
         for each in maps:
-            if not isinstance(each, Map):
-                raise TypeError(
-                    "maps: expected synapses that are maps, such as Conv2d, AvgPool2d, Flatten or "
-                    f"Dense, got {type(each).__name__}"
-                )
+            instance("maps", each, Map, expected)
         self.maps: nn.ModuleList = nn.ModuleList(maps)
         self.linear: bool = all(each.linear for each in maps)
 

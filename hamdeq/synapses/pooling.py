@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hamdeq._checks import require
 from hamdeq.synapses.windows import Pair, Windowed
 
 __all__ = ["AvgPool2d", "MaxPool2d"]
@@ -18,11 +19,10 @@ class _Pool(Windowed):
 
     def __init__(self, kernel_size: Pair, *, stride: Pair | None = None, padding: Pair = 0) -> None:
         super().__init__(kernel_size, kernel_size if stride is None else stride, padding)
-        if any(2 * p > k for p, k in zip(self.padding, self.kernel_size, strict=True)):
-            raise ValueError(
-                f"padding: expected at most half of kernel_size = {self.kernel_size}, so that no "
-                f"window lies outside of the image, got {padding!r}"
-            )
+        fits = all(2 * p <= k for p, k in zip(self.padding, self.kernel_size, strict=True))
+        expected = f"at most half of kernel_size = {self.kernel_size}"
+        remedy = "with more of it a window may lie outside of the image"
+        require(fits, "padding", expected, repr(padding), remedy)
 
 
 class AvgPool2d(_Pool):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hamdeq._checks import whole
+from hamdeq._checks import require, whole
 from hamdeq.synapses.base import Shape, layer_shape
 from hamdeq.synapses.maps import Map
 
@@ -37,16 +37,15 @@ class Windowed(Map):
     def output_shape(self, shape: int | Sequence[int]) -> Shape:
         shape = layer_shape(shape)
         kind, channels = type(self).__name__, self._channels()
-        if len(shape) != 3 or channels not in (None, shape[0]):
-            wanted = "channels" if channels is None else channels
-            raise ValueError(f"{kind} expects shape ({wanted}, height, width), got {shape}")
+        fits = len(shape) == 3 and channels in (None, shape[0])
+        wanted = "channels" if channels is None else channels
+        require(fits, kind, f"shape ({wanted}, height, width)", shape)
         spans = self._spans()
         room = [n + 2 * p for n, p in zip(shape[1:], self.padding, strict=True)]
-        if any(n < span for n, span in zip(room, spans, strict=True)):
-            raise ValueError(
-                f"{kind} has windows of {spans[0]} × {spans[1]}, got an image {shape} of "
-                f"{room[0]} × {room[1]} with its padding; choose a smaller kernel or more padding"
-            )
+        fits = all(n >= span for n, span in zip(room, spans, strict=True))
+        expected = f"an image of at least {spans[0]} × {spans[1]}, as the windows are"
+        got = f"{shape}, of {room[0]} × {room[1]} with its padding"
+        require(fits, kind, expected, got, "choose a smaller kernel or more padding")
         places = zip(room, spans, self.stride, strict=True)
         return (self._out_channels(shape[0]), *((n - k) // s + 1 for n, k, s in places))
 
@@ -75,8 +74,6 @@ class Windowed(Map):
 def _pair(name: str, value: object, *, least: int) -> tuple[int, int]:
     values = value if isinstance(value, list | tuple) else (value, value)
     numbers = [n for n in map(whole, values) if n is not None and n >= least]
-    if len(values) != 2 or len(numbers) != 2:
-        raise ValueError(
-            f"{name}: expected an integer ≥ {least}, or two for height and width, got {value!r}"
-        )
+    fits = len(values) == len(numbers) == 2
+    require(fits, name, f"an integer ≥ {least}, or two for height and width", repr(value))
     return numbers[0], numbers[1]

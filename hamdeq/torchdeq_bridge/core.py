@@ -11,6 +11,7 @@ from torchdeq.core import register_deq
 from torchdeq.solver.stat import SolverStat
 from torchdeq.utils.config import DEQConfig
 
+from hamdeq._checks import instance, require
 from hamdeq.implicit import Implicit, Phantom, fixed_point
 from hamdeq.solvers import Anderson, OnFailure, Solver
 from hamdeq.solvers.base import norm
@@ -49,11 +50,10 @@ class HamdeqCore(nn.Module):
         own = [key for key in config if not key.startswith(_ELSEWHERE)]
         refuse_unknown("get_deq(core='hamdeq')", own, (*_KEYS, *_UNSUPPORTED))
         for key, neutral in _UNSUPPORTED.items():
-            if config.get(key, neutral) not in (neutral, None):
-                raise ValueError(
-                    f"{key}: core='hamdeq' returns one state with one gradient and expects "
-                    f"{neutral!r}, got {config[key]!r}; use core='sliced' or 'indexing' for it"
-                )
+            given = config.get(key, neutral)
+            expected = f"{neutral!r}, as core='hamdeq' returns one state with one gradient"
+            remedy = "use core='sliced' or 'indexing' for it"
+            require(given in (neutral, None), key, expected, repr(given), remedy)
         for key in ("f_stop_mode", "b_stop_mode"):
             refuse_absolute(config.get(key, "rel"))
         self.f_solver: Solver = _chosen(config, "f", Anderson())
@@ -123,10 +123,9 @@ def _chosen(config: Mapping[str, Any], side: str, default: Solver) -> Solver:
     """The solver of one side, "f" or "b", with its tolerance and steps."""
     solver = config.get(f"{side}_solver", default)
     if isinstance(solver, str):
-        known = lookup(solver)
-        solver = known.solver if isinstance(known, Registered) else TorchDEQSolver(name=solver)
-    if not isinstance(solver, Solver):
-        raise TypeError(f"{side}_solver: expected a Solver or the name of one, got {solver!r}")
+        found = lookup(solver)
+        solver = found.solver if isinstance(found, Registered) else TorchDEQSolver(name=solver)
+    instance(f"{side}_solver", solver, Solver, "a Solver or the name of one")
     keys = {"tol": f"{side}_tol", "max_steps": f"{side}_max_iter"}
     return configured(solver, **{ours: config[key] for ours, key in keys.items() if key in config})
 

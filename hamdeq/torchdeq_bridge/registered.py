@@ -12,6 +12,7 @@ from torch import Tensor
 from torchdeq.solver import register_solver
 from torchdeq.solver.stat import SolverStat
 
+from hamdeq._checks import instance, require
 from hamdeq.solvers import Anderson, Broyden, Newton, Picard, Solution, Solver, SolverState
 from hamdeq.solvers.base import norm
 from hamdeq.torchdeq_bridge.stock import OURS, STOCK, TorchDEQSolver, refuse_unknown
@@ -31,16 +32,15 @@ def register(name: str, solver: Solver) -> None:
         TypeError: not a Solver.
         ValueError: a name of torchdeq's own, or a ``tol`` or ``max_steps`` that it would override.
     """
-    if not isinstance(solver, Solver):
-        kind = type(solver).__name__
-        raise TypeError(f"solver: expected a Solver such as Anderson(history=8), got {kind}")
-    if name in STOCK:
-        raise ValueError(f"name: expected another than torchdeq's own {STOCK}, got {name!r}")
-    if (solver.tol, solver.max_steps) != (Solver.tol, Solver.max_steps):
-        raise ValueError(
-            f"solver: expected the default tol and max_steps, got {solver.tol}, {solver.max_steps},"
-            " which torchdeq would override; give it f_tol and f_max_iter, b_tol and b_max_iter"
-        )
+    instance("solver", solver, Solver, "a Solver such as Anderson(history=8)")
+    require(name not in STOCK, "name", f"another than torchdeq's own {STOCK}", repr(name))
+    require(
+        (solver.tol, solver.max_steps) == (Solver.tol, Solver.max_steps),
+        "solver",
+        "the default tol and max_steps, as torchdeq would override others",
+        f"{solver.tol} and {solver.max_steps}",
+        "give torchdeq f_tol and f_max_iter, b_tol and b_max_iter",
+    )
     register_solver(name, Registered(solver))
 
 
@@ -129,11 +129,9 @@ def configured(solver: Solver, **options: Any) -> Solver:
 
 def refuse_absolute(stop_mode: str) -> None:
     """Raise for a stop mode other than the relative one."""
-    if stop_mode != "rel":
-        raise ValueError(
-            f"stop_mode: hamdeq stops on the relative residual, got {stop_mode!r}, which is "
-            "torchdeq's default; use f_stop_mode='rel', b_stop_mode='rel'"
-        )
+    expected = "'rel', as hamdeq stops on the relative residual"
+    remedy = "use f_stop_mode='rel', b_stop_mode='rel', which are not torchdeq's defaults"
+    require(stop_mode == "rel", "stop_mode", expected, repr(stop_mode), remedy)
 
 
 for _name, _solver in zip(OURS, (Picard(), Anderson(), Broyden(), Newton()), strict=True):

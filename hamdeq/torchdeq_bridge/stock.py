@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torchdeq.solver import get_solver
 
+from hamdeq._checks import nearest, require, wrong
 from hamdeq.solvers import Solution, Solver, SolverState, Status
 from hamdeq.solvers.base import norm, relative_residual
 
@@ -47,17 +47,15 @@ class TorchDEQSolver(Solver):
         super().__post_init__()
         object.__setattr__(self, "options", dict(self.options))
         reserved = {"func", "x0", "max_iter", "tol", "stop_mode", "indexing"}
-        known = {
+        own = [
             name
             for name, parameter in inspect.signature(lookup(self.name)).parameters.items()
             if parameter.kind is not parameter.VAR_KEYWORD and name not in reserved
-        }
-        refuse_unknown(f"options of {self.name!r}", self.options, known)
-        if self.name == "anderson" and self.max_steps <= 2:
-            raise ValueError(
-                "max_steps: torchdeq's Anderson returns its initial state after 2 steps or fewer, "
-                f"got {self.max_steps}; use max_steps ≥ 3 or hamdeq.Anderson"
-            )
+        ]
+        refuse_unknown(f"options of {self.name!r}", self.options, own)
+        fits = self.name != "anderson" or self.max_steps >= 3
+        expected = "≥ 3, as torchdeq's Anderson returns its initial state after fewer steps"
+        require(fits, "max_steps", expected, self.max_steps, "or use hamdeq.Anderson")
 
     def start(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> SolverState:
         raise TypeError("torchdeq's solvers have no single steps; call solve")
@@ -65,11 +63,11 @@ class TorchDEQSolver(Solver):
     @torch.no_grad()
     def solve(self, f: Callable[[Tensor], Tensor], x0: Tensor) -> Solution:
         """Solve x = f(x) from x0; see :meth:`Solver.solve`."""
-        if self.name == "anderson" and x0.dtype not in (torch.float32, torch.float64):
-            raise TypeError(
-                f"TorchDEQSolver('anderson'): expected float32 or float64, in which PyTorch solves "
-                f"linear systems, got {x0.dtype}; use hamdeq.Anderson, which takes any dtype"
-            )
+        fits = self.name != "anderson" or x0.dtype in (torch.float32, torch.float64)
+        expected = "float32 or float64, in which PyTorch solves linear systems"
+        remedy = "use hamdeq.Anderson, which takes any dtype"
+        label = f"TorchDEQSolver({self.name!r})"
+        require(fits, label, expected, x0.dtype, remedy, kind=TypeError)
         alive = x0.isfinite().all(1)
         trace: list[Tensor] = []
 
@@ -126,20 +124,17 @@ def lookup(name: str) -> Callable[..., Any]:
     try:
         return get_solver(name)
     except (AssertionError, KeyError):
-        raise ValueError(
-            f"solver: torchdeq knows no {name!r}{_hint(name, (*STOCK, *OURS))}; use one of "
-            f"{(*STOCK, *OURS)}, or register it"
-        ) from None
+        expected = f"one of {(*STOCK, *OURS)}, or a registered name"
+        raise wrong("solver", expected, repr(name), _hint(name, (*STOCK, *OURS))) from None
 
 
-def refuse_unknown(where: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Raise for a name that is not known, with the one that is likely meant."""
-    for name in set(names).difference(known):
-        raise ValueError(
-            f"{where}: unknown option {name!r}{_hint(name, known)}; expected some of {[*known]}"
-        )
+def refuse_unknown(where: str, names: Iterable[str], options: Collection[str]) -> None:
+    """Raise for a name that is no option, with the one that is likely meant."""
+    for name in names:
+        if name not in options:
+            raise wrong(where, f"options among {[*options]}", repr(name), _hint(name, options))
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+def _hint(name: str, names: Iterable[str]) -> str | None:
+    near = nearest(name, names)
+    return f"did you mean {near!r}?" if near else None

@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassF1Score
 
+from hamdeq._checks import floating, instance, require
 from hamdeq.data.encoding import as_samples
 from hamdeq.memories import DenseAssociativeMemory, FeedForward, Learning
 from hamdeq.optim import NormalisedSGD
@@ -64,16 +65,14 @@ class MemoryClassifier(SupervisedModule):
         optimizer: OptimizerCallable | None = None,
         scheduler: SchedulerCallable | None = None,
     ) -> None:
-        if not isinstance(memory, DenseAssociativeMemory | FeedForward):
-            raise TypeError(
-                "memory: expected a DenseAssociativeMemory or its FeedForward equivalent, got "
-                f"{type(memory).__name__}"
-            )
-        if not memory.classes or not len(memory.memories):
-            raise ValueError(
-                f"memory: expected class neurons, and memories to learn, got {memory.classes} and "
-                f"{len(memory.memories)}; give classes=10 and memories=256, say"
-            )
+        expected = "a DenseAssociativeMemory or its FeedForward equivalent"
+        instance("memory", memory, (DenseAssociativeMemory, FeedForward), expected)
+        got, remedy = (
+            f"{memory.classes} and {len(memory.memories)}",
+            "give classes=10, memories=256",
+        )
+        valid = memory.classes and len(memory.memories)
+        require(valid, "memory", "class neurons, and memories to learn", got, remedy)
         if optimizer is None:
             optimizer = partial(NormalisedSGD, bound=1.0, free=memory.classes)
         super().__init__(optimizer, scheduler)
@@ -122,11 +121,7 @@ class MemoryClassifier(SupervisedModule):
 
     def _states(self, images: Tensor) -> Tensor:
         """Images in [0, 1] as neurons in [−1, 1]: ``(batch, N)``."""
-        if not images.is_floating_point():
-            raise TypeError(
-                f"images: expected floating point in [0, 1], got {images.dtype}; give "
-                "images.float() / 255"
-            )
+        floating("images", images, "give images.float() / 255, in [0, 1]")
         of = "one for each input of the memory"
         pixels = as_samples(self.encoding(images), (self.memory.inputs,), "images", of)
         return 2 * pixels.to(self.memory.memories.dtype) - 1

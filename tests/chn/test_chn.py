@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import Refusal, assert_refused
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -220,12 +223,6 @@ class TestChangeOfVariables:
         BengioFischer(Sigmoid(0.01, -304.0))
         with pytest.raises(ValueError, match="does not increase"):
             BengioFischer(Sigmoid(1.0, 3.05))
-
-    def test_what_is_no_rho_is_refused(self) -> None:
-        with pytest.raises(TypeError, match=r"expected a Lagrangian .* got str"):
-            BengioFischer("sigmoid")  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="expected a Lagrangian whose activation is ρ"):
-            BengioFischer(BengioFischer(Tanh()))
 
 
 # ----------------------------------------------------------------------------- networks
@@ -474,22 +471,6 @@ class TestSteps:
             exact = chn.minimise(start, ["a"])["a"]
             assert exact.item() == pytest.approx(target, rel=1e-12)
 
-    def test_refusals(self) -> None:
-        chn = chain()
-        s = states(chn)
-        with pytest.raises(ValueError, match="without a synapse among themselves"):
-            chn.minimise(s, ["hidden1", "hidden2"])
-        with pytest.raises(ValueError, match="unknown layer 'hidden3'"):
-            chn.update(s, clamped=["hidden3"])
-        with pytest.raises(ValueError, match=r"expected the layers \['input'"):
-            chn.energy({"input": s["input"]})
-        with pytest.raises(ValueError, match="steps: expected an integer ≥ 1, got 0"):
-            InnerIterations(steps=0)
-        with pytest.raises(ValueError, match=r"damping: expected a number in \(0, 1\], got 2"):
-            InnerIterations(damping=2)
-        with pytest.raises(TypeError, match=r"layer 'a': expected Neurons\(shape, lagrangian\)"):
-            CHN({"a": 3}, [])  # type: ignore[dict-item]
-
 
 class TestCHNDEQ:
     @pytest.mark.parametrize(("splitting", "damping"), [("even-odd", 1.0), (None, 0.2)])
@@ -597,23 +578,60 @@ class TestCHNDEQ:
             for name, x in deq({"input": images()}).value.items():
                 assert torch.equal(twin({"input": images()}).value[name], x)
 
-    def test_refusals(self) -> None:
-        with pytest.raises(TypeError, match="chn: expected a CHN, got HAM; use DEQ for a HAM"):
-            CHNDEQ(HAM.chain([3, 2]))  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match=r"expected a HAM, got CHN; use CHNDEQ, or DEQ\(chn"):
-            DEQ(chain())  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="unknown layer 'images'"):
-            CHNDEQ(chain(), ["images"])
-        with pytest.raises(TypeError, match="expected a dict"):
-            CHNDEQ(chain())(images())  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match=r"expected shape \(batch, 5\), got \(4, 6\)"):
-            CHNDEQ(chain())({"input": images(n=6)})
-        neurons = {name: Neurons(4, Tanh()) for name in ("input", "a", "b", "c")}
-        pairs = [("input", "a"), ("a", "b"), ("b", "c"), ("c", "a")]
-        triangle = CHN(neurons, [(pair, Dense(4, 4, gain=0.3)) for pair in pairs])
-        with pytest.raises(ValueError, match="cycle of odd length"):
-            CHNDEQ(triangle)
-        assert CHNDEQ(triangle, splitting=None)({"input": torch.rand(3, 4)}).converged.all()
+
+def triangle() -> CHN:
+    neurons = {name: Neurons(4, Tanh()) for name in ("input", "a", "b", "c")}
+    pairs = [("input", "a"), ("a", "b"), ("b", "c"), ("c", "a")]
+    return CHN(neurons, [(pair, Dense(4, 4, gain=0.3)) for pair in pairs])
+
+
+RHO = r"a Lagrangian whose activation is ρ, such as hamdeq\.Sigmoid\(4\.0, 0\.5\)"
+ARGUMENTS: list[tuple[Callable[[], Any], Refusal]] = [
+    (lambda: BengioFischer("tanh"), (TypeError, "rho", RHO, "got str")),  # type: ignore[arg-type]
+    (lambda: BengioFischer(BengioFischer(Tanh())), (TypeError, "rho", RHO, "got BengioFischer")),
+    (lambda: InnerIterations(steps=0), (ValueError, "steps", "an integer ≥ 1", "got 0")),
+    *(
+        (lambda h=h: InnerIterations(damping=h),
+         (ValueError, "damping", "a finite number > 0 and ≤ 1", f"got {h}"))
+        for h in (0, 2, math.nan)
+    ),
+    (lambda: InnerIterations(damping="1"),  # type: ignore[arg-type]
+     (TypeError, "damping", "a finite number > 0 and ≤ 1", "got str")),
+    (lambda: CHN({"a": 3}, []),  # type: ignore[dict-item]
+     (TypeError, "layer 'a'", r"Neurons\(shape, lagrangian\)", "got int")),
+    (lambda: CHNDEQ(HAM.chain([3, 2])),  # type: ignore[arg-type]
+     (TypeError, "chn", "a CHN", "got HAM; use DEQ for a HAM")),
+    (lambda: CHNDEQ(3), (TypeError, "chn", "a CHN", "got int$")),  # type: ignore[arg-type]
+    (lambda: DEQ(chain()),  # type: ignore[arg-type]
+     (TypeError, "ham", "a HAM", r"got CHN; use CHNDEQ, or DEQ\(chn")),
+    (lambda: CHNDEQ(chain(), splitting=None)(
+        {"input": images()}, observed={"output": torch.ones(3, dtype=torch.bool)}),
+     (ValueError, "observed", "none with splitting=None",
+      r"got \['output'\]; for layers clamped in part use splitting='even-odd'")),
+    (lambda: CHNDEQ(chain())(images()), (TypeError, "clamped", "a dict", "")),  # type: ignore[arg-type]
+    (lambda: CHNDEQ(chain())({"input": images(n=6)}),
+     (ValueError, "layer 'input'", r"shape \(batch, 5\)", r"got \(4, 6\)")),
+    (lambda: chain().energy({"input": images()}),
+     (ValueError, "state", r"the layers \['input'", r"got \['input'\]")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "refusal"), ARGUMENTS)
+def test_an_argument_is_refused(call: Callable[[], Any], refusal: Refusal) -> None:
+    assert_refused(refusal, call)
+
+
+def test_graphs_without_the_layers_asked_for_are_refused() -> None:
+    chn = chain()
+    with pytest.raises(ValueError, match="without a synapse among themselves"):
+        chn.minimise(states(chn), ["hidden1", "hidden2"])
+    with pytest.raises(ValueError, match="unknown layer 'hidden3'"):
+        chn.update(states(chn), clamped=["hidden3"])
+    with pytest.raises(ValueError, match="unknown layer 'images'"):
+        CHNDEQ(chn, ["images"])
+    with pytest.raises(ValueError, match="cycle of odd length"):
+        CHNDEQ(triangle())
+    assert CHNDEQ(triangle(), splitting=None)({"input": torch.rand(3, 4)}).converged.all()
 
 
 def _constant(reduced: Any) -> Tensor:

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from refusals import assert_refused
 
 from hamdeq import (
     DEQ,
@@ -68,8 +69,8 @@ def start(model, batch=3, seed=0, scale=1.0):
     }
 
 
-def held(*sizes, batch=3, **options):
-    """A chain whose input is held, and a state of the others."""
+def clamped_chain(*sizes, batch=3, **options):
+    """A chain whose input is clamped, and a state of the others."""
     memory = clamp(chain(*sizes, **options), {"input": normal(batch, sizes[0], seed=9)})
     return memory, start(memory, batch)
 
@@ -87,7 +88,7 @@ def distance(a, b):
 @pytest.mark.parametrize("h", [1.0, 0.5, 0.1, 0.3])
 @pytest.mark.parametrize("kind", ["ham", "clamped", "reduced"])
 def test_euler_is_damped_picard_iteration(h, kind):
-    memory, x0 = held(5, 4, 3, gain=2.0)
+    memory, x0 = clamped_chain(5, 4, 3, gain=2.0)
     if kind == "ham":
         memory = memory.ham
         x0 = start(memory)
@@ -111,7 +112,7 @@ def test_euler_is_damped_picard_iteration(h, kind):
 
 
 def test_euler_steps_end_at_the_times():
-    memory, x0 = held(5, 4, 3)
+    memory, x0 = clamped_chain(5, 4, 3)
     path = trajectory(memory, x0, [0.0, 0.1, 0.35, 1.0], method=Euler(step=0.1))
     assert path.n_evals == 1 + 3 + 7
     x = x0
@@ -194,7 +195,7 @@ def test_the_end_of_a_path_is_what_attention_settles_at():
 @adaptive
 def test_a_fast_layer_is_an_eliminated_one():
     """τ → 0 is adiabatic elimination: the gap falls in proportion to τ."""
-    memory, x0 = held(5, 8, 3, gain=2.0)
+    memory, x0 = clamped_chain(5, 8, 3, gain=2.0)
     reduced = eliminate(memory, ["hidden1"])
     x0 = reduced.restore({"output": x0["output"]})
     times = torch.linspace(0.0, 2.0, 5)
@@ -424,7 +425,7 @@ def test_shapes_and_dtypes(method, dtype, batch):
 
 @adaptive
 def test_autocast_leaves_the_dynamics_alone():
-    memory, x0 = held(5, 4, 3)
+    memory, x0 = clamped_chain(5, 4, 3)
     memory = clamp(memory.ham.float(), {"input": normal(3, 5, dtype=torch.float32)})
     x0 = {n: x.float() for n, x in x0.items()}
     for method in (Euler(), Adaptive()):
@@ -438,94 +439,84 @@ def test_autocast_leaves_the_dynamics_alone():
 # ------------------------------------------------------------------------ what is refused
 
 
-def refused(kind, message, **change):
-    memory, x0 = held(5, 4, 3)
-    given = {"model": memory, "x0": x0, "times": [0.0, 1.0]} | change
-    with pytest.raises(kind, match=message):
-        trajectory(**given)
+def integrated(**change):
+    memory, x0 = clamped_chain(5, 4, 3)
+    return trajectory(**{"model": memory, "x0": x0, "times": [0.0, 1.0]} | change)
 
 
-@pytest.mark.parametrize(
-    ("tau", "message"),
-    [
-        (0.0, "tau of layer 'hidden1': expected a finite number > 0, got 0.0"),
-        (-1.0, "expected a finite number > 0"),
-        (math.nan, "expected a finite number > 0"),
-        ({"output": math.inf}, "tau of layer 'output'"),
-        ({"input": 1.0}, "got 'input'; a layer that is clamped or eliminated has no time constant"),
-        ({"hidden": 1.0}, re.escape("among ['hidden1', 'output'], which move, got 'hidden'")),
-        ({"output": torch.ones(4)}, re.escape("the layer's shape (3,), got (4,)")),
-        ({"output": torch.tensor([1.0, 0.0, 1.0])}, "expected finite numbers > 0, got 0.0"),
-        (torch.tensor(-1.0), "expected finite numbers > 0, got -1.0"),
-    ],
-)
-def test_time_constants_that_are_none(tau, message):
-    refused(ValueError, message, tau=tau)
+POSITIVE = "a finite number > 0"
+ARGUMENTS = [
+    *(
+        ({"tau": tau}, (ValueError, "tau of layer 'hidden1'", POSITIVE, f"got {tau}"))
+        for tau in (0.0, -1.0, math.nan)
+    ),
+    ({"tau": {"output": math.inf}}, (ValueError, "tau of layer 'output'", POSITIVE, "got inf")),
+    ({"tau": {"input": 1.0}}, (ValueError, "tau", r"layers among \['hidden1', 'output'\]",
+      "got 'input'; a layer that is clamped or eliminated has no time constant")),
+    ({"tau": {"hidden": 1.0}}, (ValueError, "tau", "layers among", "got 'hidden'")),
+    ({"tau": {"output": torch.ones(4)}}, (ValueError, "tau of layer 'output'",
+      r"one number or the layer's shape \(3,\)", r"got \(4,\)")),
+    ({"tau": {"output": torch.tensor([1.0, 0.0, 1.0])}},
+     (ValueError, "tau of layer 'output'", "finite numbers > 0", "got 0.0")),
+    ({"tau": torch.tensor(-1.0)},
+     (ValueError, "tau of layer 'hidden1'", "finite numbers > 0", "got -1.0")),
+    ({"tau": "1"}, (TypeError, "tau of layer 'hidden1'", POSITIVE, "got str")),
+    ({"tau": torch.tensor(1)},
+     (TypeError, "tau of layer 'hidden1'", "a floating-point tensor", "got torch.int64")),
+    *(
+        ({"times": times}, (ValueError, "times", "at least two in a row", rf"shape \({shape}\)"))
+        for times, shape in (([0.0], "1,"), (1.0, ""), (torch.ones(2, 2), "2, 2"))
+    ),
+    ({"times": [0.0, 2.0, 1.0]},
+     (ValueError, "times", "strictly increasing times", "got 1 after 2, at place 2")),
+    ({"times": [0.0, 0.0]}, (ValueError, "times", "strictly increasing times", "got 0 after 0")),
+    ({"times": [0.0, math.nan]}, (ValueError, "times", "finite numbers", "got nan")),
+    ({"times": ["a", "b"]}, (TypeError, "times", "numbers, such as", r"got \['a', 'b'\]")),
+    ({"method": "dopri5"}, (TypeError, "method", "Euler", "got str")),
+    ({"method": Euler(step=2.0)}, (ValueError, "step", "at most the whole time 1, from 0 to 1",
+      "got 2; use a smaller step or later times")),
+    ({"tau": {"output": 0.05}}, (ValueError, "step",
+      "at most the time constant 0.05 of layer 'output', beyond which a step overshoots",
+      r"got 0.1; use Euler\(step=0.05\), Adaptive\(\), or eliminate\(\)")),
+    ({"model": DEQ(chain(5, 4, 3))},
+     (TypeError, "model", "an energy model", r"got DEQ; of a DEQ it is deq.reduced")),
+    ({"x0": {"output": normal(3, 3)}}, (ValueError, "state", "the layers", "")),
+]  # fmt: skip
+
+METHODS = [
+    (Euler, {"step": 0.0}, (ValueError, "step", POSITIVE, "got 0.0")),
+    (Adaptive, {"method": "rk4"},
+     (ValueError, "method", "'dopri5', .* or 'adaptive_heun'", "got 'rk4'")),
+    (Adaptive, {"rtol": -1.0}, (ValueError, "rtol", "a finite number ≥ 0", "got -1.0")),
+    (Adaptive, {"atol": 0.0}, (ValueError, "atol", POSITIVE, "got 0.0")),
+    (Adaptive, {"max_steps": 0}, (ValueError, "max_steps", "an integer ≥ 1", "got 0")),
+]  # fmt: skip
 
 
-def test_time_constants_of_a_wrong_kind():
-    refused(TypeError, "expected a finite number > 0, got str", tau="1")
-    refused(TypeError, "expected a floating-point tensor, got torch.int64", tau=torch.tensor(1))
+@pytest.mark.parametrize(("change", "refusal"), ARGUMENTS)
+def test_an_argument_is_refused(change, refusal):
+    assert_refused(refusal, lambda: integrated(**change))
 
 
-@pytest.mark.parametrize(
-    ("times", "message"),
-    [
-        ([0.0], "expected at least two in a row"),
-        (1.0, "expected at least two in a row"),
-        (torch.ones(2, 2), re.escape("got shape (2, 2)")),
-        ([0.0, 2.0, 1.0], "strictly increasing times, got 1 after 2, at place 2"),
-        ([0.0, 0.0], "strictly increasing"),
-        ([0.0, math.nan], "finite numbers, got nan"),
-    ],
-)
-def test_times_that_are_none(times, message):
-    refused(ValueError, message, times=times)
-
-
-def test_other_bad_input():
-    refused(TypeError, "times: expected numbers", times=["a", "b"])
-    refused(TypeError, "method: expected Euler", method="dopri5")
-    refused(TypeError, re.escape("of a DEQ it is deq.reduced"), model=DEQ(chain(5, 4, 3)))
-    refused(ValueError, "expected the layers", x0={"output": normal(3, 3)})
-    refused(ValueError, "whole time 1, from 0 to 1, got 2", method=Euler(step=2.0))
-    refused(
-        ValueError,
-        re.escape("time constant 0.05 of layer 'output', beyond which a step overshoots, got 0.1"),
-        tau={"output": 0.05},
-    )
-    with pytest.raises(ValueError, match="step: expected a finite number > 0"):
-        Euler(step=0.0)
-    for bad, message in (
-        ({"method": "rk4"}, "method: expected 'dopri5', .* or 'adaptive_heun', got 'rk4'"),
-        ({"rtol": -1.0}, "rtol"),
-        ({"atol": 0.0}, "atol"),
-        ({"max_steps": 0}, "max_steps"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            Adaptive(**bad)
+@pytest.mark.parametrize(("kind", "options", "refusal"), METHODS)
+def test_an_option_of_an_integrator_is_refused(kind, options, refusal):
+    assert_refused(refusal, lambda: kind(**options))
 
 
 @adaptive
-def test_what_stops_an_adaptive_method():
-    x0 = held(5, 4, 3)[1]
-    refused(
-        ValueError,
-        re.escape("NaN or infinity in samples [1]"),
-        x0=x0 | {"output": x0["output"].index_fill(0, torch.tensor([1]), math.nan)},
-        method=Adaptive(),
-    )
-    refused(RuntimeError, "max_num_steps exceeded", method=Adaptive(max_steps=1), times=[0.0, 50.0])
+def test_what_stops_an_adaptive_method_is_told():
+    x0 = clamped_chain(5, 4, 3)[1]
+    x0["output"][1] = math.nan
+    remedy = r"NaN or infinity in samples \[1\].*; remove them, or use Euler\(\)"
+    row = (ValueError, "x0", "finite states", remedy)
+    assert_refused(row, lambda: integrated(x0=x0, method=Adaptive()))
+    with pytest.raises(RuntimeError, match="max_num_steps exceeded"):
+        integrated(method=Adaptive(max_steps=1), times=[0.0, 50.0])
     # Rectified cubes with large weights: an energy without a lower bound.
     growing = chain(5, 4, 3, lagrangian=RePU(4), gain=5.0)
-    refused(
-        RuntimeError,
-        "where states grow without bound",
-        model=growing,
-        x0={n: 10 * x.abs() for n, x in start(growing).items()},
-        times=[0.0, 100.0],
-        method=Adaptive(),
-    )
+    x0 = {n: 10 * x.abs() for n, x in start(growing).items()}
+    with pytest.raises(RuntimeError, match="where states grow without bound"):
+        integrated(model=growing, x0=x0, times=[0.0, 100.0], method=Adaptive())
 
 
 def test_without_torchdiffeq_there_is_euler(monkeypatch):
@@ -537,7 +528,7 @@ def test_without_torchdiffeq_there_is_euler(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", none)
-    memory, x0 = held(5, 4, 3)
+    memory, x0 = clamped_chain(5, 4, 3)
     trajectory(memory, x0, [0.0, 1.0], method=Euler())
     with pytest.raises(ModuleNotFoundError, match=re.escape("pip install 'hamdeq[ode]'")):
         trajectory(memory, x0, [0.0, 1.0], method=Adaptive())

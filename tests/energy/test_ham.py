@@ -545,15 +545,7 @@ def test_connections_must_fit_their_layers():
     neurons = {"a": Neurons(3, Identity()), "b": Neurons((2, 2), Identity())}
     with pytest.raises(ValueError, match=r"unknown layer 'c': this HAM has \['a', 'b'\]"):
         HAM(neurons, [(("a", "c"), Dense(3, 3))])
-    with pytest.raises(
-        ValueError, match=r"\('a', 'b'\): Dense expects shape \(4,\) for layer 'b', .* \(2, 2\)"
-    ):
-        HAM(neurons, [(("a", "b"), Dense(3, 4))])
-    with pytest.raises(ValueError, match=r"expects shape \(2,\) for layer 'a', .* \(3,\)"):
-        HAM(neurons, [(("a",), Bias(2))])
-    with pytest.raises(ValueError, match=r"\('a',\): Dense connects 2 layers, got 1 names"):
-        HAM(neurons, [(("a",), Dense(3, 3))])
-    with pytest.raises(ValueError, match=r"Bias connects 1 layers, got 2 names"):
+    with pytest.raises(ValueError, match="Bias: expected 1 layers, got 2 names"):
         HAM(neurons, [(("a", "a"), Bias(3))])
 
 

@@ -1,4 +1,4 @@
-"""Synapses: the contract for all but maps and for a user's own, initial statistics, errors."""
+"""Synapses: the contract for all but maps and for a user's own, initial statistics."""
 
 import math
 
@@ -466,47 +466,10 @@ def test_an_interaction_settles_as_the_synapse_it_equals():
     torch.testing.assert_close(*values, **CLOSE)
 
 
-def test_a_function_with_the_wrong_shape_is_named():
-    a, b = normal(3, 4), normal(3, 4)
-
-    def summed(a, b):
-        return -(a * b).sum()
-
-    with pytest.raises(
-        ValueError, match=r"summed: expected one scalar a sample, of shape \(3,\)"
-    ) as e:
-        FunctionSynapse(summed).energy(a, b)
-    assert "got (); it is summed over the batch" in str(e.value)
-    with pytest.raises(ValueError, match=r"got \(3, 4\); sum over the axes of each sample"):
-        FunctionSynapse(torch.mul).field(0, a, b)
-    with pytest.raises(TypeError, match=r"expected a tensor of shape \(batch,\), got float"):
-        FunctionSynapse(lambda a: 1.0).energy(a)
-
-
-@pytest.mark.parametrize("wrong", [None, 3, "energy", Bilinear])
-def test_an_interaction_is_of_a_function(wrong):
-    with pytest.raises(TypeError, match="function: expected a function of activations"):
-        FunctionSynapse(wrong)
-
-
-@pytest.mark.parametrize("wrong", [0, (-1,), (0.0,), (True,), "01", None])
-def test_places_that_are_none(wrong):
-    with pytest.raises(ValueError, match="linear_in: expected places"):
-        FunctionSynapse(cubic, linear_in=wrong)
-
-
-def test_places_beyond_the_layers():
-    neurons = {"a": Neurons(3, Identity())}
-    with pytest.raises(
-        ValueError, match=r"\('a',\): linear_in: expected places 0 to 0 of 1 layers, got \(0, 1\)"
-    ):
-        HAM(neurons, [(("a",), FunctionSynapse(inner_product, linear_in=(0, 1)))])
-
-
 def test_a_false_declaration_of_linearity_is_found():
     g = normal(4, 3), normal(4, 3, seed=1), normal(4, 3, seed=2)
     for place in (0, 1):
-        with pytest.raises(ValueError, match=f"declared to be linear in place {place}"):
+        with pytest.raises(ValueError, match=f"declared to be linear in place {place}, got"):
             FunctionSynapse(cubic, linear_in=(place, 2)).check_linear(*g)
 
     def with_a_rest(a, b):
@@ -516,51 +479,6 @@ def test_a_false_declaration_of_linearity_is_found():
     for place in (0, 1):
         with pytest.raises(ValueError, match="a synapse of its own"):
             FunctionSynapse(with_a_rest, linear_in=(place,)).check_linear(*g[:2])
-
-
-# ---------------------------------------------------------------------------- errors
-
-
-@pytest.mark.parametrize("size", [0, -3, 2.0, "4", None])
-def test_sizes_must_be_positive_integers(size):
-    for name, make in (
-        ("n_from", lambda: Dense(size, 3)),
-        ("n_to", lambda: Dense(3, size)),
-        ("shape", lambda: Bias((3, size))),
-        ("shape", lambda: Bias(size)),
-        ("shape", lambda: Neurons(size, Identity())),
-    ):
-        with pytest.raises((ValueError, TypeError)) as error:
-            make()
-        message = str(error.value)
-        assert message.startswith(f"{name}: expected a positive integer"), message
-        assert f"got {size!r}" in message
-
-
-def test_sizes_of_lateral_and_attention():
-    with pytest.raises(ValueError, match=r"n: expected an integer ≥ 2, got 1"):
-        Lateral(1)
-    for name, sizes in (("dim", (0, 1, 1)), ("heads", (1, 0, 1)), ("head_dim", (1, 1, 0))):
-        with pytest.raises(ValueError, match=f"^{name}: expected a positive integer, got 0"):
-            SelfAttention(*sizes)
-    with pytest.raises(ValueError, match=r"beta: expected a finite number > 0, got -1\.0"):
-        SelfAttention(2, 1, 1, beta=-1.0)
-    for shape in (4, (3, 5), (2, 3, 4)):
-        with pytest.raises(
-            ValueError, match=r"SelfAttention expects shape \(tokens, 4\) for layer 'a'"
-        ):
-            HAM({"a": Neurons(shape, LayerNorm())}, [(("a",), SelfAttention(4, 1, 2))])
-
-
-@pytest.mark.parametrize("std", [-1.0, math.nan])
-def test_standard_deviation_must_not_be_negative(std):
-    with pytest.raises(ValueError, match=rf"std: expected a finite number ≥ 0, got {std}"):
-        Bias(3, std=std)
-
-
-def test_places_that_a_dense_synapse_does_not_have():
-    with pytest.raises((ValueError, IndexError)):
-        Dense(3, 3).double().field(2, normal(1, 3), normal(1, 3))
 
 
 def test_printed_forms():

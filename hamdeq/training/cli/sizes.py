@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import lightning as L
 
+from hamdeq._checks import require
 from hamdeq.chn import CHNDEQ
 from hamdeq.data import ArrayDataModule, TensorDataModule
 from hamdeq.memories import FeedForward
@@ -19,7 +20,7 @@ __all__ = ["check_sizes"]
 def check_sizes(model: L.LightningModule, data: L.LightningDataModule) -> None:
     """Compare the neurons of inputs and classes with pixels and classes of the data.
 
-    Modules and data that are not known here are let pass.
+    Modules and data of other kinds are let pass.
 
     Raises:
         ValueError: a number of neurons does not fit.
@@ -32,11 +33,8 @@ def check_sizes(model: L.LightningModule, data: L.LightningDataModule) -> None:
         wanted = [(math.prod(data.image_shape), f"pixel of the images {data.image_shape}")]
         wanted += [(data.n_classes, "class")] * hasattr(data, "n_classes")
     for (size, what), (got, where, of, option) in zip(wanted, _neurons(model), strict=False):
-        if got != size:
-            raise ValueError(
-                f"{where}: expected {size} neurons {of}, one for each {what} of "
-                f"{type(data).__name__}, got {got}; change --{option}, or the data"
-            )
+        expected = f"{size} neurons {of}, one for each {what} of {type(data).__name__}"
+        require(got == size, where, expected, got, f"change --{option}, or the data")
 
 
 def _neurons(model: L.LightningModule) -> Iterator[tuple[int, str, str, str]]:
