@@ -1,6 +1,6 @@
 """hamdeq: associative memories that settle.
 
-Write down an energy from neurons and synapses; get a differentiable layer that settles to its
+Write down an energy from neurons and synapses; turn it into a trainable layer that finds its
 minimum. Classical Hopfield networks, dense associative memories, attention and hierarchical
 memories are choices of Lagrangian and graph.
 
@@ -21,9 +21,9 @@ The main names, in the order in which a memory is built and used:
   ``FunctionSynapse``: any function of activations as one.
 - ``HAM``: neurons and synapses on any graph; ``HAM.chain``: layers in a row. ``TwoLayer``: features
   and memories; ``CHN``: the continuous Hopfield network.
-- ``clamp``, ``two_colouring``, ``eliminate``: hold layers, and remove others exactly.
+- ``clamp``, ``two_colouring``, ``eliminate``: clamp layers, and remove others exactly.
 - ``Picard``, ``Anderson``, ``Broyden``, ``Newton``, ``TrustRegion``: solvers; a ``Solution`` says
-  of every sample how it settled. ``Euler``, ``trajectory``: the way there in time.
+  of every sample how it converged. ``Euler``, ``trajectory``: the way there in time.
 - ``fixed_point``: an equilibrium with its gradient, by ``Implicit``, ``Phantom``, ``Unrolled`` or
   ``EquilibriumPropagation``.
 - ``DEQ``: all of it as a layer.

@@ -220,7 +220,7 @@ def test_a_solution_tells_how_samples_failed():
 def test_clamped_and_reduced_memories_print_their_layers():
     ham = HAM.chain([7, 5, 3])
     state = {"input": torch.rand(2, 7), "output": torch.rand(2, 3)}
-    held = clamp(ham, state, {"output": torch.tensor([True, False, False])})
-    assert repr(held) == "Clamped(clamped: input; clamped in part: output; free: hidden1)"
-    assert repr(eliminate(held, ["hidden1"])) == "Reduced(visible: output; hidden: hidden1)"
-    assert repr(eliminate(held, [])) == "Reduced(visible: hidden1, output; hidden: none)"
+    clamped = clamp(ham, state, {"output": torch.tensor([True, False, False])})
+    assert repr(clamped) == "Clamped(clamped: input; clamped in part: output; free: hidden1)"
+    assert repr(eliminate(clamped, ["hidden1"])) == "Reduced(visible: output; hidden: hidden1)"
+    assert repr(eliminate(clamped, [])) == "Reduced(visible: hidden1, output; hidden: none)"

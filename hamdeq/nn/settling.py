@@ -1,4 +1,4 @@
-"""Retrieval to convergence: every state pattern settles by itself, with an implicit gradient."""
+"""Retrieval to convergence: every state pattern converges by itself, with an implicit gradient."""
 
 from __future__ import annotations
 

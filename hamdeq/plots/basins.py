@@ -87,8 +87,8 @@ def _converge(memory: Reduced, name: str, starts: Tensor, solver: Solver, near: 
     rows = torch.zeros(1, dtype=torch.long, device=starts.device)  # all are the first sample
     flat = starts.flatten(0, 1)
     model = memory.select(rows.expand(len(flat)))
-    settled = fixed_point(model, {name: flat}, solver=solver, on_failure="ignore")
-    equilibria, which = _equilibria(settled.value[name], settled.converged, near)
+    solution = fixed_point(model, {name: flat}, solver=solver, on_failure="ignore")
+    equilibria, which = _equilibria(solution.value[name], solution.converged, near)
     order = energy(equilibria).argsort()[: len(COLOURS)]
     rank = torch.full((len(equilibria) + 1,), -1)  # the last of them is of those without any
     rank[order.cpu()] = torch.arange(len(order))

@@ -22,11 +22,11 @@ class Dense(Map):
     Args:
         n_from: neurons in the first layer, n₁.
         n_to: neurons in the second layer, n₂.
-        gain: factor on the initial weights. A small gain between settling layers makes them
-            settle in few steps: how much a step contracts goes with the square of the weights.
+        gain: factor on the initial weights. A small gain between free layers makes them
+            converge in few steps: how much a step contracts goes with the square of the weights.
         orthogonal: whether the initial weights are gain times a matrix with orthonormal rows or
             columns. All directions then pass on equally strongly, and none more than the gain
-            says: what deep memories need to carry a signal and yet settle.
+            says: what deep memories need to carry a signal and yet converge.
 
     Shape:
         ``weight`` is ``(n_from, n_to)``, initialised uniformly in ±gain·√(6/(n₁ + n₂)) after

@@ -19,7 +19,7 @@ class SynapseContract(Contract):
     """Contract of a synapse, a function of activations.
 
     The energy is one number a sample; the field on a layer is −∂E/∂g, a partial derivative with
-    the other layers held fixed; what is declared to be linear is. No sample depends on another,
+    the other layers fixed; what is declared to be linear is. No sample depends on another,
     and all parameters learn.
 
     ``make()`` returns a :class:`~hamdeq.Synapse`.
@@ -105,7 +105,7 @@ class SynapseContract(Contract):
             self.close(
                 synapse.field(place, *linked),
                 synapse.field(place, *plain),
-                f"field {place} is a partial derivative: the other layers are held fixed",
+                f"field {place} is a partial derivative: the other layers are fixed",
             )
 
     def test_linear_where_it_says_so(self) -> None:

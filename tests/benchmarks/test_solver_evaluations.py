@@ -77,8 +77,8 @@ def driven(sizes: dict[str, int], couplings: dict[tuple[str, str], Tensor]) -> P
             *(((f"drive_{a}", a), weighted(torch.eye(n))) for a, n in sizes.items()),
         ],
     )
-    held = {f"drive_{name}": 0.5 * torch.randn(BATCH, n) for name, n in sizes.items()}
-    return clamp(ham, held), {name: torch.zeros(BATCH, n) for name, n in sizes.items()}
+    clamped = {f"drive_{name}": 0.5 * torch.randn(BATCH, n) for name, n in sizes.items()}
+    return clamp(ham, clamped), {name: torch.zeros(BATCH, n) for name, n in sizes.items()}
 
 
 def bipartite(norm: float) -> Problem:

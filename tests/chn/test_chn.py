@@ -413,7 +413,7 @@ class TestSteps:
     def test_exact_even_odd_steps_never_raise_the_energy(self, digits: Any, name: str) -> None:
         chn, _ = networks(digits)[name]
         chn = copy.deepcopy(chn)
-        with torch.no_grad():  # strong enough that steps at once would not settle
+        with torch.no_grad():  # strong enough that steps at once would not converge
             for p in chn.parameters():
                 p *= 2.0 if name != "linear" else 1.0
         s = states(chn, batch=50, scale=2.0)
@@ -474,7 +474,7 @@ class TestSteps:
 
 class TestCHNDEQ:
     @pytest.mark.parametrize(("splitting", "damping"), [("even-odd", 1.0), (None, 0.2)])
-    def test_plain_iteration_settles_a_trained_network(
+    def test_plain_iteration_converges_on_a_trained_network(
         self, digits: Any, splitting: Any, damping: float
     ) -> None:
         chn, x = digits

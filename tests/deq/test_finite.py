@@ -236,7 +236,7 @@ def test_fixed_point_of_an_energy_model_keeps_lost_samples_out_of_the_gradient()
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-6)
 
 
-def test_settling_of_a_state_pattern_that_overflows_harms_no_other() -> None:
+def test_settle_with_a_state_pattern_that_overflows_harms_no_other() -> None:
     torch.manual_seed(0)
     stored = torch.randn(5, 4, requires_grad=True)
     state = torch.randn(3, 4)

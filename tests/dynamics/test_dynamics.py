@@ -177,7 +177,7 @@ def test_the_end_of_a_path_is_the_equilibrium_of_the_deq(dtype):
 
 
 @adaptive
-def test_the_end_of_a_path_is_what_attention_settles_at():
+def test_the_end_of_a_path_is_the_fixed_point_of_attention():
     torch.manual_seed(0)
     ham = HAM(
         {"query": Neurons(8, Identity()), "memories": Neurons(20, Softmax(0.5))},

@@ -76,8 +76,8 @@ def biased(stored: int, *, batch: int = 3, learnable: bool = True) -> Made:
         (("label", "query"), Dense(2, D)),
     ]
     ham = HAM(neurons, connections).double()
-    held = clamp(ham, {"label": normal(batch, 2, seed=2)})
-    return held, eliminate(held, ["memories"]), {"query": normal(batch, D, seed=1)}
+    clamped = clamp(ham, {"label": normal(batch, 2, seed=2)})
+    return clamped, eliminate(clamped, ["memories"]), {"query": normal(batch, D, seed=1)}
 
 
 def heads(lagrangian: Any, stored: int = 40, *, batch: int = 3) -> Made:
@@ -91,8 +91,8 @@ def heads(lagrangian: Any, stored: int = 40, *, batch: int = 3) -> Made:
         },
         [(("state", "stored", "memories"), Association(2, 4, stored, D))],
     ).double()
-    held = clamp(ham, {"stored": normal(batch, *patterns, seed=2).requires_grad_()})
-    return held, eliminate(held, ["memories"]), {"state": normal(batch, *shape, seed=1)}
+    clamped = clamp(ham, {"stored": normal(batch, *patterns, seed=2).requires_grad_()})
+    return clamped, eliminate(clamped, ["memories"]), {"state": normal(batch, *shape, seed=1)}
 
 
 def deep() -> Made:
@@ -102,10 +102,10 @@ def deep() -> Made:
     pairs = [("image", "hidden"), ("hidden", "query"), ("query", "memories"), ("side", "query")]
     connections: Any = [(link, Dense(sizes[link[0]], sizes[link[1]])) for link in pairs]
     neurons = {name: Neurons(n, kinds[name]) for name, n in sizes.items()}
-    held = clamp(HAM(neurons, connections).double(), {"image": normal(3, 4, seed=2)})
-    reduced = eliminate(held, ["hidden", "memories"])
+    clamped = clamp(HAM(neurons, connections).double(), {"image": normal(3, 4, seed=2)})
+    reduced = eliminate(clamped, ["hidden", "memories"])
     x = {"query": normal(3, D, seed=1), "side": normal(3, 3, seed=3)}
-    return held, reduced, x
+    return clamped, reduced, x
 
 
 def betas() -> Tensor:
@@ -304,8 +304,8 @@ def test_two_layer_and_hopfield_layers_are_fused() -> None:
     layer = Hopfield(8, num_heads=2, scaling=0.6).double()
     given = normal(3, 40, 8), normal(3, 4, 8, seed=1), normal(3, 40, 8)
     q = layer.project(given)
-    held = clamp(layer.as_ham(stored=40, states=4), {"stored": q.stored})
-    reduced = eliminate(held, ["memories"])
+    clamped = clamp(layer.as_ham(stored=40, states=4), {"stored": q.stored})
+    reduced = eliminate(clamped, ["memories"])
     assert type(reduced) is Attention
     expected = torch.softmax(0.6 * q.state @ q.stored.mT, -1) @ q.stored
     torch.testing.assert_close(reduced.update({"state": q.state})["state"], expected, **CLOSE)
@@ -355,13 +355,13 @@ def test_weights_are_those_of_the_moment() -> None:
     synapse.register_forward_hook(lambda *args: seen.append(args))
     torch.testing.assert_close(reduced.update(x), generic.update(x), **CLOSE)
     assert len(seen) == 2
-    held, reduced, x = biased(40)
+    clamped, reduced, x = biased(40)
     with torch.no_grad():
         before = reduced.update(x)["query"]
     after = reduced.update(x)["query"]
     torch.testing.assert_close(after, before, **CLOSE)
     after.sum().backward()
-    assert held.ham.synapses[0].weight.grad.abs().max() > 0  # type: ignore[attr-defined]
+    assert clamped.ham.synapses[0].weight.grad.abs().max() > 0  # type: ignore[attr-defined]
 
 
 def test_a_large_bank_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,20 +207,20 @@ def test_colours_change_only_the_order_of_an_update() -> None:
         assert (new[name] - at_once[name]).abs().max() > 1e-3
 
 
-def test_layers_held_in_an_update_stay_and_count() -> None:
+def test_layers_clamped_in_an_update_stay_and_count() -> None:
     ham = graph("complete")
     first, *colours = colouring(ham, clamped=("input",))
     reduced = eliminate(clamp(ham, {"input": images()}), first, colours=colours)
     (one,), (two,), (three,) = reduced.colours
     x = {a: normal(5, SIZES[a], seed=i) for i, a in enumerate(reduced.visible)}
-    free, held = reduced.update(x), reduced.update(x, clamped=(one,))
-    assert torch.equal(held[one], x[one])
+    free, clamped = reduced.update(x), reduced.update(x, clamped=(one,))
+    assert torch.equal(clamped[one], x[one])
     # Those after it see it where it was.
-    assert (held[two] - free[two]).abs().max() > 1e-3
+    assert (clamped[two] - free[two]).abs().max() > 1e-3
     kept = eliminate(clamp(ham, {"input": images(), one: x[one]}), first, colours=[[two], [three]])
     expected = kept.update({a: x[a] for a in kept.visible})
     for name in (two, three):
-        torch.testing.assert_close(held[name], expected[name], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(clamped[name], expected[name], rtol=1e-12, atol=1e-12)
     last = reduced.update(x, clamped=(three,))
     torch.testing.assert_close(last, free | {three: x[three]}, rtol=0, atol=0)
     everything = reduced.update(x, clamped=reduced.visible)
@@ -409,7 +409,7 @@ def test_newtons_method_solves_a_quadratic_energy_in_one_step() -> None:
     assert convex > 10
 
 
-def test_plain_sweeps_settle_where_all_layers_at_once_do_not() -> None:
+def test_plain_sweeps_converge_where_all_layers_at_once_do_not() -> None:
     ham, given = graph("triangle", gain=10.0), {"input": images(64)}
     settled = {}
     for splitting in ("sweep", None):
@@ -594,10 +594,10 @@ def test_one_memory_two_questions() -> None:
     assert back.converged.all()
     after = ham.update(dict(back.value), clamped=["output"])
     torch.testing.assert_close(after, dict(back.value), rtol=1e-9, atol=1e-9)
-    # With its own image and label held, the layers between are where they were.
+    # With its own image and label clamped, the layers between are where they were.
     both = DEQ(ham, ("input", "output"), splitting="sweep", solver=TIGHT)
-    held = both({"input": back.value["input"], "output": answer["output"]}).value
-    torch.testing.assert_close(dict(held), dict(back.value), rtol=1e-9, atol=1e-9)
+    clamped = both({"input": back.value["input"], "output": answer["output"]}).value
+    torch.testing.assert_close(dict(clamped), dict(back.value), rtol=1e-9, atol=1e-9)
     # Both questions can be learned at once.
     (answer["output"].sum() + back.value["input"].sum()).backward()
     assert all(p.grad.abs().max() > 1e-6 for p in ham.parameters())

@@ -98,8 +98,8 @@ def test_random_hypergraphs(drawn: tuple[HAM, list[str], list[str]]) -> None:
     degree = max((len(set().union(*(k for k in links if a in k), {a})) for a in free), default=0)
     assert len(classes) <= max(1, degree + bool(selfish))
     # It is what eliminate asks for, and each class is brought to its minimum.
-    held = {a: torch.zeros(1, *ham.layer(a).shape) for a in clamped}
-    model = clamp(ham, held) if clamped else ham
+    states = {a: torch.zeros(1, *ham.layer(a).shape) for a in clamped}
+    model = clamp(ham, states) if clamped else ham
     reduced = eliminate(model, classes[0], colours=classes[1:])
     assert reduced.descends == (not selfish)
     # Where two colours are enough they are those of even-odd splitting.

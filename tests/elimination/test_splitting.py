@@ -112,19 +112,19 @@ def test_the_wider_colour_is_hidden():
 
 
 def test_clamped_layers_connect_nothing():
-    """A triangle is odd; with one corner held it is a single edge, or, with two, a point."""
+    """A triangle is odd; with one corner clamped it is a single edge, or, with two, a point."""
     triangle = graph({"a": 5, "b": 3, "c": 4}, ["ab", "bc", "ca"])
     assert two_colouring(triangle, clamped=("a",)) == (("b",), ("c",))
     keep, hide = two_colouring(triangle, clamped=("a", "c"))
     assert (keep, hide) == ((), ("b",))
     assert two_colouring(triangle, clamped=("a", "b", "c")) == ((), ())
-    # A star whose centre is held falls apart: every leaf can be hidden.
+    # A star whose centre is clamped falls apart: every leaf can be hidden.
     star = graph({"o": 2, "p": 3, "q": 4, "r": 5}, ["op", "oq", "or"])
     assert two_colouring(star, clamped=("o",)) == ((), ("p", "q", "r"))
     assert two_colouring(star) == (("o",), ("p", "q", "r"))
 
 
-def test_a_triple_with_a_held_layer_is_an_edge():
+def test_a_triple_with_a_clamped_layer_is_an_edge():
     neurons = {a: Neurons(n, Sigmoid()) for a, n in (("a", 2), ("b", 3), ("c", 4))}
     ham = HAM(neurons, [(("a", "b", "c"), Triple(2, 3, 4))])
     assert two_colouring(ham, clamped=("a",)) == (("b",), ("c",))
@@ -237,11 +237,11 @@ def zoo():
         return ham.double()
 
     chain = damped(HAM.chain([4, 5, 3, 4, 2], Sigmoid(2.0, 0.1)))
-    held = {"input": normal(3, 4, seed=77).requires_grad_()}
-    yield "chain", clamp(chain, held), ("hidden1", "hidden3"), chain, held
-    yield "chain, other colour", clamp(chain, held), ("hidden2", "output"), chain, held
-    yield "chain, one layer", clamp(chain, held), ("hidden2",), chain, held
-    yield "chain, nothing held", chain, two_colouring(chain)[1], chain, {}
+    clamped = {"input": normal(3, 4, seed=77).requires_grad_()}
+    yield "chain", clamp(chain, clamped), ("hidden1", "hidden3"), chain, clamped
+    yield "chain, other colour", clamp(chain, clamped), ("hidden2", "output"), chain, clamped
+    yield "chain, one layer", clamp(chain, clamped), ("hidden2",), chain, clamped
+    yield "chain, nothing clamped", chain, two_colouring(chain)[1], chain, {}
 
     neurons = {
         "x": Neurons(3, Identity()),
@@ -279,15 +279,15 @@ def zoo():
             ],
         )
     )
-    held = {"x": normal(3, 3, seed=78).requires_grad_()}
-    yield "mixed", clamp(mixed, held), ("a", "b", "d"), mixed, held
-    yield "mixed, other colour", clamp(mixed, held), ("c",), mixed, held
-    yield "mixed, nothing held", mixed, ("a", "d"), mixed, {}
+    clamped = {"x": normal(3, 3, seed=78).requires_grad_()}
+    yield "mixed", clamp(mixed, clamped), ("a", "b", "d"), mixed, clamped
+    yield "mixed, other colour", clamp(mixed, clamped), ("c",), mixed, clamped
+    yield "mixed, nothing clamped", mixed, ("a", "d"), mixed, {}
 
 
 @pytest.fixture(params=[name for name, *_ in zoo()])
 def case(request):
-    """Made anew for each test: what held layers exert keeps its graph for one backward pass."""
+    """Made anew for each test: what clamped layers exert keeps its graph for one backward pass."""
     return next(rest for name, *rest in zoo() if name == request.param)
 
 
@@ -319,9 +319,9 @@ def test_full_and_eliminated_models_share_their_fixed_points(case):
 
 def test_gradients_at_the_fixed_point_are_those_of_the_full_model(case):
     """dℓ/dθ by the implicit function theorem, with the linear system solved densely."""
-    model, hidden, ham, held = case
+    model, hidden, ham, clamped = case
     reduced = eliminate(model, hidden)
-    inputs = [*held.values(), *ham.parameters()]
+    inputs = [*clamped.values(), *ham.parameters()]
     weights = state(model, seed=60)
 
     def loss(x):
@@ -405,10 +405,10 @@ def test_eliminated_energy_is_the_least_that_hidden_states_give(case):
 
 def test_gradient_of_the_eliminated_energy_is_the_full_one_at_the_minimum(case):
     """Envelope theorem: the hidden states' dependence adds nothing."""
-    model, hidden, ham, held = case
+    model, hidden, ham, clamped = case
     reduced = eliminate(model, hidden)
     visible = {a: v.requires_grad_() for a, v in state(model, layers=reduced.visible).items()}
-    inputs = [*visible.values(), *held.values(), *ham.parameters()]
+    inputs = [*visible.values(), *clamped.values(), *ham.parameters()]
     options = {"allow_unused": True, "materialize_grads": True, "retain_graph": True}
     minimum = {a: x.detach() for a, x in reduced.restore(visible).items() if a in hidden}
     expected = torch.autograd.grad(model.energy(visible | minimum).sum(), inputs, **options)
@@ -429,14 +429,14 @@ def test_states_are_not_written_to(case):
 @pytest.mark.parametrize("batch", [0, 1, 5])
 def test_any_batch(batch):
     ham = HAM.chain([3, 4, 5, 2]).double()
-    held = {"input": normal(batch, 3)}
-    reduced = eliminate(clamp(ham, held), ("hidden1", "output"))
+    clamped = {"input": normal(batch, 3)}
+    reduced = eliminate(clamp(ham, clamped), ("hidden1", "output"))
     x = {"hidden2": normal(batch, 5)}
     assert reduced.energy(x).shape == (batch,)
     assert reduced.update(x)["hidden2"].shape == (batch, 5)
     assert reduced.restore(x)["output"].shape == (batch, 2)
     for i in range(batch):
-        alone = eliminate(clamp(ham, {"input": held["input"][i : i + 1]}), ("hidden1", "output"))
+        alone = eliminate(clamp(ham, {"input": clamped["input"][i : i + 1]}), ("hidden1", "output"))
         one = {"hidden2": x["hidden2"][i : i + 1]}
         torch.testing.assert_close(
             alone.update(one)["hidden2"][0], reduced.update(x)["hidden2"][i], **CLOSE
@@ -444,7 +444,7 @@ def test_any_batch(batch):
         torch.testing.assert_close(alone.energy(one)[0], reduced.energy(x)[i], **CLOSE)
 
 
-def test_visible_layers_can_be_held_as_well():
+def test_visible_layers_can_be_clamped_as_well():
     ham = HAM.chain([3, 4, 2]).double()
     reduced = eliminate(ham, ("hidden1",))
     x = state(ham, layers=reduced.visible)
@@ -455,7 +455,7 @@ def test_visible_layers_can_be_held_as_well():
 
 
 def test_nothing_left_to_solve():
-    """A held input and one layer: its minimum is known, without any state to settle."""
+    """A clamped input and one layer: its minimum is found without any iteration."""
     ham = HAM.chain([4, 3]).double()
     x = {"input": normal(2, 4)}
     reduced = eliminate(clamp(ham, x), ("output",))
@@ -572,7 +572,7 @@ def test_even_odd_steps_never_raise_the_energy(name):
                 checked += int(finite.sum())
                 fell += int((rise < -16 * EPS * size)[finite].sum())
                 energy = new
-    # Of 2,112 (with n = 2 and the input held there is nothing to do: 22 models × 12 × 8).
+    # Of 2,112 (with n = 2 and the input clamped there is nothing to do: 22 models × 12 × 8).
     assert checked == 2112 if name in BOUNDED else checked > 500
     assert fell > 100
 
@@ -682,11 +682,11 @@ def test_eliminate_says_what_it_cannot_remove():
         ValueError, match=r"Dense \('hidden1', 'output'\); remove 'hidden1' or 'out"
     ):
         eliminate(ham, ("hidden1", "output"))
-    held = clamp(ham, {"input": torch.zeros(1, 4)})
+    clamped = clamp(ham, {"input": torch.zeros(1, 4)})
     with pytest.raises(
         ValueError, match=r"expected names among \['hidden1', 'output'\], got 'input'"
     ):
-        eliminate(held, ("input",))
+        eliminate(clamped, ("input",))
     loop = graph({"a": 2, "b": 2}, ["ab", "aa"])
     with pytest.raises(
         ValueError, match=r"without a synapse among themselves, got Dense \('a', 'a'\)"

@@ -499,7 +499,7 @@ def test_what_has_no_bound_is_named(check):
     pool = between(MaxPool2d(2), shape=(1, 4, 4), to=(1, 2, 2))
     with pytest.raises(TypeError, match=r"MaxPool2d \('a', 'b'\): expected linear maps"):
         check(pool)
-    check(pool, clamped=["input", "a"])  # of what is held it is a constant field
+    check(pool, clamped=["input", "a"])  # of what is clamped it is a constant field
     with pytest.raises(TypeError, match=r"MaxPool2d \('a', 'b'\)"):
         check(pool, clamped=["input", "b"])
     square = FunctionSynapse(lambda g, h: (g * h).sum(-1) ** 2)

@@ -377,19 +377,19 @@ def test_copies_agree(ham):
 # ----------------------------------------------------------------------------- clamp
 
 
-def held_sets(ham):
+def clamped_sets(ham):
     a, b, last = ham.layers[0], ham.layers[1], ham.layers[-1]
     return [(a,), (b,), (a, last), tuple(ham.layers[:-1])]
 
 
 def test_clamping_keeps_update_and_energy(ham):
     x = state(ham)
-    for held in held_sets(ham):
-        clamped = clamp(ham, {name: x[name] for name in held})
-        assert clamped.layers == tuple(a for a in ham.layers if a not in held)
+    for names in clamped_sets(ham):
+        clamped = clamp(ham, {name: x[name] for name in names})
+        assert clamped.layers == tuple(a for a in ham.layers if a not in names)
         free = {name: x[name] for name in clamped.layers}
         torch.testing.assert_close(clamped.energy(free), ham.energy(x), **CLOSE)
-        expected = ham.update(x, clamped=held)
+        expected = ham.update(x, clamped=names)
         assert_same_states(clamped.update(free), {a: expected[a] for a in free})
         terms = torch.stack(list(clamped.energy_terms(free).values())).sum(0)
         torch.testing.assert_close(terms, ham.energy(x), **CLOSE)
@@ -397,11 +397,11 @@ def test_clamping_keeps_update_and_energy(ham):
 
 
 def test_clamping_keeps_the_gradients(ham):
-    """To the held layers, to the free ones and to every parameter; of energy and update."""
+    """To the clamped layers, to the free ones and to every parameter; of energy and update."""
     x = {name: x_a.requires_grad_() for name, x_a in state(ham).items()}
     inputs = [*x.values(), *ham.parameters()]
-    for held in held_sets(ham):
-        free_names = [a for a in ham.layers if a not in held]
+    for names in clamped_sets(ham):
+        free_names = [a for a in ham.layers if a not in names]
 
         def loss(model, values, free_names=free_names):
             new = model.update(values)
@@ -411,7 +411,7 @@ def test_clamping_keeps_the_gradients(ham):
         expected = torch.autograd.grad(
             loss(ham, x), inputs, allow_unused=True, materialize_grads=True
         )
-        clamped = clamp(ham, {name: x[name] for name in held})
+        clamped = clamp(ham, {name: x[name] for name in names})
         actual = torch.autograd.grad(
             loss(clamped, {a: x[a] for a in free_names}),
             inputs,
@@ -421,7 +421,7 @@ def test_clamping_keeps_the_gradients(ham):
         torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
 
 
-def test_what_held_layers_exert_is_computed_once():
+def test_fields_of_clamped_layers_are_computed_once():
     torch.manual_seed(0)
     first, second = Counting(4, 3), Counting(3, 2)
     neurons = {a: Neurons(n, Sigmoid()) for a, n in (("input", 4), ("hidden", 3), ("output", 2))}
@@ -436,7 +436,7 @@ def test_what_held_layers_exert_is_computed_once():
     assert (first.calls, second.calls) == (1, 15)  # two fields and one energy a round
 
 
-def test_a_triple_with_two_layers_held_is_computed_once():
+def test_a_triple_with_two_layers_clamped_is_computed_once():
     torch.manual_seed(0)
     triple, calls = Triple(2, 3, 4), []
     neurons = {a: Neurons(n, Sigmoid()) for a, n in (("a", 2), ("b", 3), ("c", 4))}
@@ -451,8 +451,8 @@ def test_a_triple_with_two_layers_held_is_computed_once():
         clamped.update({"b": x["b"]})
         clamped.energy({"b": x["b"]})
     assert len(calls) == after_clamping
-    one_held = clamp(ham, {"a": x["a"]})
-    one_held.update({"b": x["b"], "c": x["c"]})
+    one_clamped = clamp(ham, {"a": x["a"]})
+    one_clamped.update({"b": x["b"], "c": x["c"]})
     assert len(calls) > after_clamping
 
 

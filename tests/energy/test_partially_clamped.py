@@ -1,4 +1,4 @@
-"""Layers held in part: the same as two layers, one held and one free, by every way."""
+"""Layers clamped in part: the same as two layers, one clamped and one free, by every way."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Split:
     """The memory with its input as two layers, and what is one there as one again."""
 
     def __init__(self, ham: HAM, mask: Tensor = MASK) -> None:
-        self.masks = {"held": mask, "free": ~mask}
+        self.masks = {"clamped": mask, "free": ~mask}
         neurons = {}
         for name in ham.layers:
             layer = ham.layer(name)
@@ -97,14 +97,14 @@ class Split:
         """Of the weights, put together as those of the whole memory."""
         whole = [torch.zeros_like(p) for p in like.synapses.parameters()]
         for (i, rows), p in zip(self.origin, self.ham.synapses.parameters(), strict=True):
-            # A held neuron's bias has no effect.
+            # A clamped neuron's bias has no effect.
             whole[i][rows] = 0.0 if p.grad is None else p.grad
         return whole
 
     def joined(self, x: State) -> State:
         """A state of the whole memory."""
         some = x["a"]
-        joined = some.new_zeros(len(some), len(self.masks["held"]))
+        joined = some.new_zeros(len(some), len(self.masks["clamped"]))
         for part, mask in self.masks.items():
             joined[:, mask] = x[part].detach()
         return {"input": joined} | {a: x[a] for a in x if a not in self.masks}
@@ -127,7 +127,7 @@ def images(batch: int = 4) -> Tensor:
     ids=lambda p: str(p)[:16],
 )
 def test_equals_two_layers(edges: Sequence[str], splitting: Any, solver: str) -> None:
-    """Energy, equilibrium, the gradient of all weights, of β and of the held values."""
+    """Energy, equilibrium, the gradient of all weights, of β and of the clamped values."""
     options: Any = {
         "splitting": splitting,
         "solver": dataclasses.replace(SOLVERS[solver], tol=1e-12, max_steps=500),
@@ -136,9 +136,9 @@ def test_equals_two_layers(edges: Sequence[str], splitting: Any, solver: str) ->
     split = Split(whole)
     given = images().requires_grad_()
     parts = given.detach()[:, MASK].requires_grad_()
-    deq, reference = DEQ(whole, **options), DEQ(split.ham, ("held",), **options)
+    deq, reference = DEQ(whole, **options), DEQ(split.ham, ("clamped",), **options)
     found = deq({"input": given}, observed={"input": MASK})
-    expected = reference({"held": parts})
+    expected = reference({"clamped": parts})
     assert found.converged.all()
     assert expected.converged.all()
     assert tuple(found.value) == whole.layers
@@ -154,7 +154,7 @@ def test_equals_two_layers(edges: Sequence[str], splitting: Any, solver: str) ->
     (found_beta, beta.grad) = (beta.grad, None)
     value = dict(expected.value)
     together = torch.zeros(4, 6, dtype=torch.float64)
-    together = together.index_copy(1, MASK.nonzero()[:, 0], value.pop("held"))
+    together = together.index_copy(1, MASK.nonzero()[:, 0], value.pop("clamped"))
     together = together.index_copy(1, (~MASK).nonzero()[:, 0], value.pop("free"))
     loss(value | {"input": together}).backward()
     assert given.grad is not None
@@ -173,7 +173,7 @@ def test_energy_and_update_equal_those_of_two_layers(hidden: tuple[str, ...]) ->
     split = Split(whole)
     reduced = eliminate(clamp(whole, {"input": images()}, {"input": MASK}), hidden)
     parts = ["free" if a == "input" else a for a in hidden]
-    other = eliminate(clamp(split.ham, {"held": images()[:, MASK]}), parts)
+    other = eliminate(clamp(split.ham, {"clamped": images()[:, MASK]}), parts)
     x = {a: 3 * normal(4, SIZES[a], seed=i) for i, a in enumerate(reduced.visible)}
     y = {
         ("free" if a == "input" else a): x_a[:, ~MASK] if a == "input" else x_a
@@ -206,7 +206,7 @@ LAGRANGIANS = {
 @pytest.mark.parametrize("hidden", [(), ("a",), ("input", "b"), ("a", "c")])
 @pytest.mark.parametrize("kind", LAGRANGIANS)
 def test_energy_is_the_memorys_own(kind: str, hidden: tuple[str, ...]) -> None:
-    """Whichever layers are eliminated, and wherever the held neurons' states happen to be."""
+    """Whichever layers are eliminated, and wherever the clamped neurons' states happen to be."""
     ham = memory(gain=0.3, lagrangian=LAGRANGIANS[kind]())
     model = clamp(ham, {"input": images(), "c": normal(4, 3)}, {"input": MASK})
     hidden = tuple(name for name in hidden if name in model.layers)
@@ -240,32 +240,32 @@ def test_its_lagrangian_has_the_activation_as_gradient(kind: str) -> None:
 
 
 @pytest.mark.parametrize("splitting", SPLITTINGS)
-def test_all_known_is_wholly_held_and_none_known_is_free(splitting: Any) -> None:
+def test_all_observed_is_clamped_and_none_observed_is_free(splitting: Any) -> None:
     ham = memory()
     x, c = images(), normal(4, 3)
     both = {"input": x, "c": c}
     options: Any = {"splitting": splitting, "solver": TIGHT}
     deq = DEQ(ham, ("input", "c"), **options)
-    held, free = deq(both).value, DEQ(ham, ("c",), **options)({"c": c}).value
+    wholly, free = deq(both).value, DEQ(ham, ("c",), **options)({"c": c}).value
     everything, nothing = torch.ones(6).bool(), torch.zeros(6).bool()
     found = deq(both, observed={"input": everything}).value
-    torch.testing.assert_close(found, held, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(found, wholly, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(found["input"], x, rtol=0, atol=0)
     found = deq(both, observed={"input": nothing}).value
     torch.testing.assert_close(found, free, rtol=1e-11, atol=1e-11)
-    # One sample so, one the other way, and one with no layer wholly held.
+    # One sample so, one the other way, and one with no layer wholly clamped.
     some = torch.stack([everything, nothing, nothing, everything])
     found = deq(both, observed={"input": some}).value
     for a in ham.layers:
-        expected = torch.where(some[:, :1], held[a], free[a])
+        expected = torch.where(some[:, :1], wholly[a], free[a])
         torch.testing.assert_close(found[a], expected, rtol=1e-11, atol=1e-11)
     found = DEQ(ham, **options)({"input": x}, observed={"input": nothing}).value
     clamped = DEQ(ham, ("c",), **options)({"c": found["c"]}).value
     torch.testing.assert_close(found, clamped, rtol=1e-10, atol=1e-10)
 
 
-def test_known_in_every_layer_of_the_memory() -> None:
-    """Nothing is wholly held, or free: the first halves settle the others."""
+def test_every_layer_of_the_memory_may_be_observed_in_part() -> None:
+    """Nothing is wholly clamped, or free: the first halves settle the others."""
     ham = memory()
     given = {a: normal(3, n, seed=i) for i, (a, n) in enumerate(SIZES.items())}
     known = {a: torch.arange(n) < n // 2 for a, n in SIZES.items()}
@@ -281,7 +281,7 @@ def test_known_in_every_layer_of_the_memory() -> None:
 @pytest.mark.parametrize("adjoint", [None, Unrolled(5), Phantom(5)], ids=str)
 @pytest.mark.parametrize("splitting", SPLITTINGS)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e300])
-def test_what_is_unknown_does_not_matter(bad: float, splitting: Any, adjoint: Any) -> None:
+def test_values_not_observed_do_not_matter(bad: float, splitting: Any, adjoint: Any) -> None:
     found = []
     for x in (images(), torch.where(MASK, images(), bad)):
         deq = DEQ(memory(), splitting=splitting, adjoint=adjoint, on_failure="raise")
@@ -294,7 +294,7 @@ def test_what_is_unknown_does_not_matter(bad: float, splitting: Any, adjoint: An
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_a_bad_value_that_is_known_is_told_and_harms_no_other(bad: float) -> None:
+def test_a_bad_observed_value_is_told_and_harms_no_other(bad: float) -> None:
     masks = torch.stack([MASK, ~MASK, MASK, ~MASK])
     broken = images()
     broken[1, 1] = broken[2, 1] = bad  # known in the one sample, unknown in the other
@@ -312,7 +312,7 @@ def test_a_bad_value_that_is_known_is_told_and_harms_no_other(bad: float) -> Non
     torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-11)
 
 
-def test_a_field_on_held_neurons_that_overflows_harms_nothing() -> None:
+def test_a_field_on_clamped_neurons_that_overflows_harms_nothing() -> None:
     """It has no effect: neither has its activation, which would be infinite."""
     neurons = {
         "input": Neurons(3, Identity()),
@@ -377,7 +377,7 @@ def test_a_selection_is_the_rows_of_the_whole() -> None:
         torch.testing.assert_close(some, take(everything, [0, 3]), rtol=1e-12, atol=1e-12)
 
 
-def test_the_residual_ignores_held_neurons() -> None:
+def test_the_residual_ignores_clamped_neurons() -> None:
     """It is that of the free ones, however large the states and fields of the others."""
     ham = memory(("input a", "a b"), gain=2.0)
     x = torch.where(MASK, 1e6, images())
@@ -396,7 +396,7 @@ def test_the_residual_ignores_held_neurons() -> None:
 
 
 @pytest.mark.parametrize("init", [torch.nan, 1e9])
-def test_initial_states_of_held_neurons_do_not_matter(init: float) -> None:
+def test_initial_states_of_clamped_neurons_do_not_matter(init: float) -> None:
     deq = DEQ(memory(), splitting=None)
     start = normal(4, 6, seed=2)
     given: Any = {"observed": {"input": MASK}}
@@ -536,7 +536,7 @@ class Onto(Dense):
 
 @pytest.mark.parametrize("splitting", SPLITTINGS)
 def test_images_with_a_constant_field_and_a_convolution(splitting: Any) -> None:
-    """A held label drives the image, of which the left half is known."""
+    """A clamped label drives the image, of which the left half is observed."""
     ham = convolutional()
     deq = DEQ(ham, ("label", "input"), splitting=splitting, solver=TIGHT)
     x = images(4)[:, :5].repeat_interleave(5, 1).reshape(4, 1, 5, 5).requires_grad_()
@@ -652,7 +652,7 @@ def test_a_lagrangian_of_ones_own_is_coupled_unless_it_says_otherwise() -> None:
 
 
 def test_an_odd_cycle_that_a_mask_closes() -> None:
-    """Wholly held, the input opens the cycle; in part it does not."""
+    """Wholly clamped, the input opens the cycle; in part it does not."""
     deq = DEQ(memory(CYCLE))
     deq({"input": images()})
     with pytest.raises(ValueError, match=r"form a cycle of odd length.*splitting='sweep'"):
@@ -667,7 +667,7 @@ def test_all_masks_of_a_small_layer() -> None:
     value = DEQ(ham, solver=TIGHT)({"input": x}, observed={"input": masks}).value
     for i in range(0, len(masks), 5):
         split = Split(ham, masks[i])
-        part = DEQ(split.ham, ("held",), solver=TIGHT)({"held": x[i : i + 1, masks[i]]}).value
+        part = DEQ(split.ham, ("clamped",), solver=TIGHT)({"clamped": x[i : i + 1, masks[i]]}).value
         expected = split.joined(part)
         for a in ham.layers:
             torch.testing.assert_close(value[a][i], expected[a][0], rtol=1e-10, atol=1e-10)

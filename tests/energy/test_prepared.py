@@ -140,7 +140,7 @@ def test_weights_and_gradients_are_those_of_a_linear_layer(way: str, training: b
 @pytest.mark.parametrize(
     "adjoint", [Implicit(), Unrolled(60), EquilibriumPropagation(beta=1e-3)], ids=type
 )
-def test_gradients_of_a_memory_that_settles_are_those_of_the_weight(way: str, adjoint: Any) -> None:
+def test_gradients_at_an_equilibrium_are_those_of_the_weight(way: str, adjoint: Any) -> None:
     torch.manual_seed(0)
     ham, synapse = memory(torch.rand(N, N) - 0.5)
     back = ham.synapses[1]

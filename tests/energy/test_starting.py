@@ -1,4 +1,4 @@
-"""Where settling starts: a feed-forward pass, which no equilibrium depends on."""
+"""Initial states: a feed-forward pass, which no equilibrium depends on."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_of_a_chain_it_is_the_feed_forward_pass(n: int, bias: bool) -> None:
         torch.testing.assert_close(found[name], x, **EXACT)
 
 
-def test_it_goes_outwards_from_all_that_is_held() -> None:
+def test_the_pass_goes_outwards_from_all_clamped_layers() -> None:
     """Backwards through weights too, as there is one for both ways."""
     ham = memory(
         {"input": 3, "a": 4, "b": 5, "c": 4, "output": 2}, ["input a", "a b", "b c", "c output"]
@@ -111,15 +111,15 @@ def test_several_inputs_meet_in_a_synapse_of_three() -> None:
         (("d", "e"), Dense(3, 2)),
     ]
     ham = HAM(neurons, links).double()
-    held = {"a": normal(5, 2), "b": normal(5, 3, seed=1)}
-    found = forward_sweep(clamp(ham, held))
-    c = triple.field(2, g(held["a"]), g(held["b"]), torch.zeros(5, 4).double())
+    clamped = {"a": normal(5, 2), "b": normal(5, 3, seed=1)}
+    found = forward_sweep(clamp(ham, clamped))
+    c = triple.field(2, g(clamped["a"]), g(clamped["b"]), torch.zeros(5, 4).double())
     d = g(c) @ weight(ham, "c", "d")
     torch.testing.assert_close(found["c"], c, **EXACT)
     torch.testing.assert_close(found["d"], d, **EXACT)
     torch.testing.assert_close(found["e"], g(d) @ weight(ham, "d", "e"), **EXACT)
     # With one of the two alone the synapse leads nowhere.
-    found = forward_sweep(clamp(ham, {"a": held["a"]}))
+    found = forward_sweep(clamp(ham, {"a": clamped["a"]}))
     assert not any(x.any() for x in found.values())
 
 
@@ -137,12 +137,12 @@ def test_what_acts_within_a_layer_leads_nowhere() -> None:
     torch.manual_seed(3)
     within: list[Connection] = [(("b",), Lateral(5)), (("a", "a"), Dense(4, 4))]
     both = HAM({a: ham.layer(a) for a in ham.layers}, ham.connections + within).double()
-    held = {"input": normal(4, 3)}
+    clamped = {"input": normal(4, 3)}
     torch.testing.assert_close(
-        forward_sweep(clamp(both, held)), forward_sweep(clamp(ham, held)), **EXACT
+        forward_sweep(clamp(both, clamped)), forward_sweep(clamp(ham, clamped)), **EXACT
     )
     none = HAM({a: ham.layer(a) for a in ham.layers}, within)
-    assert not any(x.any() for x in forward_sweep(clamp(none, held)).values())
+    assert not any(x.any() for x in forward_sweep(clamp(none, clamped)).values())
 
 
 def test_synapses_that_are_not_linear() -> None:
@@ -163,7 +163,7 @@ def test_synapses_that_are_not_linear() -> None:
     torch.testing.assert_close(found, nn.functional.max_pool2d(image.tanh(), 2), **EXACT)
 
 
-def test_a_layer_held_in_part_is_known_to_that_extent() -> None:
+def test_a_layer_clamped_in_part_counts_to_that_extent() -> None:
     ham = memory({"input": 4, "a": 3, "b": 2}, ["input a", "a b"])
     x, mask = normal(5, 4), torch.tensor([True, False, True, False])
     found = forward_sweep(clamp(ham, {"input": x}, {"input": mask}))
@@ -255,8 +255,8 @@ def test_fewer_steps_than_from_zeros() -> None:
             assert steps["forward"] <= steps["zeros"] - 0.5
 
 
-def test_where_the_pass_overflows_settling_starts_from_zero() -> None:
-    """exp of a large field is infinite; from zero the memory settles to where it is not."""
+def test_where_the_pass_overflows_iteration_starts_from_zero() -> None:
+    """exp of a large field is infinite; from zero the memory converges to where it is not."""
     neurons = {"input": Neurons(1, Identity()), "a": Neurons(2, Exp()), "b": Neurons(3, Softmax())}
     ham = HAM(neurons, [(("input", "a"), Dense(1, 2)), (("a", "b"), Dense(2, 3))]).double()
     with torch.no_grad():

@@ -81,7 +81,7 @@ def test_the_picture_has_a_column_for_each_axis():
         cost_curves({}, {})
 
 
-def test_a_chain_has_layers_that_settle(capsys):
+def test_a_chain_has_free_layers(capsys):
     with pytest.raises(SystemExit):
         main(["--depths", "2"])
     assert "--depths: expected an integer ≥ 3, got '2'" in capsys.readouterr().err

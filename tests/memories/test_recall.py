@@ -174,7 +174,7 @@ def test_two_neurons_that_oppose_each_other_cycle():
     assert solution.value[0].abs().tolist() == [1.0, 1.0]
     assert solution.value[0, 0] == solution.value[0, 1]  # a state of the cycle
     assert solution.residual.tolist() == [2.0, 0.0]
-    # One at a time, they come to rest.
+    # One at a time, they converge.
     assert network.recall(x).converged.all()
 
 

@@ -111,7 +111,7 @@ class TestBruteForce:
         [(LEADS[1], None), (LEADS[3], Sparsemax()), (LEADS[5], None), (LEADS[4], Entmax(1.5))],
         ids=str,
     )
-    def test_settled_is_where_many_updates_end(self, leads: Any, memory: Any) -> None:
+    def test_settle_ends_where_many_updates_end(self, leads: Any, memory: Any) -> None:
         x, stored = normal(*leads[0], 3, 4, seed=1), normal(*leads[1], 5, 4, seed=2)
         lead = torch.broadcast_shapes(*leads)
         exact = Picard(tol=1e-13, max_steps=300)
@@ -229,7 +229,7 @@ class TestSeparation:
             gap = pattern_separation(stored)[:, i] - 2 * distance[:, i] * largest
             torch.testing.assert_close(whole[:, i], 8 * torch.exp(-0.5 * gap) * largest, **CLOSE)
 
-    def test_settles_in_one_update_where_well_separated(self) -> None:
+    def test_converges_in_one_update_where_well_separated(self) -> None:
         stored = 8 * torch.eye(8, dtype=torch.float64)
         solution = settle(stored + 0.1 * normal(8, 8), stored)
         assert (solution.steps <= 3).all()

@@ -52,7 +52,7 @@ def settling(solver: Solver = EXACT, **options: Any) -> Any:
 
 
 def memory_of(layer: Any, patterns: Any, *masks: Any) -> Retrieval:
-    """The energy model that the layer's state patterns settle in."""
+    """The energy model that the layer's state patterns converge in."""
     return layer._associate(patterns, *(masks or (None, None)), lambda memory, _: memory)
 
 

@@ -34,7 +34,7 @@ from hamdeq.nn import (
 from hamdeq.nn.inputs import causal_mask
 from hamdeq.testing import normal
 
-# Dynamo looks for a .grad on all tensors it meets, also on the patterns of a layer that settles. It
+# Dynamo looks for a .grad on all tensors it meets, also on the patterns of a converged layer. It
 # hides the warning from users, but not from those to whom warnings are errors.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 

@@ -53,11 +53,11 @@ from hamdeq.testing import normal
 def test_descends_where_what_is_left_is_independent() -> None:
     """A step without a safeguard is certain where no two visible layers act on each other."""
     ham = HAM.chain([5, 4, 3, 2, 3], Sigmoid(2.0))
-    held = clamp(ham, {"input": torch.rand(2, 5)})
+    clamped = clamp(ham, {"input": torch.rand(2, 5)})
     assert not ham.descends
-    assert not held.descends
-    for model in (ham, held):
-        hidden = two_colouring(ham, clamped=("input",) if model is held else ())[1]
+    assert not clamped.descends
+    for model in (ham, clamped):
+        hidden = two_colouring(ham, clamped=("input",) if model is clamped else ())[1]
         assert len(hidden) >= 2
         assert eliminate(model, hidden).descends
         other = [name for name in model.layers if name not in hidden]
@@ -76,11 +76,11 @@ def test_third_order_and_self_acting_synapses_do_not_descend() -> None:
     third = HAM(neurons, [(("a", "b", "c"), Triple(2, 3, 4))])
     assert not eliminate(third, ("a",)).descends
     assert not eliminate(third, ()).descends
-    held = clamp(third, {"b": torch.rand(2, 3)})
-    assert not held.descends
-    assert not eliminate(held, ()).descends
-    # With one of the three held it is an edge.
-    assert eliminate(held, ("a",)).descends
+    clamped = clamp(third, {"b": torch.rand(2, 3)})
+    assert not clamped.descends
+    assert not eliminate(clamped, ()).descends
+    # With one of the three clamped it is an edge.
+    assert eliminate(clamped, ("a",)).descends
     square = HAM(neurons, [(("a", "a"), Dense(2, 2)), (("a", "b"), Dense(2, 3))])
     assert not eliminate(square, ("b",)).descends
     squared = HAM(neurons, [(("a", "b"), Squared(2, 3))])
@@ -137,15 +137,14 @@ ROWS = 7
 def models() -> dict[str, tuple[EnergyModel, State]]:
     """Models of every kind, with a state each; its layers not in the model's order."""
     ham = mixed()
-    held = {"x": normal(ROWS, 3, seed=1)}
-    clamped = clamp(ham, held)
+    clamped = clamp(ham, {"x": normal(ROWS, 3, seed=1)})
     found: dict[str, EnergyModel] = {
         "ham": ham,
         "clamped": clamped,
         "reduced": eliminate(clamped, ("a", "b", "d")),
         "other colour": eliminate(clamped, ("c",)),
         "partial": eliminate(clamped, ("b",)),
-        "reduced, nothing held": eliminate(ham, ("a", "d")),
+        "reduced, nothing clamped": eliminate(ham, ("a", "d")),
     }
     states = {}
     for name, model in found.items():
@@ -184,16 +183,16 @@ def test_the_map_is_the_update(pair: tuple[EnergyModel, State]) -> None:
         torch.testing.assert_close(model.energy(other) - there, rest, rtol=0, atol=1e-12)
 
 
-def test_what_the_terms_lack_belongs_to_the_held_layers() -> None:
+def test_what_the_terms_lack_belongs_to_the_clamped_layers() -> None:
     for name, (model, x) in models().items():
         form = StateLayout(x)
         with torch.no_grad():
             terms = EnergyMap(model, form).step(form.flatten(x))[1].terms()
             assert terms.shape[1:] == (ROWS,)
             rest = model.energy(x) - terms.sum(0)
-            held = name in ("clamped", "reduced", "other colour", "partial")
+            clamped = name in ("clamped", "reduced", "other colour", "partial")
             expected = torch.zeros(ROWS, dtype=torch.float64)
-            if held:
+            if clamped:
                 ham, state = mixed(), {"x": normal(ROWS, 3, seed=1)}
                 bias = next(s for layers, s in ham.connections if layers == ("x",))
                 layer = ham.layer("x")

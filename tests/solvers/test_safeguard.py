@@ -253,11 +253,11 @@ def test_no_sample_converges_by_overflow(name: str, dtype: torch.dtype) -> None:
     assert not (solution.converged & (x.abs().amax(1) > 1e-3)).any()
 
 
-# ------------------------------------------------------------- where plain steps do not settle
+# ------------------------------------------------------------- where plain steps do not converge
 
 
 @pytest.mark.parametrize("name", ["anderson", "broyden", "newton"])
-def test_solvers_settle_where_plain_steps_cycle(name: str) -> None:
+def test_solvers_converge_where_plain_steps_cycle(name: str) -> None:
     """Two layers that answer each other at once swap their states for ever."""
     torch.manual_seed(1)
     neurons = {a: Neurons(6, Tanh()) for a in "ab"}
@@ -313,7 +313,7 @@ def test_a_saturated_neuron_does_not_stop_the_solver(name: str) -> None:
 def test_halving_finds_a_step_downhill(name: str) -> None:
     """Without splitting a step is halved until the energy falls, which is soon.
 
-    Of samples that settle: the others, a percent at most, wander between saturated neurons by a
+    Of samples that converge: the others, a percent at most, wander between saturated neurons by a
     path that depends on the last bit of a product, and so on the processor.
     """
     solver = dataclasses.replace(SOLVERS[name], tol=1e-6, max_steps=200)
@@ -353,7 +353,7 @@ def test_the_energy_changes_neither_equilibrium_nor_gradient(
             loss = torch.stack([(value[a] * weights[a]).sum() for a in value]).sum()  # noqa: B023
             return torch.autograd.grad(loss, inputs, materialize_grads=True)  # noqa: B023
 
-        # Made anew for each: what the held layer exerts keeps its graph for one backward pass.
+        # Made anew for each: what the clamped layer exerts keeps its graph for one backward pass.
         solver = dataclasses.replace(SOLVERS[name], tol=1e-12, max_steps=300)
         picard = Picard(tol=1e-13, max_steps=2000)
         with_energy = fixed_point(case.model(hidden), x0, solver=solver, on_failure="raise").value

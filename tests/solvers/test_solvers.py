@@ -232,7 +232,7 @@ class TestEverySolver:
             lambda x: f(x.double()).float(), problem.x0.float()
         )
         torch.testing.assert_close(result.value, problem.solution.float(), rtol=1e-5, atol=1e-5)
-        # Some samples may come to rest to the last bit; no other has converged.
+        # Some samples may converge to the last bit; no other has converged.
         assert torch.equal(result.converged, result.residual == 0)
         assert (result.steps[~result.converged] == 80).all()
         assert (result.status[~result.converged] == Status.MAX_STEPS).all()

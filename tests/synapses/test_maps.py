@@ -254,7 +254,7 @@ def gradients(deq, x):
 
 
 @pytest.mark.parametrize("pooling", [AvgPool2d(2), MaxPool2d(2)], ids=["mean", "maximum"])
-def test_convolutional_memories_settle_by_halves_as_all_at_once(pooling):
+def test_convolutional_memories_converge_by_halves_as_all_at_once(pooling):
     """The maximum too: even-odd splitting needs it to be linear in the free layer alone."""
     ham = convolutional(pooling)
     assert two_colouring(ham, clamped=("input",)) == (("hidden2",), ("hidden1", "output"))
@@ -278,9 +278,9 @@ def test_convolutional_memories_settle_by_halves_as_all_at_once(pooling):
 
 def test_energy_of_a_convolutional_memory_never_rises_by_halves():
     ham = convolutional(AvgPool2d(2), seed=1)
-    held = clamp(ham, {"input": normal(4, 1, 9, 8)})
+    clamped = clamp(ham, {"input": normal(4, 1, 9, 8)})
     _, hidden = two_colouring(ham, clamped=("input",))
-    model = eliminate(held, hidden)
+    model = eliminate(clamped, hidden)
     x = {"hidden2": 3 * normal(4, *ham.layer("hidden2").shape, seed=3)}
     energies = [model.energy(x)]
     for _ in range(30):
@@ -288,7 +288,7 @@ def test_energy_of_a_convolutional_memory_never_rises_by_halves():
         energies.append(model.energy(x))
     rises = torch.stack(energies).diff(dim=0)
     assert rises.max() < 1e-13
-    torch.testing.assert_close(ham.energy(held.full(model.restore(x))), energies[-1], **CLOSE)
+    torch.testing.assert_close(ham.energy(clamped.full(model.restore(x))), energies[-1], **CLOSE)
 
 
 def pooled(lagrangian, seed=0):
@@ -316,10 +316,10 @@ def test_what_a_maximum_allows():
     ham = pooled(Sigmoid())
     with pytest.raises(ValueError, match=r"'image' acts on itself through MaxPool2d .*splitting="):
         two_colouring(ham, clamped=("input",))
-    held = clamp(ham, {"input": normal(3, 2, 4, 4)})
+    clamped = clamp(ham, {"input": normal(3, 2, 4, 4)})
     with pytest.raises(ValueError, match=r"MaxPool2d .* is not linear in 'image'"):
-        eliminate(held, ("image",))
-    model = eliminate(held, ("pool",))
+        eliminate(clamped, ("image",))
+    model = eliminate(clamped, ("pool",))
     assert not model.descends
     solution = fixed_point(
         model, {"image": torch.zeros(3, 2, 4, 4).double()}, solver=Picard(tol=1e-10)

@@ -328,7 +328,7 @@ def lateral_memory(gain=0.5):
     ).double()
 
 
-def test_a_lateral_memory_settles_and_is_not_split():
+def test_a_lateral_memory_converges_and_is_not_split():
     ham = lateral_memory()
     with pytest.raises(ValueError, match=r"'hidden' acts on itself through Lateral.*splitting="):
         DEQ(ham)
@@ -417,23 +417,23 @@ def test_attention_of_extreme_tokens_is_finite(scale):
 
 def test_energy_of_attention_falls_by_small_steps_to_rest():
     ham = attention(6)
-    held = clamp(ham, {"input": normal(3, 6, 4)})
+    clamped = clamp(ham, {"input": normal(3, 6, 4)})
     x = {"tokens": normal(3, 6, 4, seed=5)}
-    before = held.energy(x)
+    before = clamped.energy(x)
     for _ in range(100):
-        x = {"tokens": x["tokens"] + 0.05 * (held.update(x)["tokens"] - x["tokens"])}
-        after = held.energy(x)
+        x = {"tokens": x["tokens"] + 0.05 * (clamped.update(x)["tokens"] - x["tokens"])}
+        after = clamped.energy(x)
         assert (after <= before + 1e-12).all()
         before = after
     solver = Picard(damping=0.3, tol=1e-11, max_steps=5000)
-    solution = fixed_point(held, x, solver=solver)
+    solution = fixed_point(clamped, x, solver=solver)
     assert solution.converged.all()
-    assert (held.energy(solution.value) <= after + 1e-12).all()
-    field = held.update(solution.value)["tokens"]
+    assert (clamped.energy(solution.value) <= after + 1e-12).all()
+    field = clamped.update(solution.value)["tokens"]
     torch.testing.assert_close(field, solution.value["tokens"], rtol=1e-8, atol=1e-8)
     # As a layer, from its own start; its weights learn.
     deq = DEQ(ham, splitting=None, solver=Picard(damping=0.3, tol=1e-8, max_steps=5000))
-    loss = deq({"input": held.clamped["input"]}).value["tokens"].square().sum()
+    loss = deq({"input": clamped.clamped["input"]}).value["tokens"].square().sum()
     assert all(g.any() for g in torch.autograd.grad(loss, [*deq.parameters()]))
 
 
@@ -452,7 +452,7 @@ def test_attention_cannot_be_split_or_eliminated():
 # ------------------------------------------------------------------------- a user's function
 
 
-def test_an_interaction_settles_as_the_synapse_it_equals():
+def test_an_interaction_converges_as_the_synapse_it_equals():
     torch.manual_seed(0)
     dense, module = Dense(3, 2), Bilinear()
     with torch.no_grad():

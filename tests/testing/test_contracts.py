@@ -111,7 +111,7 @@ def memory() -> HAM:
     return HAM(SMOOTH, [*connections, (("b",), Bias(3, std=1.0))]).double()
 
 
-def held(**observed: Tensor) -> Any:
+def clamped(**observed: Tensor) -> Any:
     ham = memory()
     return clamp(ham, {"input": normal(4, 3), "c": normal(4, 2)}, observed or None)
 
@@ -125,11 +125,11 @@ def attention() -> Any:
 PART = torch.tensor([True, False])
 MODELS = {
     "ham": memory,
-    "clamped": lambda: held(),
-    "in part": lambda: held(c=PART),
-    "eliminated": lambda: eliminate(held(c=PART), ["a", "c"]),
+    "clamped": lambda: clamped(),
+    "in part": lambda: clamped(c=PART),
+    "eliminated": lambda: eliminate(clamped(c=PART), ["a", "c"]),
     "attention": attention,
-    "in turn": lambda: eliminate(held(c=PART), ["a"], colours=[["b"], ["c"]]),
+    "in turn": lambda: eliminate(clamped(c=PART), ["a"], colours=[["b"], ["c"]]),
 }
 
 
@@ -223,7 +223,7 @@ class Uphill:
     descends = True
 
     def __init__(self, model: Any = None) -> None:
-        self.model = held() if model is None else model
+        self.model = clamped() if model is None else model
         self.visible = self.model.layers
 
     def __getattr__(self, name: str) -> Any:

@@ -68,7 +68,7 @@ def optimizer_of(module: HAMClassifier):
 # ------------------------------------------------------------------- width
 
 
-def test_weights_that_settle_learn_at_a_rate_of_their_own():
+def test_weights_between_free_layers_learn_at_a_rate_of_their_own():
     module = deep(width=8.0)
     found = rates(module, optimizer_of(module))
     assert len(found) == len([*module.parameters()])
@@ -85,7 +85,7 @@ def test_weights_that_settle_learn_at_a_rate_of_their_own():
     assert {*rates(module, optimizer_of(module)).values()} == {0.01}
 
 
-def test_of_images_only_kernels_between_settling_layers_learn_more_slowly():
+def test_of_images_only_kernels_between_free_layers_learn_more_slowly():
     shape = (4, 6, 6)
     ham = HAM(
         {

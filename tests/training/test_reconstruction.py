@@ -246,8 +246,8 @@ def test_a_memory_of_other_sizes_than_the_data(tmp_path, monkeypatch, capfd):
     assert "got 64; change --model.deq.ham.neurons, or the data" in message
 
 
-def test_contraction_counts_what_is_known_in_part():
-    """In the worst case nothing of them is, and all layers settle."""
+def test_contraction_counts_layers_observed_in_part():
+    """In the worst case nothing of them is, and all layers are free."""
     from hamdeq import contraction
 
     made = module(memory(image=Identity()))

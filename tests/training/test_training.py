@@ -124,7 +124,7 @@ def test_the_learning_rate_that_was_found_reaches_every_group_and_the_schedule(t
     fit.fit(module, DigitsDataModule())
     assert module.lr is not None
     assert 1e-3 <= module.lr <= 1e-2
-    # The matrix between the layers that settle is slower, as the module says.
+    # The matrix between the free layers is slower, as the module says.
     expected = [module.lr, module.lr / math.sqrt(16 * 10)]
     assert rates[-1] == pytest.approx(expected)  # the first are those of the search
     assert fit.lr_scheduler_configs[0].scheduler.base_lrs == pytest.approx(expected)
