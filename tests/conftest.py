@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -44,6 +45,31 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Benchmarks are not to share the machine with one another."""
     return 0 if config.getoption("benchmark_only", False) else None
+
+
+@pytest.fixture(scope="session")
+def one_parser() -> Iterator[None]:
+    """Build the parser of the training command line once for all calls that a process makes.
+
+    A call spends a third of a second on it, and the parser does not change.
+    """
+    pytest.importorskip("lightning")
+    from hamdeq.training.cli.main import HAMCLI
+
+    setup, built = HAMCLI.setup_parser, {}
+
+    def setup_parser(self: HAMCLI, add_subcommands: bool, main: dict, sub: dict) -> None:
+        program = main["prog"]
+        if program in built:
+            vars(self).update(built[program])
+            return
+        before = set(vars(self))
+        setup(self, add_subcommands, main, sub)
+        built[program] = {name: x for name, x in vars(self).items() if name not in before}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HAMCLI, "setup_parser", setup_parser)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

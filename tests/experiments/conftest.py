@@ -9,6 +9,11 @@ import pytest
 import torch
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _builds_the_parser_once(one_parser):
+    pass
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
     """An empty working directory."""
