@@ -210,9 +210,11 @@ def test_a_run_from_the_command_line_and_on_from_where_it_ended(tmp_path, monkey
     monkeypatch.setattr("sys.argv", ["train.py"])
     quick = ["--trainer.enable_progress_bar=false", "--run.wandb=disabled"]
     quick += ["--trainer.limit_train_batches=4", "--trainer.log_every_n_steps=1"]
+    # Of few images: the pictures show one of each class.
+    quick += ["--trainer.limit_val_batches=1", "--data.batch_size=8"]
     quick += ["--model.deq.on_failure=ignore"]
     fit = ["fit", "--config", CONFIG, *quick]
-    main([*fit, "--trainer.max_epochs=2", "--run.root=whole"])
+    main([*fit, "--trainer.max_epochs=2", "--run.root=whole", "--trainer.limit_test_batches=1"])
     cut = [*fit, "--run.root=cut", "--trainer.limit_test_batches=0"]  # and no pictures of it
     main([*cut, "--trainer.max_epochs=1"])
     main([*cut, "--trainer.max_epochs=2", "--ckpt_path=last"])
