@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from processes import start_method
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
@@ -628,7 +629,7 @@ def work(rank: int, folder: Path) -> None:
 def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What both processes found, in one start of these for all cases."""
     folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(work, (folder,), nprocs=2)
+    mp.start_processes(work, (folder,), nprocs=2, start_method=start_method())
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as mp
+from processes import start_method
 
 pytest.importorskip("lightning")
 pytest.importorskip("sklearn")
@@ -135,6 +136,21 @@ def test_wandb_records_into_the_run_folder_whoever_writes(tmp_path, monkeypatch)
     assert list((tmp_path / "there/run").glob("wandb/offline-run-*/*.wandb"))
 
 
+def train_slowly(folder: Path, args: list[str]) -> None:
+    """A run that from the third epoch on takes 0.1 s for a batch, to be killed in one."""
+    step = HAMClassifier._step
+
+    def slow(self, *args):
+        time.sleep(0.1 * (self.current_epoch > 1))
+        return step(self, *args)
+
+    HAMClassifier._step = slow
+    os.chdir(folder)
+    sys.argv = ["train.py"]
+    torch.set_num_threads(1)
+    main(args)
+
+
 @pytest.mark.slow
 @pytest.mark.subprocess
 def test_a_run_that_is_killed_and_resumed_is_the_uninterrupted_one_to_the_last_bit(cli, tmp_path):
@@ -142,24 +158,20 @@ def test_a_run_that_is_killed_and_resumed_is_the_uninterrupted_one_to_the_last_b
     cli(*args, "--run.root=whole")
 
     folder = tmp_path / "cut/version_0"
-    # From the second epoch on a batch takes 0.1 s, so that the kill comes in the middle of one.
-    slow = (
-        "import time, sys\nfrom hamdeq.training import HAMClassifier as C\nstep = C._step\n"
-        "def slow(self, *a):\n    time.sleep(0.1 * (self.current_epoch > 1))\n"
-        "    return step(self, *a)\n"
-        f"C._step = slow\nsys.argv = {['train.py', *args, '--run.root=cut']!r}\n"
-        f"exec(open({str(ROOT / 'train.py')!r}).read())"
+    process = mp.get_context(start_method()).Process(
+        target=train_slowly, args=(tmp_path, [*args, "--run.root=cut"])
     )
-    process = subprocess.Popen([sys.executable, "-c", slow], cwd=tmp_path)
+    process.start()
     end = time.monotonic() + 120
     try:
         while not (folder / "metrics.csv").exists() or len(epochs(folder, "train/iterations")) < 2:
+            assert process.is_alive()
             assert time.monotonic() < end, "nothing happened"
             time.sleep(0.02)
         time.sleep(0.3)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
     assert 2 <= len(epochs(folder, "train/iterations")) < 4
 
     cli(*args, "--run.root=cut", "--ckpt_path=last")

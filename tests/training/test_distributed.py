@@ -20,6 +20,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from processes import start_method
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -158,7 +159,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(work, (folder, port), nprocs=2)
+    mp.start_processes(work, (folder, port), nprocs=2, start_method=start_method())
     return folder
 
 
