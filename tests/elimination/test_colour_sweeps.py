@@ -266,6 +266,7 @@ def cases(**options: Any) -> list[Case]:
     return found
 
 
+@pytest.mark.slow
 def test_plain_sweeps_never_raise_the_energy() -> None:
     """Without damping, from random states, where all layers at once do."""
     fell = compared = colours = 0
@@ -289,6 +290,7 @@ def test_plain_sweeps_never_raise_the_energy() -> None:
 
 @pytest.mark.parametrize("lateral", [False, True])
 @pytest.mark.parametrize("solver", ACCELERATED)
+@pytest.mark.slow
 def test_the_energy_never_rises(solver: str, lateral: bool) -> None:
     """Whatever is accepted, of graphs of any number of colours; also with synapses within."""
     within = {"lateral1": True, "lateral2": True} if lateral else {}

@@ -54,6 +54,7 @@ def test_loads_are_those_of_the_paper():
         assert stored(n, 100, capacity(100)) == expected
 
 
+@pytest.mark.slow
 def test_writes_every_draw_and_a_picture(tmp_path):
     sizes = ["--sizes", "20", "--dense-sizes", "6", "12", "--small-sizes", "6"]
     main([*sizes, "--repeats", "2", "--probes", "3", "--out", str(tmp_path)])

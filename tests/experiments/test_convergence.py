@@ -140,6 +140,7 @@ def test_multiplications_are_those_of_the_weights(digits):
     assert found.iterations == found.worst == 3
 
 
+@pytest.mark.slow
 def test_a_continuous_network_is_measured(digits):
     torch.manual_seed(0)
     module = HAMClassifier(CHNDEQ(CHN.chain([64, 16, 10], gain=0.5), solver=Anderson()))
@@ -208,6 +209,7 @@ def test_a_setting_changes_how_a_memory_converges_and_nothing_else():
     }
 
 
+@pytest.mark.slow
 def test_a_solver_of_the_user_s_own_is_compared_on_the_same_weights(here, capsys, monkeypatch):
     (here / "mine.py").write_text(
         "from dataclasses import dataclass\n"
@@ -300,6 +302,7 @@ def planned(here, monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_the_sweep_asks_what_can_be_asked(planned):
     sweep = yaml.safe_load((ROOT / "configs/sweeps/convergence.yaml").read_text())
     names, values = zip(*((k, v["values"]) for k, v in sweep["parameters"].items()), strict=True)

@@ -12,6 +12,7 @@ from hamdeq.experiments.cost.measure import Chain, main, peak_memory
 from hamdeq.experiments.cost.picture import cost_curves, growth
 
 
+@pytest.mark.slow
 def test_writes_every_memory_and_a_picture(tmp_path, capsys):
     sizes = ["--depths", "3", "4", "5", "--width", "8", "--widths", "8", "16", "--narrow", "4"]
     short = ["--batch", "2", "--evaluations", "3", "--repeats", "2"]
@@ -49,6 +50,7 @@ def test_memory_is_what_is_held_at_once():
     assert 8_000_000 <= peak_memory(run) < 8_010_000
 
 
+@pytest.mark.slow
 def test_a_memory_of_twice_the_synapses_takes_twice_the_memory():
     one, two = (
         peak_memory(Chain((64,) * (synapses + 2)).jobs(8, 4)["step"]) for synapses in (16, 32)

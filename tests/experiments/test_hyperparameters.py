@@ -148,6 +148,7 @@ def test_a_map_where_everything_overflows_has_no_best_cell():
     assert results.region()["inverse_temperatures"] is None
 
 
+@pytest.mark.slow
 def test_the_command_line_writes_numbers_tables_and_figures(tmp_path, capsys):
     main(arguments_of(tmp_path))
     told = capsys.readouterr().out

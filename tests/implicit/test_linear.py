@@ -192,6 +192,7 @@ def at_saddle(w: float, c: Tensor) -> tuple[EnergyMap, Tensor]:
 
 @pytest.mark.parametrize("w", [1.25, 9.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.slow
 def test_at_a_saddle_the_result_is_right_or_reported(w: float, dtype: torch.dtype) -> None:
     """The system is not positive definite there."""
     angle = torch.linspace(0, math.pi, 25)

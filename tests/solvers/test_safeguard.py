@@ -206,6 +206,7 @@ def linear(case: Case) -> tuple[float, State]:
 
 @pytest.mark.parametrize("splitting", SPLITTINGS)
 @pytest.mark.parametrize("name", ["anderson", "broyden"])
+@pytest.mark.slow
 def test_a_linear_memory_diverges_only_where_its_energy_falls_forever(
     name: str, splitting: str | None
 ) -> None:

@@ -139,6 +139,7 @@ def test_schedules_keep_the_ratios(scheduler):
 
 
 @pytest.mark.parametrize("optimizer", [lambda p: torch.optim.Adam(p, lr=0.01), Madam])
+@pytest.mark.slow
 def test_a_resumed_training_is_the_uninterrupted_one(tmp_path, optimizer):
     options = {
         "width": 8.0,

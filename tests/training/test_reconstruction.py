@@ -105,6 +105,7 @@ def test_recalls_better_than_the_mean_image(trained):
     assert torch.allclose(trained.mean_image, mean, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_energy_never_rises_on_the_way(trained):
     """In float64, where rounding cannot hide a rise nor feign one."""
     deq = DEQ(attention().double(), clamped=BOTH)
@@ -135,6 +136,7 @@ def test_energy_never_rises_with_sigmoids():
     assert path.energy.diff(dim=0).max() <= 1e-12
 
 
+@pytest.mark.slow
 def test_solver_and_plain_steps_end_alike(trained):
     asked = trained.ask(labels=torch.arange(10))
     assert asked[0]["output"].equal(2 * torch.eye(10))
@@ -237,6 +239,7 @@ def test_a_run_from_the_command_line_and_on_from_where_it_ended(tmp_path, monkey
         assert {f"{stage}/{metric}" for stage in ("train", "val", "test")} <= {*header}, metric
 
 
+@pytest.mark.slow
 def test_a_memory_of_other_sizes_than_the_data(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])
