@@ -272,7 +272,7 @@ data: {class_path: hamdeq.data.DigitsDataModule}
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])
-    main(["fit", "--config", str(config)])
+    main(["fit", "--config", str(config), "--trainer.limit_test_batches=0"])
     weights = torch.load(tmp_path / "runs/version_0/checkpoints/last.ckpt", weights_only=True)[
         "state_dict"
     ]
