@@ -1,4 +1,7 @@
-"""Madam against its rule written operation by operation, in one run."""
+"""Madam against PyTorch's fused Adam, and its rule written operation by operation, in one run.
+
+pytest tests/benchmarks/test_optim_speed.py --benchmark-only -s
+"""
 
 import statistics
 import time
@@ -30,27 +33,42 @@ class OperationByOperation:
         self.w.copy_(torch.clamp(w, -self.bound, self.bound))
 
 
-def seconds(step, rounds):
-    step()
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
+def medians(steps, rounds):
+    """Median time of each step, measured in turn."""
+    times = {name: [] for name in steps}
+    for step in steps.values():
         step()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    for _ in range(rounds):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("shape", [(784, 512), (512,)], ids=["784x512", "512"])
-def test_madam_step(benchmark, shape):
+def test_madam_step(benchmark, shape, threads):
     torch.manual_seed(0)
-    w = nn.Parameter(0.05 * torch.randn(shape))
-    w.grad = 1e-3 * torch.randn(shape)
-    plain = OperationByOperation(nn.Parameter(w.detach().clone()))
-    plain.w.grad = w.grad.clone()
-    optimizer = Madam([w])
-    reference = seconds(plain.step, rounds=100)
-    benchmark.pedantic(optimizer.step, rounds=100, iterations=1, warmup_rounds=5)
-    here = seconds(optimizer.step, rounds=100)
-    benchmark.extra_info["operation_by_operation_ms"] = 1e3 * reference
-    benchmark.extra_info["madam_ms"] = 1e3 * here
-    benchmark.extra_info["ratio"] = reference / here
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+
+    def parameter():
+        w = nn.Parameter(0.05 * torch.randn(shape))
+        w.grad = 1e-3 * torch.randn(shape)
+        return w
+
+    steps = {
+        "Adam, fused": torch.optim.Adam([parameter()], fused=True).step,
+        "Madam": Madam([parameter()]).step,
+        "Madam, compiled": Madam([parameter()], compiled=True).step,
+        "operation by operation": OperationByOperation(parameter()).step,
+    }
+    result = benchmark.pedantic(lambda: medians(steps, rounds=200), rounds=1)
+    torch.set_num_threads(before)
+    for name, seconds in result.items():
+        ratio = f"{seconds / result['Adam, fused']:.2f}"
+        benchmark.extra_info[name] = ratio
+        print(
+            f"\n| {shape}, {threads} threads | {name} | {1e3 * seconds:.3f} ms | {ratio} |", end=""
+        )
