@@ -26,7 +26,7 @@ The main names, in the order in which a memory is built and used:
   of every sample how it converged. ``Euler``, ``trajectory``: the way there in time.
 - ``fixed_point``: an equilibrium with its gradient, by ``Implicit``, ``Phantom``, ``Unrolled`` or
   ``EquilibriumPropagation``.
-- ``DEQ``: all of it as a layer.
+- ``DEQ``: all of it as a layer. ``FixedSteps``: the same with a fixed number of steps, for export.
 
 Modules with names of their own:
 
@@ -39,7 +39,7 @@ Modules with names of their own:
 """
 
 from hamdeq.chn import CHN, CHNDEQ, InnerIterations
-from hamdeq.deq import DEQ
+from hamdeq.deq import DEQ, FixedSteps
 from hamdeq.dynamics.integrators import Adaptive, Euler, Integrator
 from hamdeq.dynamics.trajectory import Trajectory, trajectory
 from hamdeq.elimination.colouring import colouring, two_colouring
@@ -134,6 +134,7 @@ __all__ = [
     "EquilibriumPropagation",
     "Euler",
     "Exp",
+    "FixedSteps",
     "Flatten",
     "FunctionSynapse",
     "Identity",

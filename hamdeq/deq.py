@@ -7,6 +7,7 @@ lost on the way, because a number is not finite, are left out of the graph.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
@@ -14,7 +15,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hamdeq._checks import instance, one_of, wrong
+from hamdeq._checks import instance, integer, one_of, wrong
+from hamdeq._compile import Graph, graph_of
 from hamdeq._recorded import Recorded
 from hamdeq.elimination.colouring import colouring, two_colouring
 from hamdeq.elimination.eliminate import eliminate
@@ -24,9 +26,11 @@ from hamdeq.energy.ham import HAM
 from hamdeq.energy.model import LayeredEnergy, State
 from hamdeq.implicit import Adjoint, Implicit, attach_gradient, solve_state, transforms
 from hamdeq.solvers import Broyden, Failures, OnFailure, Solution, Solver, Status
-from hamdeq.solvers.base import forget_casts
+from hamdeq.solvers.energy_map import EnergyMap, StateLayout
+from hamdeq.solvers.run import Run
+from hamdeq.solvers.state import forget_casts
 
-__all__ = ["DEQ", "Inputs"]
+__all__ = ["DEQ", "FixedSteps", "Inputs"]
 
 
 class DEQ(Recorded, nn.Module):
@@ -45,6 +49,11 @@ class DEQ(Recorded, nn.Module):
             through a feed-forward network, which costs half an even-odd step; or ``"zeros"``.
         on_failure: for samples that do not converge: ``"warn"`` (once for this module),
             ``"raise"`` or ``"ignore"``. Their status is in the Solution in any case.
+        compiled: steps that Picard iteration, Anderson's and Broyden's method begin with in one
+            graph, compiled by :func:`torch.compile`, as many as most samples need; 0 for none. The
+            other steps are taken one by one. The first call takes some ten seconds, and a C++
+            compiler, without which a warning says so and all steps are taken one by one. Inside of
+            a compiled module it is 4, unless another number is given.
 
     Raises:
         TypeError: ham is no HAM.
@@ -70,6 +79,7 @@ class DEQ(Recorded, nn.Module):
         adjoint: Adjoint | None = None,
         start: Literal["forward", "zeros"] = "forward",
         on_failure: OnFailure = "warn",
+        compiled: int = 0,
     ) -> None:
         super().__init__()
         self.splitting = one_of("splitting", splitting, ("even-odd", "sweep", None))
@@ -87,12 +97,14 @@ class DEQ(Recorded, nn.Module):
         adjoint = Implicit() if adjoint is None else adjoint
         self.adjoint: Adjoint = instance("adjoint", adjoint, Adjoint)
         self.failures: Failures = Failures(on_failure, once=True)
+        self.compiled: int = integer("compiled", compiled, least=0)
 
     def constructor_arguments(self) -> dict[str, Any]:
         now = {
             "solver": self.solver,
             "adjoint": self.adjoint,
             "on_failure": self.failures.on_failure,
+            "compiled": self.compiled,
         }
         return super().constructor_arguments() | now
 
@@ -142,13 +154,29 @@ class DEQ(Recorded, nn.Module):
                 self,
                 inputs,
                 self.ham.layers,
-                solve=lambda inputs: self._solve(inputs, solver)[:2],
+                solve=lambda inputs: self._solve(inputs, solver),
                 value=lambda inputs, solution, visible: self._attach(
                     inputs, solution, visible, solver, failures
                 ),
                 failures=failures,
             )
-        solution, visible, reduced = self._solve(inputs, solver)
+        steps = self.compiled or _STEPS * torch.compiler.is_compiling()
+        return self._call(inputs, solver, failures, steps)
+
+    # What a compiler can make one graph of, this method has compiled. (The public
+    # torch.compiler.disable imports the compiler, which takes a second.)
+    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
+    def _call(self, inputs: Inputs, solver: Solver, failures: Failures, steps: int) -> Solution:
+        """A call with arguments that have been checked."""
+        solved = self._equilibrium(inputs, solver, steps)
+        solution, visible, reduced, rows, value = solved
+        if rows is None and bool(solution.converged.all()):
+            # Mostly so: what the call returns tells as well if all layers are finite.
+            if torch.is_grad_enabled():
+                value = self._attach(inputs, solution, visible, solver, failures, reduced)
+            if value is not None and self._finite(inputs, value) is None:
+                return replace(solution, value=value)
+        solution, visible = self._restored(inputs, solved)
         failures(solution, "equilibrium")
         if not torch.is_grad_enabled():
             return solution
@@ -168,14 +196,14 @@ class DEQ(Recorded, nn.Module):
         self.ham.check_state(x)
         if transforms.are_active():  # where no number can be looked at
             return self._energy(x)
-        finite = _finite(*x.values())
-        rows = _rows(finite)
+        finite, batch = _finite(*x.values()), len(next(iter(x.values())))
+        rows = None if finite is None else finite.nonzero()[:, 0]
         energy = self._energy(x if rows is None else _selected(x, rows))
-        kept = _rows(energy.isfinite())
+        kept = _finite(energy[:, None])
         if kept is None:
-            return energy if rows is None else _placed(energy, rows, len(finite))
-        tried = torch.arange(len(finite), device=finite.device) if rows is None else rows
-        overflown, rows = _placed(energy.detach(), tried, len(finite)), tried[kept]
+            return energy if rows is None else _placed(energy, rows, batch)
+        tried = torch.arange(batch, device=kept.device) if rows is None else rows
+        overflown, rows = _placed(energy.detach(), tried, batch), tried[kept]
         return overflown.index_copy(0, rows, self._energy(_selected(x, rows)))
 
     def _energy(self, x: State) -> Tensor:
@@ -210,7 +238,7 @@ class DEQ(Recorded, nn.Module):
 
     def _check_tensors(self, clamped: State) -> None:
         """Refuse numbers that the weights cannot be multiplied with."""
-        weight = next((p for p in self.parameters() if p.dim() > 0), None)
+        weight = next((p for s in self.ham.synapses for p in s.parameters() if p.dim() > 0), None)
         for name, x in clamped.items():
             layer = f"layer {name!r}"
             if x.is_meta or (weight is not None and weight.is_meta):
@@ -238,36 +266,101 @@ class DEQ(Recorded, nn.Module):
                     kind=TypeError,
                 )
 
-    def _solve(self, inputs: Inputs, solver: Solver) -> tuple[Solution, State, Reduced]:
-        """Find the equilibrium of every sample, without a graph.
+    def _solve(self, inputs: Inputs, solver: Solver) -> tuple[Solution, State]:
+        """The Solution without a graph, its value the full state; the visible layers' states."""
+        return self._restored(inputs, self._equilibrium(inputs, solver))
 
-        Returns:
-            the Solution, its value the full state; the states of the visible layers; and the
-            energy of the valid samples, with a graph where gradients are enabled.
-        """
+    def _equilibrium(self, inputs: Inputs, solver: Solver, steps: int = 0) -> _Solved:
+        """Find the equilibrium of every valid sample, the first steps, if any, in one graph."""
         valid = _finite(*inputs.clamped.values(), *inputs.init.values())
-        rows = _rows(valid)
+        rows = None if valid is None else valid.nonzero()[:, 0]
         inputs = inputs if rows is None else inputs.select(rows)
-        model = self._clamp(inputs, self.ham.prepared())
+        graph = self._graph(inputs, solver, steps) if rows is None else None
+        clamps = graph is None or torch.is_grad_enabled()
+        model = self._clamp(inputs, self.ham.prepared()) if clamps else None
+        with torch.no_grad():
+            run, x0, value = None, None, None
+            begun = None
+            if graph is not None:
+                # A graph of the compiler's takes no tensor that has a graph of its own.
+                given = None if model is None else model.detach()
+                begun = graph(self, inputs.detach().of_any_size(), given, solver, steps)
+            if begun is not None:
+                run, x0, value = begun
+                if not run.look():
+                    reduced = None if model is None else self._reduce(model)
+                    return _Solved(run.log.solution(solver.tol), x0, reduced, rows, value)
+        if model is None:
+            model = self._clamp(inputs, self.ham.prepared())
         reduced = self._reduce(model)
         with torch.no_grad():
-            x0 = self._initial(model, inputs.init)
-            solution = solve_state(reduced, x0, solver) if x0 else _nothing_to_solve(inputs)
-            visible = solution.value
-            value = self._full(inputs, reduced, visible)
-            finite = _finite(*(x for name, x in value.items() if name not in model.clamped))
-            if _rows(finite) is not None:
-                value = {name: _where(finite, x, torch.nan) for name, x in value.items()}
-                solution = replace(
-                    solution,
-                    status=torch.where(finite, solution.status, Status.DIVERGED.value),
-                    converged=solution.converged & finite,
-                    residual=torch.where(finite, solution.residual, torch.nan),
-                )
-            if rows is not None:
-                solution = solution.among(rows, torch.where(valid, 0, Status.INVALID.value))
-                value, visible = _among(rows, len(valid), value), _among(rows, len(valid), visible)
-        return replace(solution, value=value), visible, reduced
+            x0 = self._initial(model, inputs.init) if x0 is None else x0
+            solution = solve_state(reduced, x0, solver, run) if x0 else _nothing_to_solve(inputs)
+        return _Solved(solution, solution.value, reduced, rows, None)
+
+    def _first_steps(
+        self, inputs: Inputs, model: Clamped | None, solver: Solver, steps: int
+    ) -> tuple[Run, State, State | None]:
+        """Take steps without a look at any number, so that all of it is one graph.
+
+        Args:
+            inputs: of the call.
+            model: the clamped memory; None to clamp it here, and restore the full state as well.
+            solver: the solver.
+            steps: how many.
+
+        Returns:
+            the solve so far, and the best states of the visible layers and of all.
+        """
+        clamped = self._clamp(inputs, self.ham.prepared()) if model is None else model
+        reduced = self._reduce(clamped)
+        x0 = self._initial(clamped, inputs.init)
+        layout = StateLayout(x0)
+        f = EnergyMap(reduced, layout)
+        run = Run(solver, f, layout.join(x0.values()))
+        run.advance(f, steps)
+        visible = layout.unflatten(run.log.best)
+        return run, visible, self._full(inputs, reduced, visible) if model is None else None
+
+    def _graph(self, inputs: Inputs, solver: Solver, steps: int) -> Graph | None:
+        """:meth:`_first_steps` compiled, where that is wanted and possible."""
+        if not 0 < steps <= solver.max_steps or not solver.traceable:
+            return None
+        x = next(iter(inputs.clamped.values()))
+        whole = tuple(name for name in inputs.clamped if name not in inputs.observed)
+        solved_for = len(self.ham.layers) - len(whole) - len(self._split(whole)[0])
+        if not solved_for or not len(x) or torch.is_autocast_enabled(x.device.type):
+            return None
+        return graph_of(self, solver, type(self)._first_steps, _REMEDY)
+
+    @torch.no_grad()
+    def _restored(self, inputs: Inputs, solved: _Solved) -> tuple[Solution, State]:
+        """The Solution of all samples, its value the full state; the visible layers' states."""
+        solution, visible, reduced, rows, value = solved
+        batch = len(next(iter(inputs.clamped.values())))
+        if value is None:
+            assert reduced is not None
+            part = inputs if rows is None else inputs.select(rows)
+            value = self._full(part, reduced, visible)
+        finite = self._finite(inputs, value)
+        if finite is not None:
+            value = {name: _where(finite, x, torch.nan) for name, x in value.items()}
+            solution = replace(
+                solution,
+                status=torch.where(finite, solution.status, Status.DIVERGED.value),
+                converged=solution.converged & finite,
+                residual=torch.where(finite, solution.residual, torch.nan),
+            )
+        if rows is not None:
+            status = rows.new_full((batch,), Status.INVALID.value).index_fill(0, rows, 0)
+            solution = solution.among(rows, status)
+            value, visible = _among(rows, batch, value), _among(rows, batch, visible)
+        return replace(solution, value=value), visible
+
+    def _finite(self, inputs: Inputs, value: State) -> Tensor | None:
+        """Samples of which all layers are finite that are not wholly clamped; None for all."""
+        whole = inputs.clamped.keys() - inputs.observed.keys()
+        return _finite(*(x for name, x in value.items() if name not in whole))
 
     def _attach(
         self,
@@ -281,8 +374,9 @@ class DEQ(Recorded, nn.Module):
         """The full state with its gradient, from what :meth:`_solve` returned."""
         forget_casts(solution.residual)
         diverged = solution.status == Status.DIVERGED
-        rows = _rows(~diverged & (solution.status != Status.INVALID))
-        if rows is not None:
+        lost, rows = diverged | (solution.status == Status.INVALID), None
+        if bool(lost.any()):
+            rows = (~lost).nonzero()[:, 0]
             inputs, visible = inputs.select(rows), _selected(visible, rows)
         if reduced is None:
             reduced = self._reduce(self._clamp(inputs, self.ham.prepared()))
@@ -336,7 +430,8 @@ class DEQ(Recorded, nn.Module):
             x = forward_sweep(model)
             # Where a pass overflows, the solve may still converge from zero.
             finite = _finite(*x.values())
-            x = {name: _where(finite, state, 0.0) for name, state in x.items()}
+            if finite is not None:
+                x = {name: _where(finite, state, 0.0) for name, state in x.items()}
         else:
             x = self.ham.zero_state(next(iter((model.clamped | model.partial).values())), missing)
         x = {name: init[name] if name in init else x[name] for name in visible}
@@ -354,7 +449,65 @@ class DEQ(Recorded, nn.Module):
         )
 
 
+_STEPS = 4
+_REMEDY = (
+    "all steps are taken one by one; install a C++ compiler, use synapses and Lagrangians with "
+    "fields and activations in closed form, or ask for DEQ(compiled=0)"
+)
+
+
+class FixedSteps(nn.Module):
+    """A DEQ with a fixed number of steps, for inference: one graph, for :func:`torch.export`.
+
+    A sample keeps its best state once it has converged; nothing tells which samples have.
+
+    Args:
+        deq: the memory, with a solver whose steps can be traced: Picard iteration, Anderson's or
+            Broyden's method.
+        steps: how many.
+
+    Raises:
+        TypeError: deq is no DEQ.
+        ValueError: no steps, or a solver that cannot be traced.
+    """
+
+    def __init__(self, deq: DEQ, steps: int) -> None:
+        super().__init__()
+        self.deq: DEQ = instance("deq", deq, DEQ)
+        self.steps: int = integer("steps", steps, least=1)
+        if not deq.solver.traceable:
+            got = type(deq.solver).__name__
+            raise wrong("deq", "the solver Picard, Anderson or Broyden", got)
+
+    @torch.no_grad()
+    def forward(self, clamped: State) -> State:
+        """The state of all layers after the steps, without a gradient."""
+        deq = self.deq
+        inputs = deq._checked(clamped, None, {})
+        _, _, value = deq._first_steps(inputs, None, deq.solver, self.steps)
+        assert value is not None
+        return value
+
+
 _Split = tuple[tuple[str, ...], tuple[tuple[str, ...], ...] | None]
+
+
+class _Solved(NamedTuple):
+    """What a solve has found, of the valid samples.
+
+    Attributes:
+        solution: its value the visible layers' states.
+        visible: these.
+        reduced: the energy, with a graph where gradients are enabled; None where not needed.
+        rows: the valid samples by index; None for all.
+        value: the full state, if it has been restored.
+    """
+
+    solution: Solution
+    visible: State
+    reduced: Reduced | None
+    rows: Tensor | None
+    value: State | None
 
 
 class Inputs(NamedTuple):
@@ -373,6 +526,16 @@ class Inputs(NamedTuple):
     def select(self, rows: Tensor) -> Inputs:
         """Some of the samples, given by index."""
         return Inputs(*(_selected(x, rows) for x in self))
+
+    def detach(self) -> Inputs:
+        """The same tensors without their graphs."""
+        return Inputs(*({name: x.detach() for name, x in part.items()} for part in self))
+
+    def of_any_size(self) -> Inputs:
+        """The same, of which a compiler makes one graph for batches of any size."""
+        for x in (*self.clamped.values(), *self.observed.values(), *self.init.values()):
+            torch._dynamo.maybe_mark_dynamic(x, 0)
+        return self
 
 
 def _clamped(reduced: Reduced) -> Clamped:
@@ -399,18 +562,16 @@ def _placed(x: Tensor, rows: Tensor, batch: int) -> Tensor:
     return x.new_full((batch,), torch.nan).index_copy(0, rows, x)
 
 
-def _finite(*tensors: Tensor) -> Tensor:
-    """Samples without an infinity or a NaN: ``(batch,)``."""
+def _finite(*tensors: Tensor) -> Tensor | None:
+    """Samples without an infinity or a NaN, ``(batch,)``; None for all."""
+    if torch.compiler.is_compiling():  # without a look at any number
+        return torch.stack([x.isfinite().flatten(1).all(1) for x in tensors]).all(0)
     # A finite sum proves every number finite, in a fraction of the time of looking at each.
-    proved = torch.stack([x.flatten(1).sum(1).isfinite() for x in tensors]).all(0)
-    if bool(proved.all()):
-        return proved
-    return torch.stack([x.isfinite().flatten(1).all(1) for x in tensors]).all(0)
-
-
-def _rows(samples: Tensor) -> Tensor | None:
-    """The marked samples by index; None for all."""
-    return None if bool(samples.all()) else samples.nonzero()[:, 0]
+    sums = [x.detach().sum() for x in tensors]
+    if not sums or math.isfinite(float(sums[0] if len(sums) == 1 else torch.stack(sums).sum())):
+        return None
+    finite = torch.stack([x.isfinite().flatten(1).all(1) for x in tensors]).all(0)
+    return None if bool(finite.all()) else finite
 
 
 def _where(samples: Tensor, x: Tensor, other: float) -> Tensor:

@@ -45,8 +45,8 @@ from hamdeq import (
 )
 from hamdeq.energy.model import LayeredEnergy
 from hamdeq.solvers import SolverState
-from hamdeq.solvers.base import Step
 from hamdeq.solvers.energy_map import EnergyInfo, EnergyMap, StateLayout
+from hamdeq.solvers.state import Step
 from hamdeq.testing import inner, normal
 
 Lagrangians = Sequence[Callable[[], Lagrangian]]

@@ -39,6 +39,7 @@ class CHNDEQ(DEQ):
             derivative, so that conjugate gradients serve either way.
         start: ``"forward"`` or ``"zeros"``: where to start from, as of a :class:`~hamdeq.DEQ`.
         on_failure: ``"warn"``, ``"raise"`` or ``"ignore"``, of samples that do not converge.
+        compiled: steps to begin with in one compiled graph, as of a :class:`~hamdeq.DEQ`.
 
     Attributes:
         chn: the network.
@@ -64,6 +65,7 @@ class CHNDEQ(DEQ):
         adjoint: Adjoint | None = None,
         start: Literal["forward", "zeros"] = "forward",
         on_failure: OnFailure = "warn",
+        compiled: int = 0,
     ) -> None:
         instance("chn", chn, CHN, remedy="use DEQ for a HAM" if isinstance(chn, HAM) else None)
         super().__init__(
@@ -74,6 +76,7 @@ class CHNDEQ(DEQ):
             adjoint=adjoint,
             start=start,
             on_failure=on_failure,
+            compiled=compiled,
         )
         # No submodule: its parameters are the HAM's, and a state dict is to hold them once.
         self.__dict__["chn"] = chn

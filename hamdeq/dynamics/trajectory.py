@@ -27,8 +27,8 @@ from hamdeq._checks import floating, instance, number, require, wrong
 from hamdeq._containers import Container
 from hamdeq.dynamics.integrators import Euler, Flow, Integrator
 from hamdeq.energy.model import EnergyModel, State
-from hamdeq.solvers.base import full_precision, norm, relative_residual
 from hamdeq.solvers.energy_map import EnergyMap, StateLayout, ready
+from hamdeq.solvers.state import full_precision, norm, relative_residual
 
 __all__ = ["TimeConstants", "Trajectory", "trajectory"]
 

@@ -36,6 +36,7 @@ class Reduced:
         self.colours: tuple[tuple[str, ...], ...] = (
             (self.visible,) if colours is None else tuple(map(tuple, colours))
         )
+        self._descends: bool = self._is_affine()
         self._remain(model, self.hidden)
 
     def _remain(self, model: LayeredEnergy, computed: Collection[str]) -> None:
@@ -62,12 +63,20 @@ class Reduced:
         and touches it at the present state: the energy falls at least as much. Of several colours
         each minimises the full energy over its layers, the others held.
         """
+        return self._descends
+
+    def _is_affine(self) -> bool:
         for layers, synapse in self.model.connections:
             for colour in self.colours:
                 places = [place for place, name in enumerate(layers) if name in colour]
                 if len(places) > 1 or not all(synapse.is_linear_in(place) for place in places):
                     return False
         return True
+
+    @property
+    def independent(self) -> bool:
+        """Whether the activation of each visible neuron depends on its own state alone."""
+        return self._remaining.are_independent(self.visible)
 
     def prepared(self) -> Reduced:
         """The same energy with its weights as they are now: see :meth:`HAM.prepared`."""
@@ -155,7 +164,12 @@ class Reduced:
                 [*self._remaining.summands(x, g, self._untouched), *self._gains(hidden)]
             )
 
-        return Evaluation(g, fields, update, at_once, terms)
+        def lagrangian() -> Tensor:
+            first, *others = (self._remaining.layer(a).potential(x_a) for a, x_a in x.items())
+            return sum(others, first)
+
+        convex = at_once and self.descends
+        return Evaluation(g, fields, update, at_once, terms, lagrangian if convex else None)
 
     def _gains(self, hidden: State) -> list[Tensor]:
         """−L_B(I_B) of each hidden layer."""

@@ -9,7 +9,7 @@ partially clamped ones.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -60,8 +60,9 @@ class Clamped(LayeredEnergy):
                 self._settled.append((layers, synapse))
             elif len(free) == 1 and synapse.is_linear_in(place := layers.index(free[0])):
                 to = free[0]
-                around = g | ham.zero_state(some, [to])
-                field = exerted(synapse, place, *(around[name] for name in layers))
+                # Of the free layer's own activation only the shape counts.
+                own = drive[to] if to in drive else ham.nothing(some, to)
+                field = exerted(synapse, place, *(own if a == to else g[a] for a in layers))
                 drive[to] = drive[to] + field if to in drive else field
             else:
                 connections.append((layers, synapse))
@@ -133,12 +134,20 @@ class Clamped(LayeredEnergy):
 
     def select(self, rows: Tensor) -> Clamped:
         """The same energy for some samples of the batch, given by index."""
+        part = self._mapped(lambda x: x[rows])
+        part._batch = len(rows)
+        return part
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> Clamped:
         part = copy.copy(self)
         for name in ("clamped", "drive", "_g", "observed", "partial"):
-            setattr(part, name, {a: x[rows] for a, x in getattr(self, name).items()})
-        part._batch = len(rows)
+            setattr(part, name, {a: function(x) for a, x in getattr(self, name).items()})
         part._remake()
         return part
+
+    def detach(self) -> Clamped:
+        """The same energy without a graph to what it was clamped at."""
+        return self._mapped(Tensor.detach)
 
     def full(self, x: State) -> State:
         """A state of all layers: the free neurons as in x, the others as clamped, in copies."""
@@ -221,7 +230,7 @@ def forward_sweep(model: Clamped) -> State:
         the free layers' states, ``(batch, *shape)`` each.
     """
     some = next(iter((model.clamped | model.partial).values()))
-    x = model.ham.zero_state(some, model.layers)
+    x = model.ham.zero_state(some, model.partial)
     # What is clamped in part is observed to that extent, before its free neurons are.
     g = {name: model.layer(name).activation(x[name]) for name in model.partial}
     links = [c for c in model.ham.connections if len(c[0]) > 1]
@@ -229,14 +238,16 @@ def forward_sweep(model: Clamped) -> State:
         observed = {*g, *model.clamped}
         front = [name for name in model.layers if any(_leads(c, observed, name) for c in links)]
         if not front:
-            return x
+            missing = [name for name in model.layers if name not in x]
+            x |= model.ham.zero_state(some, missing)
+            return {name: x[name] for name in model.layers}
         new = {}
         for name in front:
             field = model.field(
                 g, name, [c for c in model.connections if _leads(c, observed, name)]
             )
             # Under autocast it may come out in half precision.
-            new[name] = field.to(x[name].dtype)
+            new[name] = field.to(some.dtype)
         x |= new
         g |= model.activations(new)
 

@@ -43,6 +43,9 @@ class Evaluation:
         update: the next state, f(x).
         at_once: whether all layers are updated at once, so that the update is the fields.
         terms: yields the energy terms that depend on x: ``(terms, batch)``.
+        lagrangian: yields Σ_A L_A(x_A), ``(batch,)``, where the energy is Σ_A L*_A(g_A) − h(g) with
+            a convex h, of which the update is the gradient; None where it need not be. Then
+            E(g′) − E(g) ≤ Σ_A [L_A(x_A) − L_A(x′_A) + ⟨g′_A, x′_A − x_A⟩] − ⟨update − x, g′ − g⟩.
     """
 
     g: State
@@ -50,6 +53,7 @@ class Evaluation:
     update: State
     at_once: bool
     terms: Callable[[], Tensor]
+    lagrangian: Callable[[], Tensor] | None = None
 
 
 @runtime_checkable
@@ -165,6 +169,15 @@ class LayeredEnergy(ABC):
         """The same energy, for one use: see :meth:`HAM.prepared <hamdeq.HAM.prepared>`."""
         return self
 
+    @property
+    def independent(self) -> bool:
+        """Whether the activation of each neuron depends on its own state alone."""
+        return self.are_independent(self.layers)
+
+    def are_independent(self, layers: Iterable[str]) -> bool:
+        """Tell if that is so in some layers."""
+        return all(self.layer(name).lagrangian.additive for name in layers)
+
     def zero_state(self, like: Tensor, layers: Collection[str] | None = None) -> State:
         """Zeros for the layers (default all), with the batch, dtype and device of ``like``."""
         names = self.layers if layers is None else layers
@@ -180,20 +193,27 @@ class LayeredEnergy(ABC):
         The layer's own activation may be left out of g where all its synapses are linear in it.
         With ``connections`` only these exert it, and the constant ones.
         """
+        total = self.drive.get(to)
         if to not in g:
-            some = next(iter(g.values()), None)
+            some = next(iter(g.values()), total)
             if some is None:
                 raise ValueError(
                     f"g: expected the activation of at least one of {list(self.layers)}, which "
                     "sets the batch, got none"
                 )
-            g = g | {to: some.new_zeros(()).expand(len(some), *self.layer(to).shape)}
-        total = self.drive.get(to)
+            g = g | {to: self.nothing(some, to)}
         for layers, synapse in self.connections if connections is None else connections:
-            for place in (i for i, name in enumerate(layers) if name == to):
-                term = exerted(synapse, place, *(g[name] for name in layers))
-                total = term if total is None else total + term
+            if to not in layers:
+                continue
+            for place, name in enumerate(layers):
+                if name == to:
+                    term = exerted(synapse, place, *[g[a] for a in layers])
+                    total = term if total is None else total + term
         return torch.zeros_like(g[to]) if total is None else total
+
+    def nothing(self, like: Tensor, layer: str) -> Tensor:
+        """The zero state of a layer without memory of its own, to be read alone."""
+        return like.new_zeros(()).expand(len(like), *self.layer(layer).shape)
 
     def fields(self, g: State, to: Collection[str] | None = None) -> State:
         """The field on some layers (default every layer in g): what their states become."""

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeIs
 
 from hamdeq._checks import instance, wrong
 from hamdeq.elimination.reduced import Reduced
-from hamdeq.energy.model import EnergyModel
+from hamdeq.energy.model import EnergyModel, LayeredEnergy
 from hamdeq.implicit.base import Adjoint, RowMap
 from hamdeq.implicit.linear import Implicit
 from hamdeq.solvers import (
@@ -24,8 +25,9 @@ from hamdeq.solvers import (
     TrustRegion,
     with_fallback,
 )
-from hamdeq.solvers.base import forget_casts
 from hamdeq.solvers.energy_map import EnergyMap, StateLayout, ready
+from hamdeq.solvers.run import Run
+from hamdeq.solvers.state import forget_casts
 
 __all__ = ["as_rows", "attach_gradient", "fixed_point", "solve_state"]
 
@@ -79,9 +81,14 @@ def fixed_point(
     return attach_gradient(f, solution, solver=solver, adjoint=adjoint, failures=failures)
 
 
-def solve_state(f: Callable[[Any], Any] | EnergyModel, x0: Any, solver: Solver) -> Solution:
-    """The first half of :func:`fixed_point`: the equilibrium, without a graph or a warning."""
-    if isinstance(f, EnergyModel):
+def solve_state(
+    f: Callable[[Any], Any] | EnergyModel, x0: Any, solver: Solver, run: Run | None = None
+) -> Solution:
+    """The first half of :func:`fixed_point`: the equilibrium, without a graph or a warning.
+
+    With ``run`` this goes on with a solve of which the first steps have been taken.
+    """
+    if _is_energy(f):
         instance("x0", x0, dict, "a dict {layer name: tensor}, as f is an energy model")
         f.check_state(x0)
     elif not callable(f):
@@ -96,7 +103,9 @@ def solve_state(f: Callable[[Any], Any] | EnergyModel, x0: Any, solver: Solver) 
         )
     flat = layout.flatten(x0).detach()
     row_map = as_rows(f, layout)
-    solution = solver.solve(row_map, flat)
+    solution = solver.solve(row_map, flat) if run is None else run.resume(row_map)
+    if bool(solution.converged.all()):
+        return replace(solution, value=layout.unflatten(solution.value))
     if isinstance(row_map, EnergyMap) and solver.fallback_steps:
         fallback = TrustRegion(
             tol=solver.tol, max_steps=solver.fallback_steps, trace=solver.trace, fallback_steps=0
@@ -113,7 +122,7 @@ def solve_state(f: Callable[[Any], Any] | EnergyModel, x0: Any, solver: Solver) 
 @torch.no_grad()
 def _random_remedy(f: Callable[[Any], Any] | EnergyModel, solution: Solution) -> str | None:
     """The remedy for a random map, which two evaluations at one state reveal; None for others."""
-    if isinstance(f, EnergyModel) or bool(solution.converged.all()):
+    if _is_energy(f) or bool(solution.converged.all()):
         return None
     layout = StateLayout(solution.value)
     x = layout.flatten(solution.value).nan_to_num()
@@ -164,7 +173,7 @@ def attach_gradient(
         solution.adjoint.append(placed)
         failures(backward, "gradient", remedy=_REMEDY)
 
-    if rows is None and isinstance(f, EnergyModel):
+    if rows is None and _is_energy(f):
         # An infinity times a gradient of zero is NaN, in the weights that all samples share.
         finite = (solution.status != Status.DIVERGED) & (solution.status != Status.INVALID)
         if not bool(finite.all()):
@@ -203,6 +212,11 @@ _REMEDY = (
 )
 
 
+def _is_energy(f: object) -> TypeIs[EnergyModel]:
+    """Tell if f is an energy model: ours by their class, others by what they have."""
+    return isinstance(f, (LayeredEnergy, Reduced, EnergyModel))
+
+
 def as_rows(f: Callable[[Any], Any] | EnergyModel, layout: StateLayout) -> RowMap | EnergyMap:
     """The map on rows, with its energy if there is one."""
-    return EnergyMap(f, layout) if isinstance(f, EnergyModel) else layout.rows(f)
+    return EnergyMap(f, layout) if _is_energy(f) else layout.rows(f)

@@ -11,8 +11,9 @@ from torch import Tensor
 from hamdeq._checks import instance, integer, wrong
 from hamdeq.implicit.base import Adjoint, Graph, Report, RowMap
 from hamdeq.solvers import Solution, Solver, with_fallback
-from hamdeq.solvers.base import SampleLog, Stopping, norm, relative_residual
+from hamdeq.solvers.base import Stopping
 from hamdeq.solvers.energy_map import EnergyMap
+from hamdeq.solvers.state import SampleLog, norm, relative_residual
 
 __all__ = ["GMRES", "ConjugateGradient", "Implicit", "solve_linear"]
 

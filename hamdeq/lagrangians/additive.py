@@ -68,9 +68,11 @@ class Sigmoid(Tempered):
         self.center: float = number("center", center)
 
     def _argument(self, x: Tensor) -> Tensor:
-        # In place on the fresh difference: one pass over new memory less.
-        z = x - self.center
-        return z * self.beta if self.learnable else z.mul_(self._given)
+        """β(x − c), in new memory."""
+        if self.learnable:
+            return (x - self.center) * self.beta
+        beta = self._given  # one pass for both
+        return torch.rsub(x, -beta * self.center, alpha=-beta)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.learnable:
@@ -79,7 +81,7 @@ class Sigmoid(Tempered):
         return total(F.softplus(x - self.center, self._given, _SOFTPLUS_THRESHOLD))
 
     def activation(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(self._argument(x))
+        return self._argument(x).sigmoid_()
 
     def energy(self, x: Tensor) -> Tensor:
         # ⟨x, g⟩ − L subtracts two numbers of the size of x: at x = 1e4 in float32 nothing is left

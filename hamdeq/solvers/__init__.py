@@ -5,7 +5,7 @@ A solver is a choice, an immutable object; :meth:`Solver.solve` runs it and retu
 """
 
 from hamdeq.solvers.anderson import Anderson
-from hamdeq.solvers.base import Solver, SolverState
+from hamdeq.solvers.base import Solver
 from hamdeq.solvers.broyden import Broyden
 from hamdeq.solvers.failures import ConvergenceError, ConvergenceWarning, Failures, OnFailure
 from hamdeq.solvers.fallback import with_fallback
@@ -13,6 +13,7 @@ from hamdeq.solvers.newton import Newton
 from hamdeq.solvers.picard import Picard
 from hamdeq.solvers.safeguard import Safeguarded
 from hamdeq.solvers.solution import Solution, Status
+from hamdeq.solvers.state import SolverState
 from hamdeq.solvers.trust_region import TrustRegion
 
 __all__ = [

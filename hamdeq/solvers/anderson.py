@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hamdeq._checks import integer, number
-from hamdeq.solvers.base import Step, norm
 from hamdeq.solvers.safeguard import Extrapolation, Safeguarded
+from hamdeq.solvers.state import Step, dots, less, norm
 
 __all__ = ["Anderson"]
 
@@ -38,6 +38,8 @@ class Anderson(Safeguarded):
     with differences (their equation 2.2).
     """
 
+    traceable = True
+
     history: int = 5
     ridge: float = 0.1
 
@@ -60,38 +62,63 @@ class _Window(Extrapolation):
 
     def __init__(self, x0: Tensor, solver: Anderson) -> None:
         (batch, n), history = x0.shape, solver.history
-        self.dr = x0.new_zeros(batch, history, n)
-        self.df = x0.new_zeros(batch, history, n)
+        self.n = n
+        # Δr and Δf side by side. What is not used yet is zero, and has no share.
+        self.past = x0.new_zeros(batch, history, 2 * n)
         # The small systems are solved in float64: their condition is that of Δr squared.
         self.gram = x0.new_zeros(batch, history, history, dtype=torch.float64)
         # Rounding leaves no less than this undetermined.
-        self.diagonal = 1 + max(solver.ridge, 10 * torch.finfo(x0.dtype).eps)
+        self.ridge = max(solver.ridge, 10 * torch.finfo(x0.dtype).eps)
+        diagonal = self.ridge * torch.eye(history, dtype=torch.float64, device=x0.device)
+        self.diagonal = diagonal.expand(batch, -1, -1)
         self.count = 0
-        self.fx = self.r = x0
+        self.last = x0
 
     def __call__(self, step: Step) -> Tensor | None:
-        fx, r = step.fx, step.r
-        self._remember(fx, r)
-        used = min(self.count - 1, self.dr.shape[1])
+        now = torch.cat([step.r, step.fx], 1)
+        if self.count:
+            self._remember(now - self.last)
+        self.last = now
+        self.count += 1
+        used = min(self.count - 1, self.past.shape[1])
         if not used:
             return None
-        factor, failed = torch.linalg.cholesky_ex(self.gram[:, :used, :used])
-        goal = (self.dr[:, :used] * r[:, None]).sum(-1, keepdim=True).double()
-        gamma = torch.cholesky_solve(goal, factor).to(r.dtype).mT
-        gamma = torch.where((failed == 0)[:, None, None], gamma, 0.0)
-        return torch.baddbmm(fx[:, None], gamma, self.df[:, :used], alpha=-1)[:, 0]
+        past = self.past[:, :used]
+        goal = dots(past[..., : self.n], step.r)
+        if used == 1:
+            gamma = goal / (1 + self.ridge)
+        else:
+            gram = self.gram[:, :used, :used] + self.diagonal[:, :used, :used]
+            gamma = _solved(gram, goal.double()).to(goal.dtype)
+        return less(step.fx, gamma, past[..., self.n :])
 
-    def _remember(self, fx: Tensor, r: Tensor) -> None:
-        if self.count:
-            slot = (self.count - 1) % self.dr.shape[1]
-            change = r - self.r
-            # A difference of zero stays zero; its row is kept regular by the diagonal.
-            size = norm(change)[:, None].clamp_min(torch.finfo(r.dtype).tiny)
-            torch.div(change, size, out=self.dr[:, slot])
-            torch.div(fx - self.fx, size, out=self.df[:, slot])
-            row = (self.dr * self.dr[:, slot, None]).sum(-1)
-            self.gram[:, slot] = row
-            self.gram[:, :, slot] = row
-            self.gram[:, slot, slot] = self.diagonal
-        self.count += 1
-        self.fx, self.r = fx, r
+    def _remember(self, change: Tensor) -> None:
+        slot = (self.count - 1) % self.past.shape[1]
+        # A difference of zero stays zero; its row is kept regular by the ridge.
+        size = norm(change[:, : self.n])[:, None].clamp_min(torch.finfo(change.dtype).tiny)
+        self.past[:, slot] = change / size
+        row = dots(self.past[..., : self.n], self.past[:, slot, : self.n])
+        self.gram[:, slot] = row
+        self.gram[:, :, slot] = row
+
+
+def _solved(matrix: Tensor, goal: Tensor) -> Tensor:
+    """The solution of a small positive definite system a sample, zero where it is not definite."""
+    if not torch.compiler.is_compiling():
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        solved = torch.cholesky_solve(goal[..., None], factor)[..., 0]
+        return solved * (failed == 0)[:, None]
+    # Elimination number by number, which the compiler makes one loop of.
+    n = goal.shape[1]
+    rows = [[matrix[:, i, j] for j in range(n)] for i in range(n)]
+    x = [goal[:, i] for i in range(n)]
+    definite = torch.ones_like(x[0], dtype=torch.bool)
+    for k in range(n):
+        definite = definite & (rows[k][k] > 0)
+        for i in range(k + 1, n):
+            share = rows[i][k] / rows[k][k]
+            x[i] = x[i] - share * x[k]
+            rows[i] = [a - share * b for a, b in zip(rows[i], rows[k], strict=True)]
+    for k in reversed(range(n)):
+        x[k] = (x[k] - sum(rows[k][j] * x[j] for j in range(k + 1, n))) / rows[k][k]
+    return torch.where(definite[:, None], torch.stack(x, 1), 0.0)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hamdeq._checks import integer
-from hamdeq.solvers.base import Step, norm
 from hamdeq.solvers.safeguard import Extrapolation, Safeguarded
+from hamdeq.solvers.state import Step, dot, dots, less, norm
 
 __all__ = ["Broyden"]
 
@@ -34,6 +34,8 @@ class Broyden(Safeguarded):
     Source: Broyden, "A class of methods for solving nonlinear simultaneous equations" (1965),
     method 1, inverse form by Sherman & Morrison.
     """
+
+    traceable = True
 
     history: int = 20
     # Its residual rises further than Anderson's on the way, and comes down again by itself.
@@ -71,7 +73,7 @@ class _RankOnes(Extrapolation):
     def _apply(self, u: Tensor, v: Tensor, r: Tensor) -> Tensor:
         """B r (or Bᵀ r with u and v exchanged)."""
         u, v = u[:, : self.count], v[:, : self.count]
-        return torch.baddbmm(r[:, None], (v * r[:, None]).sum(-1)[:, None], u)[:, 0]
+        return less(r, -dots(v, r), u)
 
     def _improve(self, s: Tensor, minus_y: Tensor) -> None:
         if self.count == self.history:
@@ -81,7 +83,7 @@ class _RankOnes(Extrapolation):
             self.u, self.v = torch.cat([self.u, more], 1), torch.cat([self.v, more], 1)
         image = self._apply(self.u, self.v, minus_y)
         v = self._apply(self.v, self.u, s)
-        slope = (s * image).sum(-1, keepdim=True)
+        slope = dot(s, image)[:, None]
         # Where s and B y are orthogonal to rounding the improvement is undefined: leave it out.
         small = slope.abs() <= torch.finfo(s.dtype).eps * (norm(s) * norm(image))[:, None]
         self.u[:, self.count] = torch.where(small, 0.0, (s - image) / slope)

@@ -51,6 +51,8 @@ class StateLayout:
         self.dtype: torch.dtype = leaves[0].dtype
         self.shapes: list[torch.Size] = [leaf.shape[1:] for leaf in leaves]
         self.sizes: list[int] = [math.prod(shape) for shape in self.shapes]
+        # One tensor that is rows already.
+        self.plain: bool = [len(shape) for shape in self.shapes] == [1]
         self._check(leaves, "x0")
 
     def rows(self, f: Callable[[Any], Any]) -> Callable[[Tensor], Tensor]:
@@ -65,6 +67,9 @@ class StateLayout:
 
     def join(self, leaves: Iterable[Tensor]) -> Tensor:
         """:meth:`flatten` for what is known to have this layout."""
+        if self.plain:
+            (leaf,) = leaves
+            return leaf if leaf.dtype == self.dtype else leaf.to(self.dtype)
         flat = [
             leaf.reshape(self.batch, n).to(self.dtype)
             for leaf, n in zip(leaves, self.sizes, strict=True)
@@ -73,10 +78,14 @@ class StateLayout:
 
     def unflatten(self, flat: Tensor) -> Any:
         """The rows in the form of x0."""
-        parts = flat.split(self.sizes, dim=1) if len(self.sizes) > 1 else (flat,)
-        leaves = [
-            part.reshape(len(flat), *shape) for part, shape in zip(parts, self.shapes, strict=True)
-        ]
+        if self.plain:
+            leaves = [flat]
+        else:
+            parts = flat.split(self.sizes, dim=1)
+            leaves = [
+                part.reshape(len(flat), *shape)
+                for part, shape in zip(parts, self.shapes, strict=True)
+            ]
         if self.keys is not None:
             return dict(zip(self.keys, leaves, strict=True))
         return leaves[0] if issubclass(self.kind, Tensor) else tuple(leaves)
@@ -128,12 +137,14 @@ class EnergyInfo:
         fields: I(g), where x − I(g) is the gradient of the energy in g: ``(batch, n)``.
         at_once: whether all layers are updated at once, so that f(x) is the fields.
         terms: yields the energy terms, but for a constant: ``(terms, batch)``.
+        lagrangian: of a map that is certain and at once, yields Σ_A L_A(x_A): ``(batch,)``.
     """
 
     g: Tensor
     fields: Tensor
     at_once: bool
     terms: Callable[[], Tensor]
+    lagrangian: Callable[[], Tensor] | None = None
 
 
 class EnergyMap:
@@ -156,6 +167,11 @@ class EnergyMap:
         self.layout = layout
         self.certain: bool = model.descends
 
+    @property
+    def independent(self) -> bool:
+        """Whether the activation of each neuron is known to depend on its own state alone."""
+        return getattr(self.model, "independent", False)
+
     def __call__(self, x: Tensor) -> Tensor:
         """f(x)."""
         return self._flat(self.model.update(self.layout.unflatten(x)))
@@ -165,7 +181,8 @@ class EnergyMap:
         here = self.model.step(self.layout.unflatten(x))
         fx = self._flat(here.update)
         fields = fx if here.at_once else self._flat(here.fields)
-        return fx, EnergyInfo(self._flat(here.g), fields, here.at_once, here.terms)
+        g = self._flat(here.g)
+        return fx, EnergyInfo(g, fields, here.at_once, here.terms, here.lagrangian)
 
     def image(self, x: Tensor) -> Tensor:
         """I(g(x)): what all layers at once would become."""
@@ -213,6 +230,9 @@ class Derivatives:
             self.x: Tensor = x.detach().clone().requires_grad_()
             self.g: Tensor = f.activations(self.x)
             self.fx: Tensor = f.fields(self.g)
+        # Of neurons that are independent D is diagonal, and known once it has been asked for.
+        self._slopes: Tensor | None = None
+        self._independent: bool = f.independent
 
     def coupling(self, v: Tensor) -> Tensor:
         """S v: how the fields answer a change of the activations."""
@@ -220,7 +240,11 @@ class Derivatives:
 
     def gain(self, v: Tensor) -> Tensor:
         """D v: how the activations answer a change of the states."""
-        return transposed_product(self.g, self.x, v)
+        if not self._independent or v.requires_grad:
+            return transposed_product(self.g, self.x, v)
+        if self._slopes is None:
+            self._slopes = transposed_product(self.g, self.x, torch.ones_like(self.g))
+        return self._slopes * v
 
 
 def transposed_product(y: Tensor, x: Tensor, v: Tensor) -> Tensor:

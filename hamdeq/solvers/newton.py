@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hamdeq.solvers.base import Step, where_sample
 from hamdeq.solvers.energy_map import EnergyMap
 from hamdeq.solvers.safeguard import Extrapolation, Safeguarded
+from hamdeq.solvers.state import Step, where_sample
 
 __all__ = ["Newton"]
 

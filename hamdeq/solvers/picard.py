@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hamdeq._checks import number
-from hamdeq.solvers.base import Solver, SolverState, Step
+from hamdeq.solvers.base import Solver
+from hamdeq.solvers.state import SolverState, Step
 
 __all__ = ["Picard"]
 
@@ -27,6 +28,8 @@ class Picard(Solver):
         max_steps: evaluations of f at most.
         fallback_steps: of an energy model, evaluations by :class:`~hamdeq.TrustRegion` after these.
     """
+
+    traceable = True
 
     damping: float = 1.0
 

@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 
 from hamdeq._checks import integer, number
-from hamdeq.solvers.base import (
+from hamdeq.solvers.base import Solver
+from hamdeq.solvers.energy_map import EnergyInfo, EnergyMap
+from hamdeq.solvers.state import (
     SampleState,
-    Solver,
     SolverState,
     Step,
     all_without_sync,
+    dot,
     norm,
     where_sample,
 )
-from hamdeq.solvers.energy_map import EnergyInfo, EnergyMap
 
 __all__ = ["Extrapolation", "Safeguarded"]
 
@@ -143,8 +144,12 @@ class _ByEnergy(SolverState):
     def __init__(self, ahead: Extrapolation, x0: Tensor) -> None:
         self.ahead = ahead
         self.x = self.fx = self.r = self.g = self.force = x0
+        # Of the base: what yields its energy and Lagrangian, and these once asked for.
+        self.info: EnergyInfo | None = None
         self.energy: Tensor | None = None
-        self.terms: Callable[[], Tensor] | None = None
+        self.lagrangian: Tensor | None = None
+        # Whether a bound has been enough so far, in place of the energy.
+        self.bounded = True
         self.accepted = torch.ones(len(x0), dtype=torch.bool, device=x0.device)
         self.plain = self.accepted
         # Of a plain step, where a whole one may go uphill.
@@ -154,16 +159,15 @@ class _ByEnergy(SolverState):
         # Whether what comes next is certain to be accepted; whether all was that came last.
         self.certain = self.whole = True
 
-    def accepts(self, step: Step) -> Tensor:
+    def accepts(self, step: Step) -> Tensor | None:
         f, info = _energetic(step)
-        g = info.g
         force = step.r if info.at_once else info.fields - step.x
         if self.certain:
-            self.energy, self.terms = None, info.terms
+            self._go_on(info)
             self.accepted = torch.ones_like(self.accepted)
         else:
-            self._compare(f, force, g, info.terms())
-        here = {"x": step.x, "fx": step.fx, "r": step.r, "g": g}
+            self._compare(f, step, force, info)
+        here = {"x": step.x, "fx": step.fx, "r": step.r, "g": info.g}
         if not info.at_once:
             here["force"] = force
         self.whole = self.certain or all_without_sync(self.accepted)
@@ -172,29 +176,52 @@ class _ByEnergy(SolverState):
             setattr(self, name, value if self.whole else where_sample(self.accepted, value, last))
         if info.at_once:
             self.force = self.r
-        return self.accepted
+        return None if self.whole else self.accepted
 
-    def _compare(self, f: EnergyMap, force: Tensor, g: Tensor, terms: Tensor) -> None:
+    def _go_on(self, info: EnergyInfo) -> None:
+        """Take a state as the base of all samples, its energy to be computed when it is needed."""
+        self.energy = self.lagrangian = None
+        self.info = info
+        if torch.compiler.is_compiling():  # nothing but tensors leaves a graph
+            self._energy()
+            self.bounded, self.info = False, None
+
+    def _compare(self, f: EnergyMap, step: Step, force: Tensor, info: EnergyInfo) -> None:
         """Accept the samples whose energy has fallen as it should."""
-        energy, before = terms.sum(0), self._energy()
-        change = energy - before
+        g = info.g
+        dg = g - self.g
         # Near an equilibrium the difference of two energies is all rounding; their slope is not.
-        rounding = _ROUNDING * torch.finfo(g.dtype).eps * terms.abs().sum(0)
-        along = -0.5 * ((force + self.force) * (g - self.g)).sum(1)
-        change = torch.where(change.abs() > rounding, change, along)
+        along = dot(force + self.force, dg).mul_(-0.5)
         # A step that is not whole promises what the slope at its start does.
-        step, whole = (self.r, f.activations(self.fx)) if f.certain else (self.force, g)
-        promise = (step * (whole - self.g)).sum(1).clamp_min(0.0)
+        ahead, whole = (self.r, f.activations(self.fx) - self.g) if f.certain else (self.force, dg)
+        goal = dot(ahead, whole).clamp_min_(0.0).mul_(-_SHARE)
         # Written so that a NaN is not accepted.
-        fallen = change <= -_SHARE * promise
-        if f.certain:
-            self.accepted = fallen | self.plain
-        else:
-            self.accepted = fallen
+        if self.bounded and info.lagrangian is not None:
+            # What is subtracted from L* in the energy is convex, and lies above its tangent at the
+            # base: a bound of the change without the hidden layers.
+            before, now = self._lagrangian(), info.lagrangian()
+            parts = (before, -now, dot(g, step.x - self.x), -dot(self.r, dg))
+            fallen = _change(torch.stack(parts), along) <= goal
+            if all_without_sync(fallen | self.plain):
+                self.accepted = torch.ones_like(self.accepted)
+                self._adapt(f, fallen)
+                self._go_on(info)
+                self.lagrangian = now
+                return
+            self.bounded = False
+        terms, before = info.terms(), self._energy()
+        energy = terms.sum(0)
+        fallen = _change(terms, along, energy - before) <= goal
+        self.accepted = fallen | self.plain if f.certain else fallen
+        self._adapt(f, fallen)
+        self.energy = where_sample(self.accepted, energy, before)
+
+    def _adapt(self, f: EnergyMap, fallen: Tensor) -> None:
+        """Go further where the energy has fallen, and less far where it has not."""
+        if not f.certain:
             self.length = torch.where(self.plain, _adapted(self.length, fallen), self.length)
         if self.ahead.shortens:
             self.reach = torch.where(self.plain, self.reach, _adapted(self.reach, fallen))
-        self.energy = where_sample(self.accepted, energy, before)
 
     def next(self, step: Step) -> Tensor:
         f, _ = _energetic(step)
@@ -205,7 +232,7 @@ class _ByEnergy(SolverState):
             return step.fx
         if self.ahead.shortens:
             x = torch.lerp(step.fx, x, self.reach[:, None])
-        finite = norm(x).isfinite()
+        finite = norm(x) < math.inf
         if self.whole and all_without_sync(finite):
             self.plain = torch.zeros_like(self.plain)
             return x
@@ -214,15 +241,38 @@ class _ByEnergy(SolverState):
         return where_sample(~self.plain, x, downhill)
 
     def select(self, rows: Tensor) -> None:
-        self.energy, self.terms = self._energy(), None
+        if self.info is not None:
+            self._energy()
+        self.bounded, self.info, self.lagrangian = False, None, None
         super().select(rows)
 
     def _energy(self) -> Tensor:
         """Of the base."""
         if self.energy is None:
-            assert self.terms is not None
-            self.energy = self.terms().sum(0)
+            assert self.info is not None
+            self.energy = self.info.terms().sum(0)
         return self.energy
+
+    def _lagrangian(self) -> Tensor:
+        """Of the base, while all samples have been accepted."""
+        if self.lagrangian is None:
+            assert self.info is not None
+            assert self.info.lagrangian is not None
+            self.lagrangian = self.info.lagrangian()
+        return self.lagrangian
+
+
+def _change(terms: Tensor, along: Tensor, change: Tensor | None = None) -> Tensor:
+    """The change of the energy: the sum of its terms, or what is given, but where it is rounding.
+
+    Args:
+        terms: of which sizes tell what rounding leaves: ``(terms, batch)``.
+        along: the change by the slopes at both ends.
+        change: the change as a difference.
+    """
+    change = terms.sum(0) if change is None else change
+    rounding = _ROUNDING * torch.finfo(terms.dtype).eps * terms.abs().sum(0)
+    return torch.where(change.abs() > rounding, change, along)
 
 
 def _adapted(length: Tensor, fallen: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from hamdeq._checks import integer, wrong
-from hamdeq.solvers.base import Solver, SolverState, Step, where_sample
+from hamdeq.solvers.base import Solver
 from hamdeq.solvers.energy_map import Derivatives, EnergyMap
+from hamdeq.solvers.state import SolverState, Step, where_sample
 
 __all__ = ["TrustRegion"]
 

@@ -14,7 +14,7 @@ from torchdeq.utils.config import DEQConfig
 from hamdeq._checks import instance, require
 from hamdeq.implicit import Implicit, Phantom, fixed_point
 from hamdeq.solvers import Anderson, OnFailure, Solver
-from hamdeq.solvers.base import norm
+from hamdeq.solvers.state import norm
 from hamdeq.torchdeq_bridge.registered import Observed, Registered, configured, refuse_absolute
 from hamdeq.torchdeq_bridge.stock import TorchDEQSolver, lookup, refuse_unknown
 

@@ -14,7 +14,7 @@ from torchdeq.solver.stat import SolverStat
 
 from hamdeq._checks import instance, require
 from hamdeq.solvers import Anderson, Broyden, Newton, Picard, Solution, Solver, SolverState
-from hamdeq.solvers.base import norm
+from hamdeq.solvers.state import norm
 from hamdeq.torchdeq_bridge.stock import OURS, STOCK, TorchDEQSolver, refuse_unknown
 
 __all__ = ["Observed", "Registered", "configured", "refuse_absolute", "register"]

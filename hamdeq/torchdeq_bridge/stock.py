@@ -14,7 +14,7 @@ from torchdeq.solver import get_solver
 
 from hamdeq._checks import nearest, require, wrong
 from hamdeq.solvers import Solution, Solver, SolverState, Status
-from hamdeq.solvers.base import norm, relative_residual
+from hamdeq.solvers.state import norm, relative_residual
 
 __all__ = ["TorchDEQSolver", "lookup", "refuse_unknown"]
 

@@ -28,7 +28,7 @@ from hamdeq import (
     TorchDEQSolver,
     clamp,
 )
-from hamdeq.solvers.base import SolverState, Step
+from hamdeq.solvers.state import SolverState, Step
 
 pytest.importorskip("sklearn")
 TensorBatches = pytest.importorskip("hamdeq.data.batches").TensorBatches
@@ -41,7 +41,8 @@ class Unguarded(SolverState):
         self.ahead = solver.extrapolation(x0)
 
     def next(self, step: Step) -> torch.Tensor:
-        return self.ahead(step)
+        x = self.ahead(step)
+        return step.fx if x is None else x
 
 
 class Forced(Anderson):

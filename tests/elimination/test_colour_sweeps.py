@@ -60,9 +60,9 @@ from hamdeq import (
     fixed_point,
 )
 from hamdeq.energy.model import Connection
-from hamdeq.solvers.base import Step
 from hamdeq.solvers.energy_map import EnergyMap, StateLayout
 from hamdeq.solvers.safeguard import Extrapolation, Safeguarded
+from hamdeq.solvers.state import Step
 from hamdeq.testing import normal
 
 EPS = torch.finfo(torch.float64).eps

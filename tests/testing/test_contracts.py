@@ -37,7 +37,7 @@ from hamdeq import (
 from hamdeq.implicit import Adjoint
 from hamdeq.lagrangians.base import Tempered, total
 from hamdeq.solvers import SolverState
-from hamdeq.solvers.base import Step
+from hamdeq.solvers.state import Step
 from hamdeq.testing import (
     AdjointContract,
     Contract,
