@@ -208,6 +208,8 @@ class Counting:
     ("memory", "dynamic"), [("sigmoid", None), ("sigmoid", True), ("attention", None)]
 )
 def test_batches_of_any_size_share_three_graphs(memory: str, dynamic: bool | None) -> None:
+    if memory == "attention" and dynamic is None and torch.__version__.startswith("2.10."):
+        pytest.skip("PyTorch 2.10 cannot trace copy.copy, with which an Attention is made")
     """One of the first size, one of all, one of a single; the layers are clamped anew for each."""
     built, count = MEMORIES[memory](), Counting()
 

@@ -82,6 +82,8 @@ def inputs(batch: int = 16) -> Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_results_and_gradients_are_those_of_eager_mode(kind: str, graphs: list[Any]) -> None:
+    if kind == "attention" and torch.__version__.startswith("2.10."):
+        pytest.skip("PyTorch 2.10 cannot trace copy.copy, with which an Attention is made")
     results, solver = [], Anderson(tol=1e-9)
     for compiled in (0, 3):
         deq = made(kind, solver=solver, compiled=compiled)
