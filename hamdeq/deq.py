@@ -174,7 +174,7 @@ class DEQ(Recorded, nn.Module):
             # Mostly so: what the call returns tells as well if all layers are finite.
             if torch.is_grad_enabled():
                 value = self._attach(inputs, solution, visible, solver, failures, reduced)
-            if value is not None and self._finite(inputs, value) is None:
+            if value is not None and self._finite_layers(inputs, value) is None:
                 return replace(solution, value=value)
         solution, visible = self._restored(inputs, solved)
         failures(solution, "equilibrium")
@@ -284,7 +284,9 @@ class DEQ(Recorded, nn.Module):
             if graph is not None:
                 # A graph of the compiler's takes no tensor that has a graph of its own.
                 given = None if model is None else model.detach()
-                begun = graph(self, inputs.detach().of_any_size(), given, solver, steps)
+                known = inputs.detach()
+                _mark_batch(*known, *(() if given is None else given.states()))
+                begun = graph(self, known, given, solver, steps)
             if begun is not None:
                 run, x0, value = begun
                 if not run.look():
@@ -342,7 +344,7 @@ class DEQ(Recorded, nn.Module):
             assert reduced is not None
             part = inputs if rows is None else inputs.select(rows)
             value = self._full(part, reduced, visible)
-        finite = self._finite(inputs, value)
+        finite = self._finite_layers(inputs, value)
         if finite is not None:
             value = {name: _where(finite, x, torch.nan) for name, x in value.items()}
             solution = replace(
@@ -357,7 +359,7 @@ class DEQ(Recorded, nn.Module):
             value, visible = _among(rows, batch, value), _among(rows, batch, visible)
         return replace(solution, value=value), visible
 
-    def _finite(self, inputs: Inputs, value: State) -> Tensor | None:
+    def _finite_layers(self, inputs: Inputs, value: State) -> Tensor | None:
         """Samples of which all layers are finite that are not wholly clamped; None for all."""
         whole = inputs.clamped.keys() - inputs.observed.keys()
         return _finite(*(x for name, x in value.items() if name not in whole))
@@ -493,7 +495,7 @@ _Split = tuple[tuple[str, ...], tuple[tuple[str, ...], ...] | None]
 
 
 class _Solved(NamedTuple):
-    """What a solve has found, of the valid samples.
+    """The result of a solve, of the valid samples.
 
     Attributes:
         solution: its value the visible layers' states.
@@ -531,11 +533,11 @@ class Inputs(NamedTuple):
         """The same tensors without their graphs."""
         return Inputs(*({name: x.detach() for name, x in part.items()} for part in self))
 
-    def of_any_size(self) -> Inputs:
-        """The same, of which a compiler makes one graph for batches of any size."""
-        for x in (*self.clamped.values(), *self.observed.values(), *self.init.values()):
-            torch._dynamo.maybe_mark_dynamic(x, 0)
-        return self
+
+def _mark_batch(*states: State) -> None:
+    """Let a compiler make one graph for batches of any size."""
+    for x in (x for state in states for x in state.values()):
+        torch._dynamo.maybe_mark_dynamic(x, 0)
 
 
 def _clamped(reduced: Reduced) -> Clamped:

@@ -75,7 +75,7 @@ class Reduced:
 
     @property
     def independent(self) -> bool:
-        """Whether the activation of each visible neuron depends on its own state alone."""
+        """True where the activation of each visible neuron depends on its own state alone."""
         return self._remaining.are_independent(self.visible)
 
     def prepared(self) -> Reduced:

@@ -140,10 +140,14 @@ class Clamped(LayeredEnergy):
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> Clamped:
         part = copy.copy(self)
-        for name in ("clamped", "drive", "_g", "observed", "partial"):
+        for name in _STATES:
             setattr(part, name, {a: function(x) for a, x in getattr(self, name).items()})
         part._remake()
         return part
+
+    def states(self) -> list[State]:
+        """All that it was clamped at and made of that: tensors with the batch first."""
+        return [getattr(self, name) for name in _STATES]
 
     def detach(self) -> Clamped:
         """The same energy without a graph to what it was clamped at."""
@@ -158,6 +162,9 @@ class Clamped(LayeredEnergy):
             x | observed | {name: clamped.clone() for name, clamped in self.clamped.items()}
         )
         return {name: everything[name] for name in self._ham.layers}
+
+
+_STATES = ("clamped", "drive", "_g", "observed", "partial")
 
 
 class _PartiallyClamped(Lagrangian):

@@ -171,7 +171,7 @@ class LayeredEnergy(ABC):
 
     @property
     def independent(self) -> bool:
-        """Whether the activation of each neuron depends on its own state alone."""
+        """True where the activation of each neuron depends on its own state alone."""
         return self.are_independent(self.layers)
 
     def are_independent(self, layers: Iterable[str]) -> bool:

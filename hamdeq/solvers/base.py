@@ -1,4 +1,4 @@
-"""What all solvers share: their options, the loop, and the stopping rule of each sample."""
+"""Options that all solvers share, and a solver's interface."""
 
 from __future__ import annotations
 

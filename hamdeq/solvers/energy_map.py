@@ -169,7 +169,7 @@ class EnergyMap:
 
     @property
     def independent(self) -> bool:
-        """Whether the activation of each neuron is known to depend on its own state alone."""
+        """True where the activation of each neuron is known to depend on its own state alone."""
         return getattr(self.model, "independent", False)
 
     def __call__(self, x: Tensor) -> Tensor:

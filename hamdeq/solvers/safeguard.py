@@ -254,7 +254,7 @@ class _ByEnergy(SolverState):
         return self.energy
 
     def _lagrangian(self) -> Tensor:
-        """Of the base, while all samples have been accepted."""
+        """Σ_A L_A(x_A) of the base, while all samples have been accepted."""
         if self.lagrangian is None:
             assert self.info is not None
             assert self.info.lagrangian is not None

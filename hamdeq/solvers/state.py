@@ -83,7 +83,7 @@ class SolverState(SampleState, ABC):
 
 
 class SampleLog:
-    """What is known of each sample, and which of them are still running."""
+    """The best state of each sample so far, and the samples that are still running."""
 
     def __init__(self, x0: Tensor, *, traced: bool = True) -> None:
         self.best: Tensor = x0

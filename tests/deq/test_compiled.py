@@ -107,9 +107,10 @@ def test_results_and_gradients_are_those_of_eager_mode(kind: str, graphs: list[A
         assert one.n_evals in (other.n_evals, 3)
 
 
-def test_batches_of_any_size_share_a_graph(graphs: list[Any]) -> None:
+@pytest.mark.parametrize("grad", [False, True])
+def test_batches_of_any_size_share_a_graph(grad: bool, graphs: list[Any]) -> None:
     deq = made("even-odd", solver=Broyden(), compiled=2)
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad):
         for batch in (16, 5, 7, 30):
             assert deq({"input": inputs(batch)}).converged.all()
     assert len(graphs) == 1
