@@ -29,10 +29,10 @@ class Run:
     """
 
     def __init__(self, solver: Solver, f: Callable[[Tensor], Tensor], x0: Tensor) -> None:
-        self.solver = solver
-        self.x = x0
+        self.solver: Solver = solver
+        self.x: Tensor = x0
         self.method: SolverState = solver.start(f, x0)
-        self.log = SampleLog(x0, traced=solver.trace)
+        self.log: SampleLog = SampleLog(x0, traced=solver.trace)
 
     def advance(self, f: Callable[[Tensor], Tensor], steps: int) -> None:
         """Take steps without a look at any number, so that they make one graph.

@@ -48,7 +48,10 @@ class Step:
     def __init__(
         self, f: Callable[[Tensor], Tensor], x: Tensor, fx: Tensor, info: EnergyInfo | None = None
     ) -> None:
-        self.f, self.x, self.fx, self.info = f, x, fx, info
+        self.f: Callable[[Tensor], Tensor] = f
+        self.x: Tensor = x
+        self.fx: Tensor = fx
+        self.info: EnergyInfo | None = info
         self.r: Tensor = fx - x
         self.size: Tensor = norm(self.r)
         self.residual: Tensor = relative_residual(self.size, fx)
