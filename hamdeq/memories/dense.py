@@ -37,7 +37,8 @@ __all__ = ["DenseAssociativeMemory", "Learning"]
 class Learning:
     """Gradient descent of (ξ − C)^2m, a memory's step divided by its gradient's largest entry.
 
-        V <- momentum · V + ∇_ζ ℓ,    ζ_μ <- clamp(ζ_μ − rate · decay^epoch · V_μ / max|V_μ|)
+        V <- momentum · V + ∇_ζ ℓ
+        ζ_μ <- clamp(ζ_μ − rate · decay^epoch · V_μ / max(max|V_μ|, floor))
 
     Args:
         rate: of the first epoch: how far the entry with the largest gradient moves.
@@ -46,8 +47,13 @@ class Learning:
         exponent: m, a positive integer; the larger, the more large errors count.
         temperatures: T of the first epoch and of the last, linear in between; None for that of the
             memory's scaling.
+        floor: least number that a memory's step is divided by, ≥ 0, in units of the gradient of
+            the sum ℓ = Σ_a Σ_i (ξ_ai − C_ai)^2m. 0 (default) for none; the authors of both papers
+            have 1e-30 in their code. A memory whose gradient is far below it hardly moves, so that
+            steep functions of small similarities learn nothing.
 
-    Source: Krotov & Hopfield (NIPS 2016), appendix A, with the values of McAlister et al. (2024).
+    Source: Krotov & Hopfield (NIPS 2016), appendix A, with the values of McAlister et al. (2024),
+    whose loss is equation 8.
     """
 
     rate: float = 0.1
@@ -55,11 +61,13 @@ class Learning:
     momentum: float = 0.0
     exponent: int = 1
     temperatures: tuple[float, float] | None = None
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         number("rate", self.rate, above=0)
         number("decay", self.decay, above=0, most=1)
         number("momentum", self.momentum, least=0, below=1)
+        number("floor", self.floor, least=0)
         object.__setattr__(self, "exponent", _exponent(self.exponent))
         given = self.temperatures
         if given is not None and not (isinstance(given, tuple | list) and len(given) == 2):
@@ -273,6 +281,7 @@ class DenseAssociativeMemory(BinaryMemory):
         learner, states = deepcopy(self).double(), states.double()
         # The steps of NormalisedSGD, without its first use's import of torch's compiler.
         velocity, rate = torch.zeros_like(learner.memories), learning.rate
+        floor = learning.floor / max(states.numel(), 1)  # the loss is a mean
         losses: list[Tensor] = []
         warned = False
         for epoch in range(epochs):
@@ -289,7 +298,7 @@ class DenseAssociativeMemory(BinaryMemory):
                 warnings.warn(_STUCK.format(epoch=epoch, loss=loss.item()), stacklevel=2)
             with torch.no_grad():
                 velocity.mul_(learning.momentum).add_(gradient)
-                learner.memories.sub_(rate * normalised(velocity))
+                learner.memories.sub_(rate * normalised(velocity, floor=floor))
                 learner.clamp_()
             rate *= learning.decay
             if callback is not None:

@@ -142,7 +142,7 @@ def _difference(
     total = torch.where(total.abs() <= rounding * size, 0.0, total)
     # A weight that underflows does so beside another, not where its difference is the only one.
     alone = (found != 0).sum(0) <= 1
-    return torch.where(alone, found.sum(0), total)
+    return torch.where(alone, (slopes.reshape(shape).sign() * found).sum(0), total)
 
 
 def _difference_of_one(

@@ -173,17 +173,27 @@ class _Below(_Homogeneous):
 class LeakyRectifiedPolynomial(_Power):
     """F(x) = xⁿ where x ≥ 0, −εx below; not homogeneous, so that its scale matters.
 
+    The sign of ε is that of the paper's equation 7: with ε > 0, F rises on both sides of zero and
+    is convex. The authors' code has the leak of a leaky ReLU, +0.01 x below zero, which is
+    ``eps=-0.01`` here: F rises throughout, and is not convex for n > 1.
+
     Args:
         n: interaction vertex, a positive integer.
-        eps: ε, the slope below zero, ≥ 0.
+        eps: ε, minus the slope below zero, of either sign.
+
+    Source: McAlister et al. (2024), equation 7.
     """
 
     eps: float = 1e-2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        remedy = "1e-2 is usual; with 0 it is RectifiedPolynomial"
-        object.__setattr__(self, "eps", number("eps", self.eps, least=0, remedy=remedy))
+        object.__setattr__(self, "eps", number("eps", self.eps))
+
+    @property
+    def is_convex(self) -> bool:
+        # The slope must not fall at zero, from −ε to 0, or to 1 where n is 1.
+        return self.eps >= (-1.0 if self.n == 1 else 0.0)
 
     @property
     def parts(self) -> tuple[tuple[float, Interaction], ...]:
@@ -299,7 +309,7 @@ class Interacting(Lagrangian):
     def __init__(self, interaction: Interaction, inner: float = 1.0) -> None:
         super().__init__()
         if not interaction.is_convex:
-            remedy = "use an even n, or RectifiedPolynomial, which agrees with it where x > 0"
+            remedy = "use an even n or eps ≥ 0; RectifiedPolynomial agrees with it where x > 0"
             raise wrong("interaction", "a convex function", interaction, remedy)
         self.interaction = interaction
         self.inner: float = number("inner", inner, above=0)

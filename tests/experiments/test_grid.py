@@ -23,6 +23,7 @@ from hamdeq.optim import NormalisedSGD
 N, K, M = 12, 6, 4
 PLAIN = Kernel(compiled=False)
 PAPER, OTHER = Learning(), Learning(momentum=0.6, exponent=2, decay=0.97)
+FLOORED = Learning(momentum=0.6, floor=0.1)
 # Temperatures at which the networks of these sizes learn something, but not all.
 SCALINGS = {Normalised(): (0.7, 1.0, 1.6), Original(): (9.0, 12.0, 20.0)}
 
@@ -48,7 +49,12 @@ def alone(given, i, training):
         memory.memories.copy_(given.memories[i])
     learning, states = training.learning, given.states[i]
     rate = given.rates[i].item()
-    optimizer = NormalisedSGD([memory.memories], lr=rate, momentum=learning.momentum)
+    optimizer = NormalisedSGD(
+        [memory.memories],
+        lr=rate,
+        momentum=learning.momentum,
+        floor=learning.floor / states.numel(),  # of the sum of errors, where the loss is a mean
+    )
     for epoch in range(training.epochs):
         optimizer.param_groups[0]["lr"] = rate * learning.decay**epoch
         optimizer.zero_grad()
@@ -68,6 +74,7 @@ def alone(given, i, training):
         (RectifiedPolynomial(3), Normalised(), PAPER),
         (LeakyRectifiedPolynomial(4, 0.05), Normalised(), OTHER),
         (LeakyRectifiedPolynomial(4, 0.05), Original(), PAPER),
+        (LeakyRectifiedPolynomial(4, -0.05), Normalised(), FLOORED),
     ],
     ids=lambda x: type(x).__name__,
 )
@@ -85,6 +92,17 @@ def test_the_batch_is_one_network_at_a_time(interaction, scaling, learning):
             torch.testing.assert_close(found.distance[i], far, rtol=0, atol=0)
             assert found.recalled[i] == (end.value == given.states[i]).all(1).double().mean()
     assert not found.overflow.any()
+
+
+def test_a_floor_silences_powers_of_small_similarities():
+    given = networks((1.0,), [0.3], std=1e-3)
+    moved = []
+    for floor in (0.0, 1e-30):
+        training = Training(Polynomial(20), Normalised(), Learning(floor=floor), epochs=1)
+        after, *_ = grid._learn(given, training, PLAIN)
+        moved.append((after.memories - given.memories).abs().amax(-1)[0])
+    assert moved[0].tolist() == pytest.approx([0.3] * K)
+    assert moved[1].max() < 1e-6
 
 
 def test_each_network_recalls_at_its_own_temperature():

@@ -30,6 +30,7 @@ from hamdeq.experiments.hyperparameters import (
 from hamdeq.experiments.hyperparameters.cli import main
 from hamdeq.experiments.hyperparameters.grid import Kernel, measure
 from hamdeq.experiments.hyperparameters.heat import HeatMap, heat_maps
+from hamdeq.memories import LeakyRectifiedPolynomial, Learning
 from hamdeq.training import files
 
 SHOWN = ("distance", "loss", "recalled")
@@ -171,6 +172,38 @@ def test_the_command_line_writes_numbers_tables_and_figures(tmp_path, capsys):
     assert figures == sorted(
         ["all-leaky-normalised-N8-fine.png", *(f"{tiny(n=n).name}.png" for n in (2, 3))]
     )
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_options_of_learning_give_a_map_for_each_combination(tmp_path):
+    arguments = arguments_of(tmp_path, "2")
+    arguments += ["--interaction", "leaky", "polynomial", "--eps", "0.01", "-0.01"]
+    arguments += ["--floor", "0", "1e-30", "--decay", "1", "--momentum", "0.9", "--exponent", "2"]
+    main(arguments)
+    with (tmp_path / "cells.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    variants = {tuple(row[key] for key in ("interaction", "eps", "floor")) for row in rows}
+    assert variants == {
+        *(("leaky", eps, floor) for eps in ("0.01", "-0.01") for floor in ("0.0", "1e-30")),
+        *(("polynomial", "0.0", floor) for floor in ("0.0", "1e-30")),
+    }
+    assert {(r["decay"], r["momentum"], r["exponent"]) for r in rows} == {("1.0", "0.9", "2")}
+    with (tmp_path / "table.csv").open() as file:
+        maps = [row["map"] for row in csv.DictReader(file)]
+    others = "decay = 1, momentum = 0.9, exponent = 2"
+    assert maps[1] == f"leaky, normalised, N = 8, fine, {others}, floor = 1e-30"
+    assert maps[2] == f"leaky, normalised, N = 8, fine, {others}, eps = -0.01"
+    assert maps[4] == f"polynomial, normalised, N = 8, fine, {others}"
+    assert len(set(maps)) == 6
+
+
+def test_the_settings_of_a_protocol_are_those_of_its_training():
+    given = {"decay": 1.0, "momentum": 0.9, "exponent": 3, "floor": 1e-30}
+    training = tiny(**given, eps=-0.01).training()
+    assert training.learning == Learning(**given)
+    assert training.interaction == LeakyRectifiedPolynomial(3, -0.01)
+    assert tiny().variant == ""
+    assert tiny(interaction="polynomial", eps=0.0).variant == ""
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -350,7 +383,10 @@ def test_wandb_has_each_map_once(tmp_path):
         (["--rates", "0"], "--rates: expected a finite number > 0, got '0'"),
         (["--inverse-temperatures", "inf"], "expected a finite number > 0, got 'inf'"),
         (["--std", "nan"], "--std: expected a finite number > 0, got 'nan'"),
-        (["--eps", "-1"], "--eps: expected a finite number ≥ 0, got '-1'"),
+        (["--eps", "inf"], "--eps: expected a finite number, got 'inf'"),
+        (["--floor", "-1"], "--floor: expected a finite number ≥ 0, got '-1'"),
+        (["--momentum", "1"], "--momentum: expected a finite number ≥ 0 and < 1, got '1'"),
+        (["--decay", "0"], "--decay: expected a finite number > 0 and ≤ 1, got '0'"),
         (["--workers", "0"], "--workers: expected a positive integer, got '0'"),
         (["--formulation", "new"], "--formulation: invalid choice: 'new'"),
         (["--size", "60"], "expected one of which the papers have maps"),

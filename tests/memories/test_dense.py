@@ -189,6 +189,27 @@ def test_an_epoch_is_a_step_of_the_papers_rule():
     assert memory.scaling == Normalised(1.0)  # the last temperature stays
 
 
+def test_a_floor_is_of_the_gradient_of_the_summed_loss():
+    """Memories with a gradient far below the floor hardly move, and the others as without one."""
+    states = signs(5, 12)
+    start = learned(12, Polynomial(8), count=4)
+    with torch.no_grad():
+        start.memories[:2] *= 1e-5
+    total = 60 * start.loss(states)
+    (gradient,) = torch.autograd.grad(total, start.memories)
+    largest = gradient.abs().amax(1)
+    assert largest[:2].max() < 1e-30 < largest[2:].min()
+    without, floored = copy.deepcopy(start), copy.deepcopy(start)
+    without.fit(states, Learning(rate=0.1), epochs=1)
+    floored.fit(states, Learning(rate=0.1, floor=1e-30), epochs=1)
+    assert torch.equal(floored.memories[2:], without.memories[2:])
+    step = (floored.memories - start.memories)[:2]
+    torch.testing.assert_close(step, -0.1 * gradient[:2] / 1e-30, rtol=1e-6, atol=1e-21)
+    assert (without.memories - start.memories)[:2].abs().amax(1).tolist() == pytest.approx(
+        [0.1] * 2
+    )
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.6])
 def test_fit_is_bit_for_bit_the_optimiser_with_its_schedule(momentum):
     memory, states = learned(12, LeakyRectifiedPolynomial(4), count=6, classes=3), signs(5, 15)

@@ -180,7 +180,10 @@ def rational(memories, x, n, eps, scale):
     return found
 
 
-@pytest.mark.parametrize(("n", "eps"), [(1, "0.5"), (1, "0.1"), (2, "0.3"), (3, "1"), (40, "0.01")])
+@pytest.mark.parametrize(
+    ("n", "eps"),
+    [(1, "0.5"), (1, "-0.1"), (2, "0.3"), (3, "1"), (3, "-0.5"), (40, "0.01"), (40, "-0.01")],
+)
 @pytest.mark.parametrize("scaling", [Normalised(0.7), Original()], ids=str)
 def test_leaky_fields_have_the_exact_sign(n, eps, scaling):
     ties = 0

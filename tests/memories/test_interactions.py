@@ -22,6 +22,9 @@ ALL = [
     *(RectifiedPolynomial(n) for n in (1, 2, 3, 20)),
     *(LeakyRectifiedPolynomial(n) for n in (1, 2, 3, 20)),
     LeakyRectifiedPolynomial(3, 0.5),
+    LeakyRectifiedPolynomial(3, -0.5),
+    LeakyRectifiedPolynomial(2, -0.01),
+    *(LeakyRectifiedPolynomial(1, eps) for eps in (-0.5, -2.0)),
     Exponential(),
 ]
 
@@ -64,6 +67,7 @@ class TestLeakyAsLagrangian(LagrangianContract):
         (RectifiedPolynomial(4), [-2.0, 0.0, 3.0], [0.0, 0.0, 81.0], [0.0, 0.0, 108.0]),
         (LeakyRectifiedPolynomial(1, 0.5), [-2.0, 0.0, 3.0], [1.0, 0.0, 3.0], [-0.5, 0.0, 1.0]),
         (LeakyRectifiedPolynomial(3, 0.5), [-2.0, 0.0, 3.0], [1.0, 0.0, 27.0], [-0.5, 0.0, 27.0]),
+        (LeakyRectifiedPolynomial(3, -0.5), [-2.0, 0.0, 3.0], [-1.0, 0.0, 27.0], [0.5, 0.0, 27.0]),
         (Exponential(), [-1.0, 0.0, 1.0], [1 / math.e, 1.0, math.e], [1 / math.e, 1.0, math.e]),
     ],
     ids=repr,
@@ -102,7 +106,7 @@ def test_degree_is_that_of_a_homogeneous_function(interaction):
         return
     assert isinstance(interaction, LeakyRectifiedPolynomial | Exponential)
     ratios = interaction(2 * x) / interaction(x)
-    if interaction == LeakyRectifiedPolynomial(1):
+    if isinstance(interaction, LeakyRectifiedPolynomial) and interaction.n == 1:
         # Homogeneous as it happens; it is enough that nothing is claimed wrongly.
         torch.testing.assert_close(ratios, torch.full_like(x, 2.0), rtol=1e-14, atol=0)
     else:

@@ -12,14 +12,14 @@ from hamdeq.optim import NormalisedSGD
 from hamdeq.testing import normal
 
 
-def by_hand(rows, gradients, lr, momentum=0.0, bound=1.0, free=0):
+def by_hand(rows, gradients, lr, momentum=0.0, bound=1.0, free=0, floor=0.0):
     """The rows after the steps, ``[[…], …]``: one number at a time."""
     rows = [list(row) for row in rows]
     velocity = [[0.0] * len(row) for row in rows]
     for gradient in gradients:
         for w, v, g in zip(rows, velocity, gradient, strict=True):
             v[:] = [momentum * a + b for a, b in zip(v, g, strict=True)]
-            largest = max(abs(a) for a in v)
+            largest = max([floor, *map(abs, v)])
             for i, a in enumerate(v):
                 w[i] -= lr * a / largest if largest else 0.0
                 if bound is not None and i < len(w) - free:
@@ -39,11 +39,13 @@ def rows(seed=0):
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.6])
-@pytest.mark.parametrize(("bound", "free"), [(1.0, 0), (0.5, 2), (None, 3)])
-def test_steps_follow_the_rule(momentum, bound, free):
+@pytest.mark.parametrize(
+    ("bound", "free", "floor"), [(1.0, 0, 0.0), (0.5, 2, 0.0), (None, 3, 0.0), (1.0, 0, 1.5)]
+)
+def test_steps_follow_the_rule(momentum, bound, free, floor):
     w, gradients = rows(), [normal(4, 7, seed=s) for s in range(1, 30)]
     gradients[3][1] = 0.0
-    options = {"lr": 0.3, "momentum": momentum, "bound": bound, "free": free}
+    options = {"lr": 0.3, "momentum": momentum, "bound": bound, "free": free, "floor": floor}
     start = w.detach().tolist()
     expected = by_hand(start, [g.tolist() for g in gradients], **options)
     result = run(NormalisedSGD([w], **options), w, gradients)
@@ -52,6 +54,9 @@ def test_steps_follow_the_rule(momentum, bound, free):
         assert result[:, : 7 - free].abs().max() == bound
     if free:
         assert result[:, 7 - free :].abs().max() > 1
+    if floor:
+        without = by_hand(start, [g.tolist() for g in gradients], **options | {"floor": 0.0})
+        assert (result - without).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("size", [5e-324, 1e-310, 1e-300, 1.0, 1e300])
@@ -167,6 +172,7 @@ def test_gradients_are_not_written_to():
         ({"bound": 0.0}, "bound: expected a finite number > 0, got 0.*None for no bounds"),
         ({"bound": -1.0}, "bound: expected"),
         ({"bound": math.nan}, "bound: expected"),
+        ({"floor": -1e-30}, "floor: expected a finite number ≥ 0, got -1e-30"),
         ({"free": -1}, "free: expected an integer ≥ 0, got -1"),
         ({"free": 1.0}, r"free: expected an integer ≥ 0, got 1\.0"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,7 +15,13 @@ from hamdeq.experiments.hyperparameters.protocol import (
     axes,
     papers_maps,
 )
-from hamdeq.experiments.hyperparameters.report import draw, draw_overviews, table, write_csv
+from hamdeq.experiments.hyperparameters.report import (
+    draw,
+    draw_overviews,
+    table,
+    write_csv,
+    write_table,
+)
 from hamdeq.experiments.hyperparameters.results import Results, load
 from hamdeq.experiments.hyperparameters.running import run_all
 from hamdeq.experiments.hyperparameters.tracking import log
@@ -23,6 +30,9 @@ from hamdeq.training.cli.run import check_wandb
 from hamdeq.training.files import DamagedFileError, is_whole_png, write_file
 
 __all__ = ["main"]
+
+# Options of which several values may be given: there is a map for each of their combinations.
+_CROSSED = ("eps", "floor", "unit", "decay", "momentum", "exponent")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -56,8 +66,8 @@ def main(args: Sequence[str] | None = None) -> None:
     kernels = ", ".join(sorted({results.kernel for results in found}))
     print(table(found))
     print(
-        f"{out}: table.md, cells.csv, maps/, figures/; kernels: {kernels}; this call took "
-        f"{(time.perf_counter() - start) / 60:.1f} minutes, all maps "
+        f"{out}: table.md, table.csv, cells.csv, maps/, figures/; kernels: {kernels}; "
+        f"this call took {(time.perf_counter() - start) / 60:.1f} minutes, all maps "
         f"{sum(r.cpu_seconds for r in found) / 60:.1f} minutes of the processor"
     )
     if failures:
@@ -75,6 +85,7 @@ def _report(protocols: list[Protocol], out: Path, options: argparse.Namespace) -
         _publish(results, out, options)
     draw_overviews(found, out / "figures")
     write_csv(found, out / "cells.csv")
+    write_table(found, out / "table.csv")
     write_file(out / "table.md", table(found))
     return found
 
@@ -102,7 +113,11 @@ def _summary(protocols: list[Protocol], full: bool) -> str:
 def _protocols(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Protocol]:
     found = []
     asked = papers_maps(options.formulation, options.grid, options.size, options.n)
-    for interaction in options.interaction:
+    settings = [getattr(options, name) for name in _CROSSED]
+    for interaction, *values in itertools.product(options.interaction, *settings):
+        crossed = dict(zip(_CROSSED, values, strict=True))
+        if interaction != "leaky":
+            crossed["eps"] = 0.0  # no part of other functions, nor of their maps' names
         for formulation, grid, size, states, n in asked:
             rates, inverse = axes(formulation, grid, size, full=options.full)
             protocol = Protocol(
@@ -114,15 +129,13 @@ def _protocols(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
                 tuple(options.rates or rates),
                 tuple(options.inverse_temperatures or inverse),
                 interaction,
-                # Of the other functions it is no part, nor of their maps' names.
-                eps=options.eps if interaction == "leaky" else 0.0,
                 memories=options.memories,
                 epochs=options.epochs,
                 repeats=options.repeats or (5 if options.full else 2),
                 std=options.std,
-                unit=options.unit,
                 dtype=options.dtype,
                 seed=options.seed,
+                **crossed,
             )
             found.append(protocol)
     if not found:
@@ -150,8 +163,21 @@ def _parser() -> Parser:
     add("--size", nargs="+", type=count, default=[100, 250], help="neurons N")
     add("--n", nargs="+", type=count, help="interaction vertices, by default those of the papers")
     add("--interaction", nargs="+", choices=INTERACTIONS, default=["leaky"], help="functions F")
-    slope = checked(float, least=0.0)
-    add("--eps", type=slope, default=1e-2, help="slope ε of the leaky function")
+
+    text = "several values of an option give a map for each combination"
+    add = parser.add_argument_group("variants of learning", text).add_argument
+    text = "ε of the leaky function, −εx below zero; the authors' code has -0.01"
+    add("--eps", nargs="+", type=checked(float), default=[1e-2], help=text)
+    text = "least divisor of a step, of the summed loss's gradient; the authors' code has 1e-30"
+    add("--floor", nargs="+", type=checked(float, least=0.0), default=[0.0], help=text)
+    text = "what is scaled so that its largest gradient moves by the learning rate"
+    units = ("memory", "network", "none")
+    add("--unit", nargs="+", choices=units, default=["memory"], help=text)
+    share = checked(float, above=0.0, most=1.0)
+    add("--decay", nargs="+", type=share, default=[0.999], help="factor of the rate, each epoch")
+    part = checked(float, least=0.0, below=1.0)
+    add("--momentum", nargs="+", type=part, default=[0.0], help="of the gradient")
+    add("--exponent", nargs="+", type=count, default=[1], help="error exponent m")
 
     add = parser.add_argument_group("protocol").add_argument
     add("--full", action="store_true", help="twice as fine axes, and 5 repeats")
@@ -164,8 +190,6 @@ def _parser() -> Parser:
     add("--rates", nargs="+", type=positive, help="learning rates of all maps")
     add("--inverse-temperatures", nargs="+", type=positive, help="1/T of all maps")
     add("--std", type=positive, default=0.1, help="standard deviation of the initial memories")
-    text = "what is scaled so that its largest gradient moves by the learning rate"
-    add("--unit", choices=("memory", "network", "none"), default="memory", help=text)
     text = "precision of learning"
     add("--dtype", choices=("float64", "float32"), default="float64", help=text)
     add("--seed", type=int, default=0, help="seed of states and memories")

@@ -85,7 +85,7 @@ class Training:
     Args:
         interaction: F.
         scaling: where the temperature acts; its own T does not count.
-        learning: decay, momentum and error exponent; its own rate does not count.
+        learning: decay, momentum, error exponent and floor; its own rate does not count.
         epochs: steps, each on all states at once.
         unit: whose largest gradient moves by the rate: each ``memory``'s, as the paper has it,
             that of the whole ``network``, or ``none``, the plain gradient of the mean error.
@@ -257,7 +257,8 @@ def _learn(
         if training.unit == "none":
             step = velocity / size
         else:
-            step = normalised(velocity, 2 if training.unit == "memory" else 1)
+            axes = 2 if training.unit == "memory" else 1
+            step = normalised(velocity, axes, floor=learning.floor)
         memories -= (rates * learning.decay**epoch) * step
         memories.clamp_(-1.0, 1.0)
     return replace(networks, memories=memories), loss / size, silent, lost

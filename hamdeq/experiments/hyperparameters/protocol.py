@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
 import torch
@@ -36,6 +36,7 @@ _VERTICES: dict[tuple[Formulation, int], tuple[tuple[int, ...], tuple[int, ...]]
 }
 _STATES = {100: 20, 250: 30}
 INTERACTIONS = ("leaky", "rectified", "polynomial")
+_LEARNING = ("decay", "momentum", "exponent", "floor", "unit", "std", "dtype")
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,10 @@ class Protocol:
         n: interaction vertex.
         rates, inverse_temperatures: the axes.
         interaction: ``leaky``, ``rectified`` or ``polynomial``.
-        eps: ε of the leaky function.
+        eps: ε of the leaky function, minus its slope below zero.
         memories: K.
         epochs: steps of learning.
+        decay, momentum, exponent, floor: of :class:`~hamdeq.memories.Learning`.
         repeats: draws of states and memories. A draw is the same in all cells.
         std: of the memories' entries to begin with.
         unit: whose largest gradient moves by the rate: see :class:`.grid.Training`.
@@ -71,6 +73,10 @@ class Protocol:
     eps: float = 1e-2
     memories: int = 100
     epochs: int = 500
+    decay: float = 0.999
+    momentum: float = 0.0
+    exponent: int = 1
+    floor: float = 0.0
     repeats: int = 5
     std: float = 0.1
     unit: Literal["memory", "network", "none"] = "memory"
@@ -85,11 +91,24 @@ class Protocol:
         return f"{self.interaction}-{self.formulation}-N{self.size}-n{self.n}-{self.grid}-{code}"
 
     @property
+    def variant(self) -> str:
+        """The settings of learning that are not the paper's, such as ``floor = 1e-30``."""
+        usual = {field.name: field.default for field in fields(self)}
+        names = [*_LEARNING, *["eps"] * (self.interaction == "leaky")]
+        given = {name: getattr(self, name) for name in names}
+        return ", ".join(
+            f"{name} = {value:g}" if isinstance(value, float) else f"{name} = {value}"
+            for name, value in given.items()
+            if value != usual[name]
+        )
+
+    @property
     def title(self) -> str:
         """A description of the map for readers."""
+        variant = f", {self.variant}" * bool(self.variant)
         return (
             f"{self.formulation}, {self.interaction}, n = {self.n}, N = {self.size}, "
-            f"{self.states} states, {self.grid}"
+            f"{self.states} states, {self.grid}{variant}"
         )
 
     @property
@@ -123,7 +142,9 @@ class Protocol:
     def training(self) -> Training:
         """Return how each cell learns."""
         scaling = Original() if self.formulation == "original" else Normalised()
-        learning = Learning(decay=0.999, momentum=0.0, exponent=1)
+        learning = Learning(
+            decay=self.decay, momentum=self.momentum, exponent=self.exponent, floor=self.floor
+        )
         return Training(self.function(), scaling, learning, self.epochs, self.unit)
 
     def networks(self) -> Networks:

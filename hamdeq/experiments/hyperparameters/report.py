@@ -26,12 +26,13 @@ def draw(results: Results, folder: Path) -> Path:
 
 def draw_overviews(found: Sequence[Results], folder: Path) -> list[Path]:
     """Draw all n side by side, wherever maps differ in n alone."""
-    groups: dict[tuple[str, str, int, str], list[Results]] = {}
+    groups: dict[tuple[str, str, int, str, str], list[Results]] = {}
     for each in found:
         p = each.protocol
-        groups.setdefault((p.interaction, p.formulation, p.size, p.grid), []).append(each)
+        key = p.interaction, p.formulation, p.size, p.grid, p.variant
+        groups.setdefault(key, []).append(each)
     paths = []
-    for (interaction, formulation, size, grid), members in groups.items():
+    for (interaction, formulation, size, grid, variant), members in groups.items():
         if len(members) > 1:
             ordered = sorted(members, key=lambda each: each.protocol.n)
             maps = {f"n = {each.protocol.n}": each.picture for each in ordered}
@@ -41,9 +42,10 @@ def draw_overviews(found: Sequence[Results], folder: Path) -> list[Path]:
             )
             title = (
                 f"{formulation}, {interaction}, N = {size}, {_listed(states)} states, {grid}, "
-                f"{_mean(*repeats)}"
+                f"{_mean(*repeats)}" + f"\n{variant}" * bool(variant)
             )
-            path = folder / f"all-{interaction}-{formulation}-N{size}-{grid}.png"
+            suffix = "-" * bool(variant) + variant.replace(" = ", "").replace(", ", "-")
+            path = folder / f"all-{interaction}-{formulation}-N{size}-{grid}{suffix}.png"
             far = random_distance(size)
             files.save_figure(heat_maps(maps, farthest=far, good=GOOD * far, title=title), path)
             paths.append(path)
@@ -52,7 +54,8 @@ def draw_overviews(found: Sequence[Results], folder: Path) -> list[Path]:
 
 def write_csv(found: Sequence[Results], path: Path) -> None:
     """Write one row for each network of each map."""
-    keys = ["interaction", "formulation", "size", "states", "grid", "n"]
+    keys = ["interaction", "eps", "formulation", "size", "states", "grid", "n"]
+    keys += ["floor", "unit", "decay", "momentum", "exponent"]
     heads = [*keys, "rate", "inverse_temperature", "repeat", *MEASURES, "overflow"]
     rows = []
     for each in found:
@@ -72,16 +75,28 @@ def table(found: Sequence[Results]) -> str:
 
     Small is below a tenth of √(2N), the distance of random states.
     """
-    heads = [
-        "map", "n", "best distance", "at 1/T", "rate", "its loss", "its recall",
-        "cells < 0.1 √(2N)", "their 1/T", "their rates", "overflows", "CPU seconds",
-    ]  # fmt: skip
+    return markdown(_HEADS, _lines(found))
+
+
+def write_table(found: Sequence[Results], path: Path) -> None:
+    """Write the numbers of :func:`table` as CSV."""
+    files.write_csv(path, _HEADS, _lines(found))
+
+
+_HEADS = [
+    "map", "n", "best distance", "at 1/T", "rate", "its loss", "its recall",
+    "cells < 0.1 √(2N)", "their 1/T", "their rates", "overflows", "CPU seconds",
+]  # fmt: skip
+
+
+def _lines(found: Sequence[Results]) -> list[list[str]]:
     lines = []
     for each in found:
         p, r = each.protocol, each.region()
+        variant = f", {p.variant}" * bool(p.variant)
         lines.append(
             [
-                f"{p.interaction}, {p.formulation}, N = {p.size}, {p.grid}",
+                f"{p.interaction}, {p.formulation}, N = {p.size}, {p.grid}{variant}",
                 str(p.n),
                 f"{r['best']:.3g}",
                 _range(r["ties"]),
@@ -95,7 +110,7 @@ def table(found: Sequence[Results]) -> str:
                 f"{each.cpu_seconds:.0f}",
             ]
         )
-    return markdown(heads, lines)
+    return lines
 
 
 def _mean(*repeats: int) -> str:
