@@ -46,6 +46,7 @@ class ArrayDataModule(InMemoryDataModule):
         batch_size: samples per training batch.
         eval_batch_size: samples per batch of validation, test and prediction.
         seed: of the split and of the order of the training batches.
+        shuffle: draw a new order of the training samples each epoch; else keep that of the data.
 
     Attributes:
         input_shape: shape of one sample.
@@ -74,6 +75,7 @@ class ArrayDataModule(InMemoryDataModule):
         batch_size: int = 64,
         eval_batch_size: int = 1000,
         seed: int = 0,
+        shuffle: bool = True,
     ) -> None:
         x, y = _samples((inputs, targets))
         parts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -86,7 +88,7 @@ class ArrayDataModule(InMemoryDataModule):
         n, drawn = len(x), sum(sizes.values())
         require(drawn < n, "val + test", f"fewer than the {n} samples", drawn, "lower them")
         n_val = len(parts["val"][0]) if "val" in parts else sizes["val"]
-        super().__init__(batch_size, eval_batch_size, n_val, seed)
+        super().__init__(batch_size, eval_batch_size, n_val, seed, shuffle)
         self.input_shape: tuple[int, ...] = x.shape[1:]
         self.classes: tuple[Label, ...] | None = _classes(y) if y.dtype.kind == "O" else None
         order = _order(y, seed)

@@ -15,7 +15,7 @@ class DigitsDataModule(TensorDataModule):
     """scikit-learn's 1797 handwritten digits of 8 x 8 pixels, which need no download.
 
     Args:
-        batch_size, eval_batch_size, val_size, seed: as of :class:`TensorDataModule`.
+        batch_size, eval_batch_size, val_size, seed, shuffle: as of :class:`TensorDataModule`.
         test_size: images of the test set, which does not depend on `seed`, so that runs with
             different seeds are measured on the same images.
     """
@@ -30,8 +30,9 @@ class DigitsDataModule(TensorDataModule):
         val_size: int = 180,
         test_size: int = 360,
         seed: int = 0,
+        shuffle: bool = True,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, val_size, seed)
+        super().__init__(batch_size, eval_batch_size, val_size, seed, shuffle)
         require(1 <= test_size < 1797, "test_size", "1 to 1796 of the 1797 images", test_size)
         self.test_size = test_size
 

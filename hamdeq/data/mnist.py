@@ -31,7 +31,7 @@ class MNISTDataModule(TensorDataModule):
         root: folder that contains `MNIST/raw`; `None` takes the environment variable
             `HAMDEQ_DATA`, or `data` where it is not set.
         download: download missing files.
-        batch_size, eval_batch_size, val_size, seed: as of :class:`TensorDataModule`.
+        batch_size, eval_batch_size, val_size, seed, shuffle: as of :class:`TensorDataModule`.
     """
 
     image_shape: tuple[int, int] = (28, 28)
@@ -45,8 +45,9 @@ class MNISTDataModule(TensorDataModule):
         eval_batch_size: int = 1000,
         val_size: int = 5000,
         seed: int = 0,
+        shuffle: bool = True,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, val_size, seed)
+        super().__init__(batch_size, eval_batch_size, val_size, seed, shuffle)
         self.root: Path = Path(root or os.environ.get("HAMDEQ_DATA") or "data").expanduser()
         self.raw: Path = self.root / "MNIST" / "raw"
         self.download = download

@@ -31,6 +31,7 @@ class InMemoryDataModule(LightningDataModule, ABC):
         eval_batch_size: samples per batch of validation, test and prediction.
         val_size: samples of the validation split; 0 for no validation.
         seed: seed of the splits and of the order of the training batches.
+        shuffle: draw a new order of the training samples each epoch; else keep that of the data.
 
     Attributes:
         encoding: what a module that is trained on these data remembers of them; blank unless the
@@ -41,13 +42,19 @@ class InMemoryDataModule(LightningDataModule, ABC):
     """
 
     def __init__(
-        self, batch_size: int = 64, eval_batch_size: int = 1000, val_size: int = 0, seed: int = 0
+        self,
+        batch_size: int = 64,
+        eval_batch_size: int = 1000,
+        val_size: int = 0,
+        seed: int = 0,
+        shuffle: bool = True,
     ) -> None:
         super().__init__()
         self.batch_size: int = integer("batch_size", batch_size)
         self.eval_batch_size: int = integer("eval_batch_size", eval_batch_size)
         self.val_size: int = integer("val_size", val_size, least=0)
         self.seed = seed
+        self.shuffle = shuffle
         self.encoding: Encoding = Encoding()
         self._splits: dict[str, Split] = {}
 
@@ -76,7 +83,7 @@ class InMemoryDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> TensorBatches:
         # Under `overfit_batches` Lightning turns shuffling off, but only in a DataLoader.
-        shuffle = not getattr(self.trainer, "overfit_batches", 0)
+        shuffle = self.shuffle and not getattr(self.trainer, "overfit_batches", 0)
         train = self.split("train")
         batches = TensorBatches(*train, self.batch_size, shuffle=shuffle, seed=self.seed)
         batches.encoding = self.encoding
@@ -107,6 +114,7 @@ class TensorDataModule(InMemoryDataModule):
         eval_batch_size: samples per batch of validation, test and prediction.
         val_size: training images to hold out; 0 trains on all of them, without validation.
         seed: seed of the validation split and of the order of the training batches.
+        shuffle: draw a new order of the training samples each epoch; else keep that of the data.
 
     Raises:
         ValueError: a batch size is below 1, or `val_size` is negative.

@@ -14,6 +14,7 @@ from hamdeq.solvers.picard import Picard
 from hamdeq.solvers.safeguard import Safeguarded
 from hamdeq.solvers.solution import Solution, Status
 from hamdeq.solvers.state import SolverState
+from hamdeq.solvers.successive import SuccessiveOutputs, paper_iterations
 from hamdeq.solvers.trust_region import TrustRegion
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "Solver",
     "SolverState",
     "Status",
+    "SuccessiveOutputs",
     "TrustRegion",
+    "paper_iterations",
     "with_fallback",
 ]

@@ -18,7 +18,7 @@ from torch import Tensor
 from hamdeq._checks import instance, integer, number
 from hamdeq.energy.contraction import contract_
 from hamdeq.plots import residual_histogram
-from hamdeq.solvers import Solution
+from hamdeq.solvers import Solution, Solver, Status, SuccessiveOutputs, paper_iterations
 from hamdeq.training.equilibrium import EquilibriumModule
 from hamdeq.training.files import save_figure
 
@@ -52,6 +52,9 @@ class ConvergenceMonitor(Callback):
     - ``iterations``: mean over samples of the first iteration whose relative residual is below
       the solver's ``tol``; of samples that never get there, of their iterations: ``max_steps``,
       or fewer where they were given up (``DIVERGED``, ``INVALID``);
+    - ``paper_iterations``, of a test alone: the same as the papers count it, the index, from 0, of
+      the first pair of successive outputs of the map that differ by less than ``tol``. It takes one
+      more solve; of torchdeq's solvers, which take no single steps, there is none;
     - ``not_converged``: share of samples that did not converge;
     - ``residual``: mean relative residual of the returned states;
     - ``energy``: mean energy of the returned states (in training of one batch in every
@@ -114,8 +117,18 @@ class ConvergenceMonitor(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._report("val", pl_module)
 
-    def on_test_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any, **__: Any) -> None:
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any, **__: Any
+    ) -> None:
         self._observe("test", pl_module, energy=True)
+        solver = pl_module.deq.solver
+        # A solver with a loop of its own takes no single steps.
+        if "test" in self._means and type(solver).solve is Solver.solve:
+            how = SuccessiveOutputs(solver=solver, tol=solver.tol, max_steps=solver.max_steps)
+            with torch.no_grad():
+                solution = pl_module(batch[0], solver=how, on_failure="ignore")
+            valid = solution.status != Status.INVALID
+            self._means["test"].add("paper_iterations", paper_iterations(solution)[valid])
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._report("test", pl_module)

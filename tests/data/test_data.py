@@ -109,6 +109,15 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert first != order(batches(100, shuffle=True, seed=4), epoch=5)
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_training_sees_the_samples_in_their_order_unless_shuffled(shuffle):
+    seen = Recorder()
+    data = Indexed(batch_size=10, val_size=0, shuffle=shuffle)
+    trainer(max_epochs=2).fit(seen, data)
+    kept = [labels == list(range(10)) for _, labels in seen.seen]
+    assert kept == [not shuffle] * 2
+
+
 def test_the_order_leaves_the_global_generator_alone():
     torch.manual_seed(0)
     expected = torch.rand(3)

@@ -42,6 +42,7 @@ from hamdeq.experiments.convergence.store import load, save
 from hamdeq.experiments.convergence.tracking import Tracking
 from hamdeq.experiments.series import Progress, Series, claim
 from hamdeq.plots import energy_descent
+from hamdeq.solvers import SuccessiveOutputs, paper_iterations
 from hamdeq.training import HAMClassifier
 from hamdeq.training.files import DamagedFileError
 from hamdeq.training.saving import load_run
@@ -112,6 +113,10 @@ def test_a_measurement_is_what_the_solution_says(digits):
     scores = torch.cat([each.value["output"] for each in solutions])
     assert found.samples == len(images)
     assert found.iterations == pytest.approx(float(steps.double().mean()))
+    with torch.no_grad():
+        counted = module(images, solver=SuccessiveOutputs(solver=Anderson(), tol=1e-5))
+    papers = float(paper_iterations(counted).double().mean())
+    assert found.paper_iterations == pytest.approx(papers)
     assert found.worst == int(steps.max())
     assert found.accuracy == pytest.approx(float((scores.argmax(1) == labels).double().mean()))
     assert found.not_converged == 0
@@ -138,6 +143,26 @@ def test_multiplications_are_those_of_the_weights(digits):
     assert found.multiplications == found.evaluations * 2 * 32 * 10
     assert found.not_converged == 1
     assert found.iterations == found.worst == 3
+    assert found.paper_iterations == 2  # the pairs of successive outputs, none of which agrees
+
+
+def test_plain_iteration_counts_two_more_than_the_papers(digits):
+    found = measure(classifier(solver=Picard(), start="zeros"), digits)
+    assert found.not_converged == 0
+    assert found.paper_iterations == pytest.approx(found.iterations - 2)
+
+
+class WithItsOwnLoop(Picard):
+    """A solver that takes no single steps."""
+
+    def solve(self, f, x0):
+        return super().solve(f, x0)
+
+
+def test_a_solver_without_single_steps_has_no_count_of_the_papers(digits):
+    found = measure(classifier(solver=WithItsOwnLoop()), digits, batch_size=400)
+    assert math.isnan(found.paper_iterations)
+    assert "| – |" in table([Row("a", "", found, {})])
 
 
 @pytest.mark.slow

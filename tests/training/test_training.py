@@ -17,6 +17,7 @@ from lightning.pytorch.cli import ReduceLROnPlateau
 import hamdeq
 from hamdeq import DEQ, HAM, ConvergenceWarning, Picard, TorchDEQSolver
 from hamdeq.data import DigitsDataModule
+from hamdeq.solvers import SuccessiveOutputs, paper_iterations
 from hamdeq.training import ConvergenceMonitor, HAMClassifier, ResidualPicture
 
 
@@ -44,6 +45,10 @@ def test_monitor_reports_the_measure_of_the_solutions():
         solution = module(images)
     state = solution.value["output"]
     assert found["test/iterations"] == pytest.approx(solution.steps.double().mean().item())
+    with torch.no_grad():
+        counted = module(images, solver=SuccessiveOutputs(solver=module.deq.solver))
+    papers = paper_iterations(counted).double().mean().item()
+    assert found["test/paper_iterations"] == pytest.approx(papers)
     # Far below 1 a residual is a difference of nearly equal numbers: rounding shows in it.
     residual = solution.residual.double().mean().item()
     assert found["test/residual"] == pytest.approx(residual, rel=1e-3)
@@ -73,6 +78,7 @@ def test_picture_and_metrics_of_a_solver_of_torchdeq(tmp_path):
     assert (tmp_path / "residuals.png").exists()
     assert picture._traces[0].shape == (12, 360)
     assert found["test/iterations"] <= 21
+    assert "test/paper_iterations" not in found  # it takes no single steps
 
 
 def test_solution_holds_no_graph_and_reports_the_backward_pass():

@@ -18,7 +18,7 @@ from hamdeq.chn import CHNDEQ
 from hamdeq.data import InMemoryDataModule
 from hamdeq.deq import DEQ
 from hamdeq.energy.model import State
-from hamdeq.solvers import Anderson
+from hamdeq.solvers import Anderson, Solver, SuccessiveOutputs, paper_iterations
 from hamdeq.training import HAMClassifier
 
 __all__ = ["Measurement", "energy_curve", "measure"]
@@ -45,6 +45,9 @@ class Measurement:
         accuracy: share of the images that are classified correctly.
         iterations: mean over images of the first iteration whose relative residual is below tol, or
             of all iterations where there is none.
+        paper_iterations: mean over images of the papers' count, the index of the first pair of
+            successive outputs of the map that differ by less than tol, counted from 0; NaN of a
+            solver that takes no single steps.
         worst: the most iterations of an image.
         not_converged: share of images that did not converge.
         evaluations: mean over batches of the evaluations of the map.
@@ -68,6 +71,7 @@ class Measurement:
     batch_size: int
     accuracy: float
     iterations: float
+    paper_iterations: float
     worst: int
     not_converged: float
     evaluations: float
@@ -98,7 +102,7 @@ def measure(
     }
     images, labels = data.split("test")
     image = module.as_input(images)
-    steps, converged, right, evaluations, wall, cpu = [], [], [], [], [], []
+    steps, counts, converged, right, evaluations, wall, cpu = [], [], [], [], [], [], []
     inputs = total = 0
     for x, y in zip(image.split(batch_size), labels.split(batch_size), strict=True):
         clamped = {module.input: x}
@@ -107,6 +111,7 @@ def measure(
         wall.append(time.perf_counter() - start)
         cpu.append(time.process_time() - start_cpu)
         steps.append(solution.steps)
+        counts.append(_paper_iterations(deq, clamped))
         converged.append(solution.converged)
         right.append(solution.value[module.output].argmax(1) == y)
         evaluations.append(solution.n_evals)
@@ -123,6 +128,7 @@ def measure(
         batch_size=batch_size,
         accuracy=float(torch.cat(right).double().mean()),
         iterations=float(torch.cat(steps).double().mean()),
+        paper_iterations=float(torch.cat(counts).mean()),
         worst=int(torch.cat(steps).max()),
         not_converged=1.0 - float(torch.cat(converged).double().mean()),
         evaluations=statistics.mean(evaluations),
@@ -139,6 +145,15 @@ def _name(kind: type) -> str:
     """Name a class, with its package where that is not hamdeq."""
     ours = kind.__module__.partition(".")[0] == "hamdeq"
     return kind.__name__ if ours else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _paper_iterations(deq: DEQ, clamped: State) -> Tensor:
+    """Count iterations as the papers do: ``(batch,)``."""
+    solver = deq.solver
+    if type(solver).solve is not Solver.solve:  # it takes no single steps
+        return torch.full((len(next(iter(clamped.values()))),), math.nan, dtype=torch.float64)
+    counted = SuccessiveOutputs(solver=solver, tol=solver.tol, max_steps=solver.max_steps)
+    return paper_iterations(deq(clamped, solver=counted, on_failure="ignore")).double()
 
 
 def _multiplications(compute: Callable[..., object], clamped: State, **how: Any) -> int:

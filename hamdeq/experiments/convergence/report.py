@@ -37,6 +37,7 @@ class Row(NamedTuple):
 _COLUMNS: dict[str, tuple[Callable[[Measurement], float], str]] = {
     "accuracy, %": (lambda m: 100 * m.accuracy, "{:.2f}"),
     "iterations": (lambda m: m.iterations, "{:.2f}"),
+    "as the papers count": (lambda m: m.paper_iterations, "{:.2f}"),
     "evaluations a batch": (lambda m: m.evaluations, "{:.2f}"),
     "multiplications, 10³": (lambda m: m.multiplications / 1e3, "{:.1f}"),
     "ms a batch": (lambda m: m.milliseconds, "{:.1f}"),
@@ -53,7 +54,7 @@ def table(rows: Sequence[Row], *, with_published: bool = False) -> str:
     """
     heads = ["configuration", "sizes", "splitting", "solver", "runs", *_COLUMNS]
     heads += ["worst", "not converged, %"]
-    heads += ["published: accuracy, %", "iterations"] if with_published else []
+    heads += ["published: accuracy, %", "iterations as the papers count"] if with_published else []
     groups: dict[tuple[str, ...], list[Measurement]] = {}
     for row in rows:
         one = row.measured

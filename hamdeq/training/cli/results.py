@@ -27,6 +27,7 @@ _FORMATS = {
     "mean_image_error": ("pixel error of the mean image", "{:.4f}"),
     "loss": ("{stage} loss", "{:.4g}"),
     "iterations": ("mean iterations", "{:.2f}"),
+    "paper_iterations": ("as the papers count", "{:.2f}"),
     "not_converged": ("not converged", "{:.2%}"),
     "residual": ("mean residual", "{:.1e}"),
     "energy": ("mean energy", "{:.4g}"),
