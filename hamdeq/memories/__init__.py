@@ -1,8 +1,8 @@
 """Binary memories: classical Hopfield networks and dense associative memories.
 
-States are ±1. :class:`HopfieldNetwork` has weights between its neurons;
-:class:`DenseAssociativeMemory` has memory vectors, and an :class:`Interaction` function that lets
-only the most similar of them contribute.
+States are ±1; :func:`states_from_bits` makes them of 0 and 1. :class:`HopfieldNetwork` has weights
+between its neurons; :class:`DenseAssociativeMemory` has memory vectors, and an :class:`Interaction`
+function that lets only the most similar of them contribute.
 """
 
 from hamdeq.memories.dense import DenseAssociativeMemory, Learning
@@ -19,7 +19,15 @@ from hamdeq.memories.interactions import (
     Scaling,
 )
 from hamdeq.memories.network import Hebbian, HopfieldNetwork, PseudoInverse, Rule, Storkey
-from hamdeq.memories.recall import Asynchronous, BinaryMemory, Synchronous, Updates
+from hamdeq.memories.recall import (
+    Asynchronous,
+    BinaryMemory,
+    Glauber,
+    Synchronous,
+    Updates,
+    bits_from_states,
+    states_from_bits,
+)
 
 __all__ = [
     "Asynchronous",
@@ -27,6 +35,7 @@ __all__ = [
     "DenseAssociativeMemory",
     "Exponential",
     "FeedForward",
+    "Glauber",
     "Hebbian",
     "HopfieldNetwork",
     "Interacting",
@@ -43,4 +52,6 @@ __all__ = [
     "Storkey",
     "Synchronous",
     "Updates",
+    "bits_from_states",
+    "states_from_bits",
 ]

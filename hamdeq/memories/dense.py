@@ -374,9 +374,13 @@ class DenseAssociativeMemory(BinaryMemory):
             )
         return x
 
-    def _walk(self, states: Tensor) -> Walk:
+    def _walk(self, states: Tensor, *, scaled: bool = False) -> Walk:
         self._check_stored()
-        return Single(self.memories.detach(), states, self.interaction, **self._scale)
+        memories = self.memories.detach()
+        if not scaled:
+            return Single(memories, states, self.interaction, **self._scale)
+        inner = self.factors.inner
+        return Single(memories.double(), states.double(), self.interaction, inner, gauged=False)
 
     @property
     def _scale(self) -> dict[str, Any]:

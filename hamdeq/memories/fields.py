@@ -140,8 +140,8 @@ def _difference(
     total, size = summands.sum(0), summands.abs().amax(0)
     rounding = torch.finfo(torch.float64).eps * 4 * (interaction.steepness + 4)
     total = torch.where(total.abs() <= rounding * size, 0.0, total)
-    # A weight that underflows does so beside another, not where its difference is the only one.
-    alone = (found != 0).sum(0) <= 1
+    # A weight may underflow beside another, not where its difference is the only one.
+    alone = ((found != 0).sum(0) <= 1) & (total == 0)
     return torch.where(alone, (slopes.reshape(shape).sign() * found).sum(0), total)
 
 

@@ -173,9 +173,9 @@ class HopfieldNetwork(BinaryMemory):
             raise wrong("weights", "a stored pattern", "none", "store(states) first")
         check_states("states", states, self.size, self)
 
-    def _walk(self, states: Tensor) -> Walk:
+    def _walk(self, states: Tensor, *, scaled: bool = False) -> Walk:
         self._check(states)
-        return _Walk(self, states)
+        return _Walk(2 * self.weights if scaled else self.weights, states)
 
     def extra_repr(self) -> str:
         return f"{self.size}, rule={self.rule}, patterns={len(self.patterns)}"
@@ -184,8 +184,8 @@ class HopfieldNetwork(BinaryMemory):
 class _Walk(Walk):
     """The fields, updated with each flip."""
 
-    def __init__(self, network: HopfieldNetwork, states: Tensor) -> None:
-        self.weights, self.fields = network.weights, states @ network.weights
+    def __init__(self, weights: Tensor, states: Tensor) -> None:
+        self.weights, self.fields = weights, states @ weights
 
     def field(self, neuron: int) -> Tensor:
         return self.fields[:, neuron]

@@ -1,20 +1,24 @@
-"""Recall: flip binary neurons until the state is stable.
+"""Recall: flip binary neurons until the state is stable, or by chance at a temperature.
 
 A neuron takes the sign of its field, the energy with it at −1 less that with it at +1, and +1 where
 both are equal. One at a time, each flip lowers the energy, or raises a neuron at equal energy: the
-state converges. All at once, states may enter a cycle.
+state converges. All at once, states may enter a cycle. At a temperature states never settle; after
+many updates their distribution is Boltzmann's.
+
+States are ±1; :func:`states_from_bits` and :func:`bits_from_states` convert from and to {0, 1}.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from hamdeq._checks import boolean, instance, integer, wrong
+from hamdeq._checks import boolean, instance, integer, number, wrong
 from hamdeq._recorded import Recorded
 from hamdeq.solvers import Failures, OnFailure, Solution, Status
 
@@ -24,11 +28,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Asynchronous",
     "BinaryMemory",
+    "Glauber",
     "Synchronous",
     "Updates",
     "Walk",
+    "bits_from_states",
     "check_states",
     "signs",
+    "states_from_bits",
 ]
 
 
@@ -43,6 +50,51 @@ class _Placed(Protocol):
 def signs(x: Tensor, dtype: torch.dtype) -> Tensor:
     """+1 where x ≥ 0, −1 below: ``sign`` with sign(0) = +1."""
     return torch.where(x >= 0, 1.0, -1.0).to(dtype)
+
+
+def states_from_bits(bits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """States ±1 of bits {0, 1}: ξ = 2 · bit − 1, of any shape.
+
+    Only states are converted. A network with neurons V ∈ {0, 1} that fire where Σⱼ Wᵢⱼ Vⱼ exceeds a
+    threshold Uᵢ is the one with ξ = 2V − 1 and sign(0) = +1 where Uᵢ = ½ Σⱼ Wᵢⱼ, but for ties.
+
+    Args:
+        bits: booleans or numbers that are 0 or 1.
+        dtype: of the states; default torch's default dtype.
+
+    Raises:
+        TypeError: not a tensor.
+        ValueError: numbers other than 0 and 1.
+
+    Example:
+        >>> states_from_bits(torch.tensor([[1, 0, 1]]))
+        tensor([[ 1., -1.,  1.]])
+    """
+    instance("bits", bits, Tensor, "a tensor of 0 and 1")
+    if bits.dtype != torch.bool and not bits.is_meta:
+        other = bits[(bits != 0) & (bits != 1)]
+        if other.numel():
+            bad = other.flatten()[0].item()
+            remedy = "these are states already" if bad == -1 else "compare with a threshold first"
+            raise wrong("bits", "0 and 1", f"{bad:g} among them", remedy)
+    return 2 * bits.to(torch.get_default_dtype() if dtype is None else dtype) - 1
+
+
+def bits_from_states(states: Tensor) -> Tensor:
+    """Bits {0, 1} of states ±1, int64 of the same shape: 1 where ξ = +1.
+
+    Raises:
+        TypeError: not a tensor.
+        ValueError: numbers other than ±1.
+    """
+    instance("states", states, Tensor, "a tensor of ±1")
+    if states.dtype == torch.bool:
+        raise wrong("states", "±1", "booleans", "these are bits already; use .long()")
+    other = states[states.abs() != 1]
+    if other.numel():
+        remedy = "these are bits already" if other.flatten()[0] == 0 else None
+        raise wrong("states", "±1", f"{other.flatten()[0].item():g} among them", remedy)
+    return (states > 0).long()
 
 
 def check_states(name: str, x: Any, size: int, like: _Placed, *, binary: bool = True) -> None:
@@ -72,7 +124,7 @@ def check_states(name: str, x: Any, size: int, like: _Placed, *, binary: bool = 
         if not bool(fine.all()):
             bad = x[~fine].flatten()[0].item()
             kind = "±1" if binary else "finite numbers"
-            remedy = "; bits become states by 2 * x - 1" if bad == 0 and binary else ""
+            remedy = "; bits become states by states_from_bits(x)" if bad == 0 and binary else ""
             problems.append(f"expected {kind}, got {bad:g} among them{remedy}")
     if problems:
         raise ValueError(f"{name}: " + "; ".join(problems))
@@ -120,8 +172,13 @@ class BinaryMemory(Recorded, nn.Module, ABC):
         """½[E(ξᵢ = −1) − E(ξᵢ = +1)] up to a positive factor for each sample: ``(batch, N)``."""
 
     @abstractmethod
-    def _walk(self, states: Tensor) -> Walk:
-        """The states, for updates of one neuron at a time."""
+    def _walk(self, states: Tensor, *, scaled: bool = False) -> Walk:
+        """The states, for updates of one neuron at a time.
+
+        Args:
+            states: ``(batch, N)``.
+            scaled: whether a neuron's field has to be E(ξᵢ = −1) − E(ξᵢ = +1) itself.
+        """
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         # As many patterns as there are in the file, whatever there are here.
@@ -152,9 +209,11 @@ class BinaryMemory(Recorded, nn.Module, ABC):
         Args:
             probes: states to start from, ``(batch, N)`` of ±1.
             clamped: True for neurons that keep their state, ``(N,)`` or ``(batch, N)``.
-            updates: :class:`Asynchronous` (default) or :class:`Synchronous`.
+            updates: :class:`Asynchronous` (default), :class:`Synchronous`, or :class:`Glauber` at
+                a temperature, which always makes ``max_steps`` updates.
             max_steps: updates of all neurons, at most.
-            on_failure: for samples that do not converge: warn, raise or ignore.
+            on_failure: for samples that do not converge: warn, raise or ignore. At a temperature
+                none is expected to, and only an overflow is a failure.
 
         Returns:
             A :class:`~hamdeq.Solution`. Its ``value`` is ``(batch, N)``; ``steps`` the updates of
@@ -171,11 +230,14 @@ class BinaryMemory(Recorded, nn.Module, ABC):
         mask = _mask(clamped, probes)
         max_steps = integer("max_steps", max_steps)
         updates = Asynchronous() if updates is None else updates
-        instance("updates", updates, Updates, "Asynchronous() or Synchronous()")
+        instance("updates", updates, Updates, "Asynchronous() or Synchronous(), or Glauber(T)")
         failures = Failures(on_failure)
         with torch.no_grad():
             solution = updates.run(self, probes, mask, max_steps)
-        failures(solution, "recall", remedy=_REMEDY)
+        judged = solution
+        if not updates.settles:
+            judged = replace(solution, converged=solution.status != Status.OVERFLOW.value)
+        failures(judged, "recall", remedy=_REMEDY)
         return solution
 
 
@@ -183,7 +245,10 @@ _REMEDY = "neurons were still flipping after max_steps updates of all of them; a
 
 
 class Updates(ABC):
-    """An order in which neurons are updated."""
+    """An order in which neurons are updated, and how each decides."""
+
+    settles: ClassVar[bool] = True
+    """Whether states are expected to converge."""
 
     @abstractmethod
     def run(self, memory: BinaryMemory, x: Tensor, clamped: Tensor, max_steps: int) -> Solution:
@@ -205,26 +270,101 @@ class Asynchronous(Updates):
 
     def run(self, memory: BinaryMemory, x: Tensor, clamped: Tensor, max_steps: int) -> Solution:
         log = _Log(memory, x, clamped)
-        given = None if self.order is None else _neurons(self.order, memory.size)
-        generator = torch.Generator().manual_seed(self.seed)
-        while log.running(max_steps):
-            if given is None:
-                order = torch.randperm(memory.size, generator=generator).tolist()
-            else:
-                order = given
-            state = log.state
-            walk, new, free = memory._walk(state), state.clone(), ~log.clamped
-            lost = torch.zeros(len(state), dtype=torch.bool, device=state.device)
-            for i in order:
-                field = walk.field(i)
-                lost |= field.isnan()
-                wanted = torch.where(free[:, i], signs(field, new.dtype), new[:, i])
-                change = wanted - new[:, i]
-                if bool(change.any()):
-                    walk.turn(i, change)
-                    new[:, i] = wanted
-            log.add(new, lost)
+
+        def decide(neuron: int, field: Tensor) -> Tensor:
+            return field >= 0
+
+        for order in _orders(self.order, self.seed, memory.size):
+            if not log.running(max_steps):
+                break
+            log.add(*_sweep(memory._walk(log.state), log, order, decide))
         return log.solution()
+
+
+@dataclass(frozen=True, eq=False)
+class Glauber(Updates):
+    """Stochastic updates at a temperature, one neuron after the other.
+
+        P(ξᵢ = +1) = 1 / (1 + exp(−[E(ξᵢ = −1) − E(ξᵢ = +1)] / T))
+
+    States do not settle: recall makes ``max_steps`` updates of all neurons. The distribution of
+    states then tends to Boltzmann's, P(ξ) ∝ exp(−E(ξ)/T), whatever the order. As T → 0 the updates
+    become those of :class:`Asynchronous` with the same order and seed, but for neurons without a
+    field, which are ±1 with probability ½.
+
+    For the classical network E(−1) − E(+1) is 2 Σⱼ Wᵢⱼ ξⱼ. Hebb's rule has no factor 1/N here, so
+    that a temperature of the textbooks, with W = Σ ξξᵀ/N, is T/N. With few patterns and many
+    neurons the overlap m of the state with a pattern that it retrieves solves m = tanh(m N/T).
+
+    Args:
+        temperature: T > 0, in units of the memory's energy. (The temperature of a dense memory's
+            scaling is another one, and has its part in that energy.)
+        order: the neurons in the order of their updates, as of :class:`Asynchronous`.
+        seed: of the random orders, and of the decisions. Samples of a batch decide independently;
+            the same seed, batch and probes give the same states.
+
+    Source: Glauber, "Time-dependent statistics of the Ising model" (1963); for networks: Amit,
+    Gutfreund & Sompolinsky, "Spin-glass models of neural networks" (1985).
+    """
+
+    settles: ClassVar[bool] = False
+
+    temperature: float
+    order: Tensor | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        remedy = "Asynchronous() is the limit of T = 0"
+        t = number("temperature", self.temperature, above=0, remedy=remedy)
+        object.__setattr__(self, "temperature", t)
+
+    def run(self, memory: BinaryMemory, x: Tensor, clamped: Tensor, max_steps: int) -> Solution:
+        log = _Log(memory, x, clamped)
+        # Decisions by another sequence than that of the orders.
+        generator = torch.Generator().manual_seed((self.seed + _OTHER) % 2**63)
+        for order in _orders(self.order, self.seed, memory.size):
+            if not log.running(max_steps):
+                break
+            drawn = torch.rand(*x.shape, dtype=torch.float64, generator=generator).to(x.device)
+            drawn = drawn[log.rows]
+
+            def decide(neuron: int, field: Tensor, drawn: Tensor = drawn) -> Tensor:
+                return drawn[:, neuron] < torch.sigmoid(field.double() / self.temperature)
+
+            walk = memory._walk(log.state, scaled=True)
+            log.add(*_sweep(walk, log, order, decide), settles=False)
+        return log.solution()
+
+
+_OTHER = 0x9E3779B97F4A7C15
+
+
+def _orders(given: Tensor | None, seed: int, size: int) -> Iterator[list[int]]:
+    """The order that is given, again and again, or random ones."""
+    order = None if given is None else _neurons(given, size)
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield torch.randperm(size, generator=generator).tolist() if order is None else order
+
+
+def _sweep(
+    walk: Walk, log: _Log, order: list[int], decide: Callable[[int, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Update neurons one after the other; return the states, and which samples overflowed.
+
+    ``decide`` is called with a neuron and the field on it, and says where it is to be +1.
+    """
+    new, free = log.state.clone(), ~log.clamped
+    lost = torch.zeros(len(new), dtype=torch.bool, device=new.device)
+    for i in order:
+        field = walk.field(i)
+        lost |= field.isnan()
+        wanted = torch.where(decide(i, field), 1.0, -1.0).to(new.dtype)
+        change = torch.where(free[:, i], wanted - new[:, i], 0.0)
+        if bool(change.any()):
+            walk.turn(i, change)
+            new[:, i] += change
+    return new, lost
 
 
 @dataclass(frozen=True)
@@ -264,8 +404,17 @@ class _Log:
         """True while samples still change, and steps are left."""
         return len(self.rows) > 0 and self.count < max_steps
 
-    def add(self, new: Tensor, lost: Tensor, *, follows: bool = False) -> None:
-        """Add a step; with ``follows`` each state is a function of the one before alone."""
+    def add(
+        self, new: Tensor, lost: Tensor, *, follows: bool = False, settles: bool = True
+    ) -> None:
+        """Add a step.
+
+        Args:
+            new: states after it.
+            lost: samples that overflowed.
+            follows: whether each state is a function of the one before alone.
+            settles: whether a sample in which nothing changed has converged.
+        """
         self.count += 1
         new = torch.where(lost[:, None], self.state, new)
         turned = (new != self.state).sum(1)
@@ -274,7 +423,7 @@ class _Log:
         self.trace.append(row)
         self.value[self.rows] = new
         self.steps[self.rows] = self.count
-        rests = (turned == 0) & ~lost
+        rests = (turned == 0) & ~lost if settles else torch.zeros_like(lost)
         cycles = (new == self.past).all(1) & ~rests if follows else torch.zeros_like(rests)
         self.status[self.rows[rests]] = Status.CONVERGED.value
         self.status[self.rows[cycles]] = Status.CYCLE.value

@@ -58,7 +58,10 @@ def calls(memory):
         (ones(N), [r"shape (batch, 24), got (24,); give one state as x[None]"]),
         (ones(2, 4, 6), ["got (2, 4, 6); flatten them to (batch, N)"]),
         (ones(2, N + 1), ["expected 24 neurons, got 25"]),
-        (0 * ones(2, N), ["expected ±1, got 0 among them; bits become states by 2 * x - 1"]),
+        (
+            0 * ones(2, N),
+            ["expected ±1, got 0 among them; bits become states by states_from_bits(x)"],
+        ),
         (0.5 * ones(2, N), ["expected ±1, got 0.5 among them"]),
         (math.nan * ones(2, N), ["expected ±1, got nan"]),
         (math.inf * ones(2, N), ["expected ±1, got inf"]),

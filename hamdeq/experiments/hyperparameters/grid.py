@@ -58,7 +58,9 @@ class Networks:
         if self.states.dtype != self.memories.dtype:
             raise wrong("states", f"the memories' {self.memories.dtype}", self.states.dtype)
         if not bool((self.states.abs() == 1).all()):
-            raise wrong("states", "±1", "other numbers", "bits become states by 2x - 1")
+            raise wrong(
+                "states", "±1", "other numbers", "bits become states by states_from_bits(x)"
+            )
         for name in ("temperatures", "rates"):
             given = getattr(self, name)
             if tuple(given.shape) != (count,):

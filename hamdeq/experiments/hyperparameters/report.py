@@ -11,7 +11,7 @@ from hamdeq.experiments.hyperparameters.results import GOOD, MEASURES, Results
 from hamdeq.experiments.tables import markdown
 from hamdeq.training import files
 
-__all__ = ["draw", "draw_overviews", "table", "write_csv"]
+__all__ = ["draw", "draw_overviews", "table", "write_csv", "write_table"]
 
 
 def draw(results: Results, folder: Path) -> Path:
