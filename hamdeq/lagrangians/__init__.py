@@ -16,21 +16,24 @@ Learning" (ICLR 2021), equations 1 to 4 and section 3; Krotov, "Hierarchical Ass
 (2021), equation 3.
 """
 
-from hamdeq.lagrangians.additive import Exp, Identity, ReLU, RePU, Sigmoid, Tanh
+from hamdeq.lagrangians.additive import Exp, Identity, RectifiedExp, ReLU, RePU, Sigmoid, Tanh
 from hamdeq.lagrangians.base import Lagrangian
 from hamdeq.lagrangians.bengio_fischer import BengioFischer
 from hamdeq.lagrangians.coupled import LayerNorm, Spherical
+from hamdeq.lagrangians.grouped import Grouped
 from hamdeq.lagrangians.separation import Entmax, Separation, Softmax, Sparsemax
 
 __all__ = [
     "BengioFischer",
     "Entmax",
     "Exp",
+    "Grouped",
     "Identity",
     "Lagrangian",
     "LayerNorm",
     "ReLU",
     "RePU",
+    "RectifiedExp",
     "Separation",
     "Sigmoid",
     "Softmax",

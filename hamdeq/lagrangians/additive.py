@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hamdeq._checks import number
-from hamdeq.lagrangians.base import Lagrangian, Tempered, total
+from hamdeq.lagrangians.base import Lagrangian, Tempered, _shown, broadcasts, constants, total
 
-__all__ = ["Exp", "Identity", "ReLU", "RePU", "Sigmoid", "Tanh"]
+__all__ = ["Exp", "Identity", "ReLU", "RePU", "RectifiedExp", "Sigmoid", "Tanh"]
 
 # Above this argument softplus(z) = z + exp(-z) + … is z to the last bit of float64. PyTorch's
 # own threshold of 20 would cost float64 half its digits.
@@ -48,8 +48,9 @@ class Sigmoid(Tempered):
     L*(g) = c·Σgᵢ − (1/β) Σ h(gᵢ) with the entropy h(g) = −g ln g − (1−g) ln(1−g).
 
     Args:
-        beta: inverse temperature β > 0, per unit of x.
-        center: state c at which the activation is one half.
+        beta: inverse temperature β > 0, per unit of x; a tensor gives neurons values of their own,
+            and broadcasts over the layer, such as ``(channels, 1, 1)``.
+        center: state c at which the activation is one half; several likewise.
         learnable: whether β is trained.
 
     ``Sigmoid(4.0, 0.5)`` is the non-linearity sigmoid(4x − 2) of Goemaere et al., "Accelerating
@@ -63,20 +64,36 @@ class Sigmoid(Tempered):
         """β/4, at the center."""
         return self._largest() / 4
 
-    def __init__(self, beta: float = 1.0, center: float = 0.0, *, learnable: bool = False) -> None:
+    center: float | Tensor
+
+    def __init__(
+        self,
+        beta: float | Tensor = 1.0,
+        center: float | Tensor = 0.0,
+        *,
+        learnable: bool = False,
+    ) -> None:
         super().__init__(beta, learnable=learnable)
-        self.center: float = number("center", center)
+        if isinstance(center, Tensor):
+            # Goes along with .to(), and like a number is no part of the state dict.
+            self.register_buffer("center", constants("center", center), persistent=False)
+        else:
+            self.center = number("center", center)
+        self._plain: bool = not learnable and not any(
+            isinstance(value, Tensor) for value in (beta, center)
+        )
 
     def _argument(self, x: Tensor) -> Tensor:
         """β(x − c), in new memory."""
-        if self.learnable:
-            return (x - self.center) * self.beta
+        if not self._plain:
+            broadcasts("center", self.center, x)
+            return self._heated(x - self.center)
         beta = self._given  # one pass for both
         return torch.rsub(x, -beta * self.center, alpha=-beta)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.learnable:
-            return total(_softplus(self._argument(x))) / self.beta
+        if not self._plain:
+            return self._cooled(_softplus(self._argument(x)))
         # One pass over memory for all three: it is the larger part of an eliminated energy.
         return total(F.softplus(x - self.center, self._given, _SOFTPLUS_THRESHOLD))
 
@@ -87,7 +104,7 @@ class Sigmoid(Tempered):
         # ⟨x, g⟩ − L subtracts two numbers of the size of x: at x = 1e4 in float32 nothing is left
         # of the entropy, which is computed directly instead.
         z = self._argument(x)
-        return self.center * total(torch.sigmoid(z)) - total(_logistic_entropy(z)) / self.beta
+        return total(self.center * torch.sigmoid(z)) - self._cooled(_logistic_entropy(z))
 
     def log_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """ln g′(x) and its derivative, elementwise; exact where g has rounded to 0 or 1."""
@@ -95,7 +112,7 @@ class Sigmoid(Tempered):
         return log + _log(self.beta), self.beta * slope
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, center={self.center:.4g}"
+        return f"{super().extra_repr()}, center={_shown(self.center)}"
 
 
 class Tanh(Tempered):
@@ -104,7 +121,7 @@ class Tanh(Tempered):
     L*(g) = (1/β) Σ [ln 2 − h((1+gᵢ)/2)], h the entropy of :class:`Sigmoid`.
 
     Args:
-        beta: inverse temperature β > 0, per unit of x.
+        beta: inverse temperature β > 0, per unit of x, or several.
         learnable: whether β is trained.
     """
 
@@ -116,21 +133,21 @@ class Tanh(Tempered):
         return self._largest()
 
     def forward(self, x: Tensor) -> Tensor:
-        return total(_log_cosh(self.beta * x)) / self.beta
+        return self._cooled(_log_cosh(self._heated(x)))
 
     def activation(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.beta * x)
+        return torch.tanh(self._heated(x))
 
     def energy(self, x: Tensor) -> Tensor:
-        z = self.beta * x
+        z = self._heated(x)
         s = z.clamp(-1.0, 1.0)
         near = s * torch.tanh(s) - _log_cosh(s)
         far = math.log(2.0) - _logistic_entropy(2.0 * z)
-        return total(torch.where(z.abs() < 1.0, near, far)) / self.beta
+        return self._cooled(torch.where(z.abs() < 1.0, near, far))
 
     def log_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """ln g′(x) and its derivative, elementwise; exact where g has rounded to ±1."""
-        log, slope = _log_logistic_slope(2.0 * self.beta * x)
+        log, slope = _log_logistic_slope(2.0 * self._heated(x))
         return log + math.log(4.0) + _log(self.beta), 2.0 * self.beta * slope
 
 
@@ -192,20 +209,48 @@ class Exp(Tempered):
     function overflows float32 where βx passes 88.7, as it must.
 
     Args:
-        beta: inverse temperature β > 0, per unit of x.
+        beta: inverse temperature β > 0, per unit of x, or several.
         learnable: whether β is trained.
     """
 
     additive = True
 
     def forward(self, x: Tensor) -> Tensor:
-        return total(torch.exp(self.beta * x)) / self.beta
+        return self._cooled(torch.exp(self._heated(x)))
 
     def activation(self, x: Tensor) -> Tensor:
-        return torch.exp(self.beta * x)
+        return torch.exp(self._heated(x))
 
     def energy(self, x: Tensor) -> Tensor:
-        return total((x - 1.0 / self.beta) * torch.exp(self.beta * x))
+        return total((x - 1.0 / self.beta) * torch.exp(self._heated(x)))
+
+
+class RectifiedExp(Tempered):
+    """Rectified exponential neurons: gᵢ = exp(β max(xᵢ, 0)) − 1, zero where xᵢ ≤ 0.
+
+    L(x) = Σᵢ [(exp βx₊ − 1)/β − x₊] with x₊ = max(xᵢ, 0), zero where no neuron is active;
+    L*(g) = Σ [x₊ gᵢ − ℓ(x₊)]. The function overflows float32 where βx passes 88.7, as it must.
+
+    Args:
+        beta: inverse temperature β > 0, per unit of x, or several.
+        learnable: whether β is trained.
+    """
+
+    additive = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._cooled(_exp_remainder(self._rectified(x)))
+
+    def activation(self, x: Tensor) -> Tensor:
+        return torch.expm1(self._rectified(x))
+
+    def energy(self, x: Tensor) -> Tensor:
+        z = self._rectified(x)
+        return self._cooled(z * torch.expm1(z) - _exp_remainder(z))
+
+    def _rectified(self, x: Tensor) -> Tensor:
+        """β max(x, 0)."""
+        return self._heated(torch.relu(x))
 
 
 def _log(beta: float | Tensor) -> float | Tensor:
@@ -218,6 +263,15 @@ def _log_logistic_slope(z: Tensor) -> tuple[Tensor, Tensor]:
     # slope 1, and takes longer.
     a = torch.where(z < 0, -z, z) if z.requires_grad else z.abs()
     return -a - 2.0 * torch.log1p(torch.exp(-a)), -torch.tanh(0.5 * z)
+
+
+def _exp_remainder(z: Tensor) -> Tensor:
+    """e^z − 1 − z for z ≥ 0, with all digits near zero."""
+    s = z.clamp_max(1.0)  # which keeps the unused branch finite
+    near = torch.zeros_like(s)
+    for k in range(20, 1, -1):  # 1/21! is below the last place of one half in float64
+        near = near * s + 1.0 / math.factorial(k)
+    return torch.where(z < 1.0, s * s * near, torch.expm1(z) - z)
 
 
 def _softplus(z: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from hamdeq._checks import floating, wrong
 from hamdeq._checks import number as checked
 from hamdeq._recorded import Recorded
 
-__all__ = ["Lagrangian", "Scaled", "Tempered", "gradient", "total"]
+__all__ = ["Lagrangian", "Scaled", "Tempered", "broadcasts", "constants", "gradient", "total"]
 
 
 class Lagrangian(Recorded, nn.Module, ABC):
@@ -63,7 +63,7 @@ class Scaled(Lagrangian):
     ) -> None:
         super().__init__()
         if several and isinstance(value, Tensor):
-            number = _positives(name, value)
+            number = constants(name, value, "finite numbers > 0", above=0.0)
         else:
             if isinstance(value, Tensor):  # a check would take its number, and drop its gradient
                 raise wrong(name, "a finite number > 0", "Tensor", kind=TypeError)
@@ -92,15 +92,32 @@ class Scaled(Lagrangian):
 
 
 class Tempered(Scaled):
-    """A Lagrangian with an inverse temperature: L(x) = ℓ(βx)/β."""
+    """A Lagrangian with an inverse temperature: L(x) = ℓ(βx)/β.
 
-    def __init__(self, beta: float = 1.0, *, learnable: bool = False) -> None:
-        super().__init__("beta", beta, learnable=learnable)
+    Args:
+        beta: β > 0; of neurons on their own a tensor gives several, and broadcasts over the layer.
+        learnable: whether β is trained.
+    """
+
+    def __init__(self, beta: float | Tensor = 1.0, *, learnable: bool = False) -> None:
+        super().__init__("beta", beta, learnable=learnable, several=True)
 
     @property
     def beta(self) -> Any:
         """The inverse temperature β, a number or a tensor."""
         return self._number()
+
+    def _heated(self, x: Tensor) -> Tensor:
+        """βx, each neuron with its own β where there are several."""
+        beta = self.beta
+        broadcasts("beta", beta, x)
+        return beta * x
+
+    def _cooled(self, values: Tensor) -> Tensor:
+        """Σᵢ values_i/β_i a sample."""
+        beta = self.beta
+        several = isinstance(beta, Tensor) and beta.dim() > 0
+        return total(values / beta) if several else total(values) / beta
 
 
 # The compiler cannot differentiate what it has compiled a second time.
@@ -139,13 +156,32 @@ def _per_sample(f: Callable[[Tensor], Tensor], values: Tensor, x: Tensor) -> Ten
     return values
 
 
+def broadcasts(name: str, number: Any, x: Tensor) -> None:
+    """Refuse a tensor of numbers that does not broadcast over a layer with states ``(batch, …)``.
+
+    Raises:
+        ValueError: it has an entry for each sample, or another number of neurons.
+    """
+    if not isinstance(number, Tensor) or not number.dim():
+        return
+    shape = tuple(x.shape[1:])
+    # As many axes as the layer at most: one more would be the batch.
+    ours = (1,) * (len(shape) - number.dim()) + tuple(number.shape)
+    if len(ours) != len(shape) or any(n not in (1, m) for n, m in zip(ours, shape, strict=True)):
+        expected = f"a number, or a tensor that broadcasts to the layer's shape {shape}"
+        remedy = "give one entry for each neuron, or of size 1 along an axis whose neurons share it"
+        raise wrong(name, expected, f"shape {tuple(number.shape)}", remedy)
+
+
 def total(x: Tensor) -> Tensor:
     """Sum over everything but the batch axis."""
     return x.flatten(1).sum(1) if x.dim() > 1 else x
 
 
-def _positives(name: str, value: Tensor) -> Tensor:
-    """A copy of the tensor, refused unless all of it is finite and > 0."""
+def constants(
+    name: str, value: Tensor, expected: str = "finite numbers", above: float = -math.inf
+) -> Tensor:
+    """A copy of the tensor, refused unless all of it is finite and above a bound."""
     if value.requires_grad:
         raise wrong(
             name,
@@ -156,10 +192,9 @@ def _positives(name: str, value: Tensor) -> Tensor:
         )
     floating(name, value, "convert it by .float()")
     if not value.is_meta:  # what lies there has no values
-        bad = value[~(value.isfinite() & (value > 0))]
+        bad = value[~(value.isfinite() & (value > above))]
         if bad.numel():
-            got = f"{bad[0].item()!r} among its {value.numel()}"
-            raise wrong(name, "finite numbers > 0", got)
+            raise wrong(name, expected, f"{bad[0].item()!r} among its {value.numel()}")
     return value.detach().clone()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hamdeq._checks import number
 from hamdeq.lagrangians import sparse
-from hamdeq.lagrangians.base import Scaled, Tempered, total
+from hamdeq.lagrangians.base import Tempered, total
 
 __all__ = ["Entmax", "Separation", "Softmax", "Sparsemax"]
 
@@ -36,8 +36,7 @@ class Separation(Tempered):
     """
 
     def __init__(self, beta: float | Tensor = 1.0, *, learnable: bool = False) -> None:
-        # Past Tempered, whose other Lagrangians have one β only.
-        Scaled.__init__(self, "beta", beta, learnable=learnable, several=True)
+        super().__init__(beta, learnable=learnable)
         if isinstance(beta, Tensor) and beta.dim() and beta.shape[-1] != 1:
             raise ValueError(
                 "beta: expected a number, or a tensor with one entry on its last axis, such as "

@@ -6,12 +6,18 @@ and what has a colour has a mark, a dash or a number too.
 """
 
 from hamdeq.plots.basins import basins
-from hamdeq.plots.curves import energy_descent, residual_histogram, trajectory_curves
+from hamdeq.plots.curves import (
+    energy_descent,
+    legendre_curves,
+    residual_histogram,
+    trajectory_curves,
+)
 from hamdeq.plots.images import retrieval_gallery, weight_images
 
 __all__ = [
     "basins",
     "energy_descent",
+    "legendre_curves",
     "residual_histogram",
     "retrieval_gallery",
     "trajectory_curves",

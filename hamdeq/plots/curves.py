@@ -14,12 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from hamdeq._checks import integer, one_of, wrong
+from hamdeq._checks import instance, integer, number, one_of, wrong
 from hamdeq.dynamics.trajectory import Trajectory
+from hamdeq.lagrangians import Lagrangian
 from hamdeq.plots.palette import BLACK, COLOURS, DASHES, numbers, panel, style
 from hamdeq.solvers import Solution
 
-__all__ = ["energy_descent", "residual_histogram", "trajectory_curves"]
+__all__ = ["energy_descent", "legendre_curves", "residual_histogram", "trajectory_curves"]
 
 Way = Tensor | Trajectory | Sequence[float]
 """Energies ``(steps + 1, batch)``, or of one sample ``(steps + 1,)``; or what has them."""
@@ -199,6 +200,49 @@ def residual_histogram(
     axes.set_title(f"{title}: {text}" if title else text)
     axes.set(xlabel="iteration", ylabel="log₁₀ relative residual")
     axes.legend(loc="upper right", framealpha=0.9)
+    return figure
+
+
+@torch.no_grad()
+def legendre_curves(
+    lagrangians: Mapping[str, Lagrangian],
+    *,
+    reach: float = 3.0,
+    title: str = "",
+    axes: Axes | None = None,
+) -> Figure:
+    """Draw what a neuron's activation costs: the Legendre transform L*(g) against g.
+
+    With g(x) the activation of a single neuron, L* is the integral of its inverse,
+    L*(g) = L*(g₀) + ∫ g⁻¹(V) dV from g₀ to g, which is its term in the energy of Hopfield (1984).
+    Its slope at g is the state x that has this activation, and where g saturates it rises steeply.
+
+    Args:
+        lagrangians: additive ones, by their labels, with one number for each parameter.
+        reach: states from −reach to reach are drawn.
+        title: of the picture.
+        axes: where to draw, default a new figure.
+
+    Raises:
+        ValueError: no Lagrangian, or one whose neurons are coupled.
+
+    Example:
+        >>> figure = legendre_curves({"tanh": Tanh(), "sigmoid": Sigmoid(4.0, 0.5)})
+    """
+    instance("lagrangians", lagrangians, Mapping, "a dict {label: Lagrangian}")
+    if not lagrangians:
+        raise wrong("lagrangians", "at least one", "none")
+    reach = number("reach", reach, above=0)
+    x = torch.linspace(-reach, reach, 401, dtype=torch.float64)[:, None]
+    figure, axes = panel(axes, 6.4, 4.2)
+    for i, (label, given) in enumerate(lagrangians.items()):
+        if not instance("lagrangians", given, Lagrangian).additive:
+            got = f"{type(given).__name__}, whose neurons are coupled"
+            raise wrong("lagrangians", "additive ones, with a curve for each neuron", got)
+        g, dual = given.activation(x)[:, 0], given.energy(x)
+        axes.plot(numbers(g), numbers(dual), **style(i), markevery=50, label=label)
+    axes.set(xlabel="activation g", ylabel="Legendre transform L*(g)", title=title)
+    axes.legend()
     return figure
 
 

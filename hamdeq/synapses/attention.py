@@ -57,7 +57,7 @@ class Association(Synapse):
 
 
 class SelfAttention(Synapse):
-    """Attention among the tokens of one layer: E = −1/β Σ_h Σ_C ln Σ_{B≠C} exp(β K_hB·Q_hC).
+    """Attention among the tokens of one layer: E = −1/β Σ_h Σ_C ln Σ_B exp(β K_hB·Q_hC), B ≠ C.
 
     For H heads with queries ``Q_hC = g_C W^Q_h`` and keys ``K_hB = g_B W^K_h`` of the tokens
     g_C. Each token as a query pulls the others' keys towards it, and as a key it is pulled by the
@@ -65,9 +65,10 @@ class SelfAttention(Synapse):
 
         I_C = Σ_h [Σ_B P_hCB K_hB] W^Q_hᵀ + [Σ_B P_hBC Q_hB] W^K_hᵀ
 
-    with P_hC the softmax over B≠C of β K_hB·Q_hC. The first is that of common attention. There are
-    no values: the energy leaves no choice of them. A token does not attend to itself; a single
-    token has nothing to attend to, and its energy and field are defined as zero.
+    with P_hC the softmax over B of β K_hB·Q_hC. The first is that of common attention. There are
+    no values: the energy leaves no choice of them. In the paper a token does not attend to itself;
+    a single token then has nothing to attend to, and its energy and field are defined as zero. In
+    the code that was released with it, it does: ``itself=True``.
 
     A token is a query and a key at once: E is not linear, and its layer cannot be eliminated. Use
     ``splitting="sweep"`` or ``None``; a full step may raise the energy, which every solver but a
@@ -79,6 +80,7 @@ class SelfAttention(Synapse):
         heads: the number of heads H.
         head_dim: numbers of a query and of a key.
         beta: inverse temperature β > 0, by default 1/√head_dim.
+        itself: whether a token attends to itself as well, so that sums include B = C.
         learnable: whether β is trained (as ln β, to stay positive).
 
     Shape:
@@ -101,9 +103,11 @@ class SelfAttention(Synapse):
         head_dim: int,
         *,
         beta: float | None = None,
+        itself: bool = False,
         learnable: bool = False,
     ) -> None:
         super().__init__()
+        self.itself: bool = itself
         dim, heads = integer("dim", dim), integer("heads", heads)
         head_dim = integer("head_dim", head_dim)
         bound = math.sqrt(6 / (dim + head_dim))
@@ -126,7 +130,7 @@ class SelfAttention(Synapse):
 
     def energy(self, *g: Tensor) -> Tensor:
         (tokens,) = g
-        if tokens.shape[1] == 1:
+        if self._alone(tokens):
             return tokens.new_zeros(len(tokens))
         similarity, _, _ = self._attend(tokens)
         return -total(similarity.logsumexp(-1)) / self.beta
@@ -135,7 +139,7 @@ class SelfAttention(Synapse):
         if to != 0:
             raise wrong("to", "place 0", repr(to))
         (tokens,) = g
-        if tokens.shape[1] == 1:
+        if self._alone(tokens):
             return torch.zeros_like(tokens)
         similarity, q, k = self._attend(tokens)
         p = similarity.softmax(-1)
@@ -149,15 +153,23 @@ class SelfAttention(Synapse):
         remedy = "change the synapse or the neurons"
         require(fits, type(self).__name__, expected, shapes[0], remedy)
 
+    def _alone(self, tokens: Tensor) -> bool:
+        """Whether a token has nothing to attend to."""
+        return tokens.shape[1] == 1 and not self.itself
+
     def _attend(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """β K_hB·Q_hC at ``(batch, h, C, B)``, −∞ at B = C; queries and keys of each head."""
+        """β K_hB·Q_hC at ``(batch, h, C, B)``, −∞ for nothing; queries and keys of each head."""
         q, k = _split(tokens, self.queries), _split(tokens, self.keys)
-        itself = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
-        return (self.beta * q @ k.mT).masked_fill(itself, -torch.inf), q, k
+        similarity = self.beta * q @ k.mT
+        if not self.itself:
+            same = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
+            similarity = similarity.masked_fill(same, -torch.inf)
+        return similarity, q, k
 
     def extra_repr(self) -> str:
         beta = f"beta={_shown(self.beta)}" + ", learnable=True" * (self.log_beta is not None)
-        return "{}, heads={}, head_dim={}, ".format(*self.queries.shape) + beta
+        own = ", itself=True" * self.itself
+        return "{}, heads={}, head_dim={}, ".format(*self.queries.shape) + beta + own
 
 
 def _split(tokens: Tensor, weight: Tensor) -> Tensor:

@@ -7,13 +7,17 @@ import torch
 from custom_terms import OnlyForward
 
 from hamdeq import (
+    DEQ,
     HAM,
+    Anderson,
     Dense,
     Exp,
+    Grouped,
     Identity,
     Lagrangian,
     LayerNorm,
     Neurons,
+    RectifiedExp,
     ReLU,
     RePU,
     Sigmoid,
@@ -43,6 +47,9 @@ FIXED = {
     "LayerNorm(2, 0.1)": lambda: LayerNorm(2.0, 0.1),
     "Spherical": lambda: Spherical(),
     "Spherical(0.1)": lambda: Spherical(0.1),
+    "Spherical(0.1, 2)": lambda: Spherical(0.1, 2.0),
+    "RectifiedExp": lambda: RectifiedExp(),
+    "RectifiedExp(0.5)": lambda: RectifiedExp(0.5),
 }
 LEARNABLE = {
     "Sigmoid": lambda: Sigmoid(2.0, 0.25, learnable=True),
@@ -50,6 +57,8 @@ LEARNABLE = {
     "Exp": lambda: Exp(0.7, learnable=True),
     "Softmax": lambda: Softmax(3.0, learnable=True),
     "LayerNorm": lambda: LayerNorm(0.7, 0.1, learnable=True),
+    "Spherical": lambda: Spherical(0.1, 0.7, learnable=True),
+    "RectifiedExp": lambda: RectifiedExp(0.7, learnable=True),
 }
 
 
@@ -57,7 +66,7 @@ class TestFixed(LagrangianContract):
     @pytest.fixture(autouse=True, params=FIXED.values(), ids=FIXED.keys())
     def kind(self, request):
         self.make = request.param
-        if isinstance(self.make(), Exp):
+        if isinstance(self.make(), Exp | RectifiedExp):
             self.largest = 40.0
 
 
@@ -71,10 +80,11 @@ class TestLearnable(LagrangianContract):
     def test_has_one_parameter_and_starts_where_told(self):
         lagrangian = self.make()
         (name,) = dict(lagrangian.named_parameters())
-        given = {"Sigmoid": 2.0, "Tanh": 0.7, "Exp": 0.7, "Softmax": 3.0, "LayerNorm": 0.7}
+        given = {"Sigmoid": 2.0, "Softmax": 3.0}
         value = getattr(lagrangian, name.removeprefix("log_"))
         # The parameter was created in float32.
-        assert float(value.detach()) == pytest.approx(given[type(lagrangian).__name__], rel=1e-6)
+        expected = given.get(type(lagrangian).__name__, 0.7)
+        assert float(value.detach()) == pytest.approx(expected, rel=1e-6)
 
     def test_stays_convex_whatever_the_optimiser_does(self):
         lagrangian = self.make().double()
@@ -85,6 +95,191 @@ class TestLearnable(LagrangianContract):
                 parameter.fill_(value)
             self.test_is_convex()
             self.test_fenchel_inequality()
+
+
+# ------------------------------------------------- neurons of one layer that differ
+
+
+def several(*numbers: float) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+BETAS, CENTERS = several(0.5, 1.0, 2.0, 4.0), several(0.5, 0.0, -1.0, 0.25)
+DIFFERING = {
+    "Sigmoid": lambda **how: Sigmoid(BETAS, CENTERS, **how),
+    "Tanh": lambda **how: Tanh(BETAS, **how),
+    "Exp": lambda **how: Exp(BETAS, **how),
+    "RectifiedExp": lambda **how: RectifiedExp(BETAS, **how),
+    "LayerNorm": lambda **how: LayerNorm(2.0, 0.1, shift=CENTERS, **how),
+    "Spherical": lambda **how: Spherical(0.1, 2.0, shift=0.7 * CENTERS, **how),
+}
+GROUPS = {
+    "of one kind": lambda: Grouped([1, 3], [Tanh(), Tanh(2.0)]),
+    "of several kinds": lambda: Grouped([1, 2, 1], [Identity(), Softmax(2.0), Sigmoid(4.0, 0.5)]),
+    "of each neuron": lambda: Grouped([1] * 4, [Tanh(b) for b in BETAS.tolist()]),
+    "that learn": lambda: Grouped(
+        [2, 2], [Tanh(0.7, learnable=True), LayerNorm(0.7, 0.1, learnable=True)]
+    ),
+    "of groups": lambda: Grouped([3, 1], [Grouped([1, 2], [ReLU(), Tanh()]), Identity()]),
+}
+
+
+class TestDiffering(LagrangianContract):
+    shapes = ((4, 4), (3, 2, 4), (2, 3, 2, 4))
+    largest = 20.0
+
+    @pytest.fixture(
+        autouse=True, params=[(n, t) for n in DIFFERING for t in (False, True)], ids=str
+    )
+    def kind(self, request):
+        name, learnable = request.param
+        self.make = lambda: DIFFERING[name](learnable=learnable)
+
+
+class TestGrouped(LagrangianContract):
+    shapes = ((4, 4), (3, 2, 4), (2, 3, 2, 4))
+
+    @pytest.fixture(autouse=True, params=GROUPS.values(), ids=GROUPS.keys())
+    def kind(self, request):
+        self.make = request.param
+
+
+@pytest.mark.parametrize("name", ["Sigmoid", "Tanh", "Exp", "RectifiedExp"])
+@pytest.mark.parametrize("learnable", [False, True])
+def test_a_layer_of_several_temperatures_is_the_sum_of_its_neurons(name, learnable):
+    lagrangian = DIFFERING[name](learnable=learnable)
+    kind, x = type(lagrangian), normal(3, 2, 4)
+    each = [
+        kind(float(b), *([float(c)] if kind is Sigmoid else []))
+        for b, c in zip(BETAS, CENTERS, strict=True)
+    ]
+    columns = list(zip(each, x.split(1, -1), strict=True))
+    for f in ("forward", "energy"):
+        expected = sum(getattr(one, f)(part) for one, part in columns)
+        torch.testing.assert_close(getattr(lagrangian, f)(x), expected, rtol=1e-12, atol=1e-12)
+    expected = torch.cat([one.activation(part) for one, part in columns], -1)
+    torch.testing.assert_close(lagrangian.activation(x), expected, rtol=1e-12, atol=1e-12)
+    if hasattr(lagrangian, "log_slope"):
+        for got, parts in zip(
+            lagrangian.log_slope(x),
+            zip(*(one.log_slope(part) for one, part in columns), strict=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(got, torch.cat(parts, -1), rtol=1e-12, atol=1e-12)
+
+
+def test_a_temperature_broadcasts_over_the_layer_and_never_over_its_batch():
+    channels = Tanh(torch.tensor([1.0, 2.0])[:, None, None])
+    x = normal(5, 2, 3, 3)
+    expected = torch.cat([Tanh(1.0).activation(x[:, :1]), Tanh(2.0).activation(x[:, 1:])], 1)
+    torch.testing.assert_close(channels.activation(x), expected)
+    for shape in ((5,), (5, 3), (1, 4)):
+        for make in (
+            lambda beta: Tanh(beta),
+            lambda beta: Sigmoid(beta),
+            lambda beta: Sigmoid(1.0, beta),
+            lambda beta: Exp(beta),
+            lambda beta: RectifiedExp(beta),
+        ):
+            with pytest.raises(ValueError, match=r"expected a number, or a tensor that broadcasts"):
+                make(torch.ones(5)).activation(torch.zeros(shape))
+    for kind in (LayerNorm, Spherical):
+        with pytest.raises(ValueError, match=r"shift: expected .* \(4,\), got shape \(3,\)"):
+            kind(shift=torch.zeros(3))(torch.zeros(2, 4))
+        with pytest.raises(ValueError, match=r"shift: expected one number for each entry"):
+            kind(shift=torch.zeros(1, 3))
+
+
+def test_groups_are_refused_that_do_not_fit():
+    layer = Grouped([2, 3], [Identity(), Tanh()])
+    with pytest.raises(ValueError, match=r"layer: expected 5 neurons on the last axis.*\(2, 4\)"):
+        layer.activation(torch.zeros(7, 2, 4))
+    with pytest.raises(ValueError, match="layer: expected 5 neurons"):
+        layer(torch.zeros(5))
+    with pytest.raises(ValueError, match="lagrangians: expected 2, one for each group, got 1"):
+        Grouped([2, 3], [Identity()])
+    with pytest.raises(ValueError, match="sizes"):
+        Grouped([], [])
+    with pytest.raises(ValueError, match="sizes"):
+        Grouped([2, 0], [Identity(), Tanh()])
+    with pytest.raises(TypeError, match="lagrangians: expected a Lagrangian, got str"):
+        Grouped([2], ["tanh"])
+
+
+def test_a_group_is_clamped_in_part_only_where_all_of_its_neurons_are_independent():
+    assert Grouped([1, 1], [Tanh(), ReLU()]).additive
+    assert not Grouped([1, 2], [Tanh(), Softmax()]).additive
+
+
+@pytest.mark.parametrize("splitting", ["even-odd", None])
+def test_a_memory_of_different_neurons_settles_and_learns(splitting):
+    """The implicit gradient in β of each neuron is its finite difference."""
+    torch.manual_seed(0)
+    mixed = Grouped([2, 2], [Sigmoid(torch.tensor([1.0, 3.0]), 0.5, learnable=True), Tanh()])
+    ham = HAM.chain([3, 4, 2], [Identity(), mixed, Tanh(torch.tensor([0.5, 1.0]))], gain=0.5)
+    deq = DEQ(ham.double(), splitting=splitting, solver=Anderson(tol=1e-12))
+    x = {"input": normal(5, 3)}
+
+    def loss():
+        return (deq(x).value["output"] ** 2).sum()
+
+    log_beta = mixed.lagrangians[0].log_beta
+    (gradient,) = torch.autograd.grad(loss(), log_beta)
+    differences, h = [], 1e-5
+    for i in range(2):
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                log_beta[i] += sign * h
+                values.append(loss())
+                log_beta[i] -= sign * h
+        differences.append((values[0] - values[1]) / (2 * h))
+    torch.testing.assert_close(gradient, torch.stack(differences), rtol=1e-6, atol=1e-9)
+    energy = deq.ham.energy(deq(x).value)
+    assert (energy <= deq.ham.energy(deq.ham.zero_state(x["input"]) | x) + 1e-12).all()
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_a_layer_of_two_groups_is_two_layers(observed):
+    torch.manual_seed(0)
+    kinds = [Sigmoid(torch.tensor([1.0, 3.0]), 0.5), Tanh(torch.tensor([2.0, 0.5, 1.0]))]
+    down, up = Dense(3, 5), Dense(5, 2)
+    one = HAM(
+        {
+            "input": Neurons(3, Tanh()),
+            "h": Neurons(5, Grouped([2, 3], kinds)),
+            "o": Neurons(2, Tanh()),
+        },
+        [(("input", "h"), down), (("h", "o"), up)],
+    )
+    pairs = [(a, b) for part in ("h1", "h2") for a, b in (("input", part), (part, "o"))]
+    sizes = {"input": 3, "h1": 2, "h2": 3, "o": 2}
+    each = {"h1": kinds[0], "h2": kinds[1]}
+    two = HAM(
+        {a: Neurons(n, each.get(a, Tanh())) for a, n in sizes.items()},
+        [((a, b), Dense(sizes[a], sizes[b])) for a, b in pairs],
+    )
+    weights = [*down.weight.split([2, 3], 1), *up.weight.split([2, 3], 0)]
+    with torch.no_grad():
+        for synapse, weight in zip(two.synapses, [weights[i] for i in (0, 2, 1, 3)], strict=True):
+            synapse.weight.copy_(weight)
+    x = {"input": normal(4, 3)}
+    options = {"solver": Anderson(tol=1e-12)}
+    if observed:  # some neurons of either kind
+        h, mask = normal(4, 5, seed=2), torch.tensor([True, False, False, True, True])
+        asked = {"observed": {"h": mask}}, {"observed": {"h1": mask[:2], "h2": mask[2:]}}
+        given = x | {"h": h}, x | {"h1": h[:, :2], "h2": h[:, 2:]}
+        options["splitting"] = "sweep"
+    else:
+        asked, given = ({}, {}), (x, x)
+    found = [
+        DEQ(ham.double(), [*clamped], **options)(clamped, **how).value
+        for ham, clamped, how in zip((one, two), given, asked, strict=True)
+    ]
+    both = torch.cat([found[1]["h1"], found[1]["h2"]], 1)
+    torch.testing.assert_close(found[0]["h"], both, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[0]["o"], found[1]["o"], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(one.energy(found[0]), two.energy(found[1]), rtol=1e-9, atol=1e-9)
 
 
 # ---------------------------------------- the base class, given L(x) alone
@@ -167,6 +362,9 @@ STEEPEST = {
     "Softmax of several β": (Softmax(torch.tensor([[3.0], [0.2]])), [[1.5, 1.5, FAR]] * 2),
     "LayerNorm": (LayerNorm(2.0, 0.1), [0.4, 0.4, 0.4]),
     "Spherical": (Spherical(0.1), [0.0, 0.0, 0.0]),
+    "Spherical(0.1, 2)": (Spherical(0.1, 2.0), [0.0, 0.0, 0.0]),
+    "several": (Tanh(torch.tensor([0.7, 2.0, 1.0])), [0.0, 0.0, -1.0]),
+    "Grouped": (Grouped([2, 1], [Softmax(3.0), Tanh(0.7)]), [1.5, 1.5, 0.0]),
     "learnable": (Tanh(0.7, learnable=True), [0.0, 2.0, -1.0]),
 }
 
@@ -180,7 +378,9 @@ def test_slopes_are_attained_where_the_docstrings_say(name):
     assert lagrangian.max_slope == pytest.approx(float(steepest), rel=1e-12)
 
 
-@pytest.mark.parametrize("lagrangian", [RePU(2.5), RePU(5), Exp()])
+@pytest.mark.parametrize(
+    "lagrangian", [RePU(2.5), RePU(5), Exp(), RectifiedExp(), Grouped([1], [Exp()])]
+)
 def test_no_bound_is_known_of_slopes_that_grow(lagrangian):
     assert lagrangian.max_slope == math.inf
 
@@ -295,6 +495,14 @@ def exponential(beta):
     )
 
 
+def rectified_exponential(beta):
+    return additive(
+        lambda x: mpmath.expm1(beta * max(x, 0)) / beta - max(x, 0),
+        lambda x: mpmath.expm1(beta * max(x, 0)),
+        lambda x: beta * mpmath.exp(beta * x) if x > 0 else mpmath.mpf(0),
+    )
+
+
 def softmax(beta):
     def reference(x):
         weights = [mpmath.exp(beta * a) for a in x]
@@ -356,6 +564,9 @@ REFERENCES = {
     "LayerNorm(2, 0.1)": normalised(2, mpmath.mpf(0.1), centred=True),
     "Spherical": normalised(1, mpmath.mpf(1e-5), centred=False),
     "Spherical(0.1)": normalised(1, mpmath.mpf(0.1), centred=False),
+    "Spherical(0.1, 2)": normalised(2, mpmath.mpf(0.1), centred=False),
+    "RectifiedExp": rectified_exponential(1),
+    "RectifiedExp(0.5)": rectified_exponential(mpmath.mpf("0.5")),
 }
 assert REFERENCES.keys() == FIXED.keys()
 
@@ -483,7 +694,7 @@ def test_forward_is_all_a_lagrangian_must_have():
 # ---------------------------------------------------------------------------- errors
 
 
-TEMPERED = [Sigmoid, Tanh, Exp, Softmax]
+TEMPERED = [Sigmoid, Tanh, Exp, RectifiedExp, Softmax]
 
 
 @pytest.mark.parametrize("kind", TEMPERED)
@@ -502,6 +713,7 @@ def test_gamma_and_eps_must_be_positive_and_finite(value):
         ("gamma", lambda: LayerNorm(gamma=value, learnable=True)),
         ("eps", lambda: LayerNorm(eps=value)),
         ("eps", lambda: Spherical(eps=value)),
+        ("gamma", lambda: Spherical(gamma=value)),
     ):
         with pytest.raises(ValueError, match=rf"{name}: expected a finite number > 0, got {value}"):
             make()
@@ -547,6 +759,8 @@ def test_the_printed_form_shows_the_arguments():
         (Identity(), "Identity()"),
         (Softmax(2.0, learnable=True), "Softmax(beta=2, learnable=True)"),
         (LayerNorm(2.0), "LayerNorm(gamma=2, eps=1e-05)"),
-        (Spherical(), "Spherical(eps=1e-05)"),
+        (Spherical(), "Spherical(gamma=1, eps=1e-05)"),
+        (LayerNorm(shift=torch.zeros(3)), "LayerNorm(gamma=1, eps=1e-05, shift=Tensor(3,))"),
+        (Sigmoid(torch.ones(3), torch.ones(3, 1)), "Sigmoid(beta=Tensor(3,), center=Tensor(3, 1))"),
     ):
         assert repr(lagrangian) == expected

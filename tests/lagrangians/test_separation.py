@@ -24,9 +24,9 @@ from hamdeq import (
     Neurons,
     Picard,
     Separation,
-    Sigmoid,
     Softmax,
     Sparsemax,
+    Spherical,
     Status,
     Unrolled,
     eliminate,
@@ -616,7 +616,7 @@ def test_betas_must_broadcast_against_the_states(make):
 
 def test_one_number_is_not_several():
     """No function has an elementwise-scaled layer norm as its gradient."""
-    makes: Any = (LayerNorm, Sigmoid)
+    makes: Any = (LayerNorm, lambda gamma: Spherical(gamma=gamma))
     for make in makes:
         with pytest.raises(TypeError, match="expected a finite number > 0, got Tensor"):
             make(torch.ones(3, 1))

@@ -8,10 +8,23 @@ import torch
 
 pytest.importorskip("matplotlib")
 
-from hamdeq import HAM, Euler, TwoLayer, clamp, eliminate, trajectory
+from hamdeq import (
+    HAM,
+    Euler,
+    Exp,
+    Identity,
+    Sigmoid,
+    Softmax,
+    Tanh,
+    TwoLayer,
+    clamp,
+    eliminate,
+    trajectory,
+)
 from hamdeq.plots import (
     basins,
     energy_descent,
+    legendre_curves,
     residual_histogram,
     retrieval_gallery,
     trajectory_curves,
@@ -75,6 +88,20 @@ def test_residuals_are_averaged_and_unconverged_samples_counted():
     assert axes.get_title() == "two: 2 samples, 1 never below 0.0001"
     assert np.allclose(axes.lines[0].get_ydata(), [-1.5, -2.0, -3.5])
     assert axes.lines[-1].get_xdata()[0] == 3.0
+
+
+def test_the_cost_of_an_activation_is_the_integral_of_its_inverse():
+    """L*(g) − L*(g₀) = ∫ g⁻¹(V) dV, by the trapezoidal rule over what is drawn."""
+    kinds = {"tanh": Tanh(2.0), "sigmoid": Sigmoid(4.0, 0.5), "identity": Identity(), "exp": Exp()}
+    axes = legendre_curves(kinds, reach=2.0).axes[0]
+    x = np.linspace(-2.0, 2.0, 401)
+    for line, (label, lagrangian) in zip(axes.lines, kinds.items(), strict=True):
+        g, dual = line.get_data()
+        assert line.get_label() == label
+        expected = lagrangian.activation(torch.from_numpy(x)[:, None])[:, 0]
+        assert np.allclose(g, expected)
+        steps = (x[1:] + x[:-1]) / 2 * np.diff(g)
+        assert np.allclose(np.cumsum(steps), dual[1:] - dual[0], atol=1e-3 * np.ptp(dual))
 
 
 def test_basins_are_numbered_by_rising_energy():
@@ -168,6 +195,13 @@ MISTAKES = [
         {},
         "the first way, got (2, 3) for 'b'",
     ),
+    (
+        legendre_curves,
+        ({"softmax": Softmax()},),
+        {},
+        "lagrangians: expected additive ones, with a curve for each neuron, got Softmax",
+    ),
+    (legendre_curves, ({},), {}, "lagrangians: expected at least one, got none"),
     (
         residual_histogram,
         (torch.ones(0, 3),),

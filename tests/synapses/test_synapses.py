@@ -104,6 +104,10 @@ KINDS = {
         FunctionSynapse(cubic, linear_in=[2]), (3,), (3,), (3,)
     ),
     "SelfAttention": lambda: with_shapes(SelfAttention(3, 2, 4), (5, 3)),
+    "SelfAttention, of itself": lambda: with_shapes(SelfAttention(3, 2, 4, itself=True), (5, 3)),
+    "SelfAttention, of itself alone": lambda: with_shapes(
+        SelfAttention(3, 2, 4, itself=True), (1, 3)
+    ),
     "SelfAttention, two tokens": lambda: with_shapes(SelfAttention(2, 1, 1, beta=3.0), (2, 2)),
     "SelfAttention, trained beta": lambda: with_shapes(
         SelfAttention(3, 2, 2, beta=0.5, learnable=True), (4, 3)
@@ -359,14 +363,15 @@ def inner_product(a, b):
     return -(a * b).flatten(1).sum(1)
 
 
-def test_attention_energy_is_the_sum_that_it_says():
+@pytest.mark.parametrize("itself", [False, True])
+def test_attention_energy_is_the_sum_that_it_says(itself):
     torch.manual_seed(0)
-    synapse = SelfAttention(3, 2, 4, beta=0.7).double()
+    synapse = SelfAttention(3, 2, 4, beta=0.7, itself=itself).double()
     g = normal(2, 5, 3)
     expected = torch.zeros(2, dtype=torch.float64)
     for h in range(2):
         for c in range(5):
-            others = [b for b in range(5) if b != c]
+            others = [b for b in range(5) if itself or b != c]
             q = g[:, c] @ synapse.queries[:, h]
             terms = [(0.7 * (g[:, b] @ synapse.keys[:, h] * q).sum(-1)).exp() for b in others]
             expected -= torch.stack(terms).sum(0).log() / 0.7
@@ -379,6 +384,24 @@ def test_attention_defaults_to_the_common_temperature():
     trained = SelfAttention(3, 2, 16, learnable=True)
     assert "log_beta" in dict(trained.named_parameters())
     torch.testing.assert_close(trained.beta, torch.tensor(0.25))
+
+
+def test_attention_of_a_released_layout_is_that_of_its_formula():
+    """Weights ``(heads, head_dim, dim)``, one scale and a shift, and B = C in the sum over keys."""
+    q, k, delta, gamma = normal(2, 4, 3), normal(2, 4, 3, seed=1), normal(3, seed=2), 1.3
+    norm = LayerNorm(gamma, 1e-5, shift=delta)
+    synapse = SelfAttention(3, 2, 4, itself=True).double()
+    with torch.no_grad():
+        synapse.queries.copy_(q.permute(2, 0, 1))
+        synapse.keys.copy_(k.permute(2, 0, 1))
+    x = normal(2, 5, 3, seed=3)
+    centred = x - x.mean(-1, keepdim=True)
+    g = gamma * centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() + delta
+    torch.testing.assert_close(norm.activation(x), g, **CLOSE)
+    similarity = torch.einsum("nbd,hyd,hye,nce->nhcb", g, k, q, g) / 2
+    expected = -2 * similarity.logsumexp(-1).flatten(1).sum(1)
+    torch.testing.assert_close(synapse.energy(g), expected, **CLOSE)
+    assert repr(synapse).endswith("beta=0.5, itself=True)")
 
 
 def test_attention_knows_no_order_of_tokens():
