@@ -28,6 +28,7 @@ from hamdeq import (
     Newton,
     Picard,
     Softmax,
+    Solver,
     Status,
 )
 from hamdeq.testing import normal
@@ -80,12 +81,27 @@ def inputs(batch: int = 16) -> Tensor:
     return 2 * normal(batch, 6, seed=1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_results_and_gradients_are_those_of_eager_mode(kind: str, graphs: list[Any]) -> None:
+# Tracing takes seconds for each step of a solver. All solvers take their steps in the same loop:
+# the two that extrapolate meet one kind each, Anderson's method in so many steps that it solves a
+# system, and of the other kinds one step is traced.
+@pytest.mark.parametrize(
+    ("kind", "solver", "steps"),
+    [
+        ("even-odd", Anderson(tol=1e-9), 3),
+        ("all at once", Broyden(tol=1e-9), 2),
+        ("sweep", Picard(tol=1e-9), 1),
+        ("attention", Picard(tol=1e-9), 1),
+        ("continuous Hopfield network", Picard(tol=1e-9), 1),
+    ],
+    ids=KINDS,
+)
+def test_graphs_have_the_results_and_gradients_of_eager_mode_and_look_at_no_number(
+    kind: str, solver: Solver, steps: int, graphs: list[Any]
+) -> None:
     if kind == "attention" and torch.__version__.startswith("2.10."):
         pytest.skip("PyTorch 2.10 cannot trace copy.copy, with which an Attention is made")
-    results, solver = [], Anderson(tol=1e-9)
-    for compiled in (0, 3):
+    results = []
+    for compiled in (0, steps):
         deq = made(kind, solver=solver, compiled=compiled)
         with torch.no_grad():
             plain = deq({"input": inputs()})
@@ -95,6 +111,9 @@ def test_results_and_gradients_are_those_of_eager_mode(kind: str, graphs: list[A
         grads = [p.grad for p in deq.parameters()]
         results.append((plain, solution, grads))
     assert len(graphs) == 2  # with a clamped layer in the graph, and outside, for its gradient
+    for module in graphs:  # which can be recorded as CUDA graphs: no value is brought to the host
+        called = {str(node.target) for node in module.graph.nodes}
+        assert not {"item", "tolist", "nonzero"} & called
     (plain, solution, grads), (plain_, solution_, grads_) = results
     close = {"rtol": 1e-7, "atol": 1e-9}
     torch.testing.assert_close(plain_.value, plain.value, **close)
@@ -104,25 +123,16 @@ def test_results_and_gradients_are_those_of_eager_mode(kind: str, graphs: list[A
         assert one.status.tolist() == other.status.tolist()
         assert one.steps.tolist() == other.steps.tolist()
         assert one.trace.shape[1] == len(inputs())
-        assert one.n_evals in (other.n_evals, 3)
+        assert one.n_evals in (other.n_evals, steps)
 
 
-@pytest.mark.parametrize("grad", [False, True])
-def test_batches_of_any_size_share_a_graph(grad: bool, graphs: list[Any]) -> None:
-    deq = made("even-odd", solver=Broyden(), compiled=2)
+@pytest.mark.parametrize(("grad", "solver"), [(False, Broyden()), (True, Picard())])
+def test_batches_of_any_size_share_a_graph(grad: bool, solver: Solver, graphs: list[Any]) -> None:
+    deq = made("even-odd", solver=solver, compiled=2)
     with torch.set_grad_enabled(grad):
         for batch in (16, 5, 7, 30):
             assert deq({"input": inputs(batch)}).converged.all()
     assert len(graphs) == 1
-
-
-def test_nothing_in_a_graph_looks_at_a_number(graphs: list[Any]) -> None:
-    """So that it can be recorded as a CUDA graph: no value is brought to the host."""
-    deq = made("even-odd", solver=Anderson(), compiled=4)
-    with torch.no_grad():
-        deq({"input": inputs()})
-    (graph,) = graphs
-    assert not {"item", "tolist", "nonzero"} & {str(node.target) for node in graph.graph.nodes}
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -157,7 +167,7 @@ def test_samples_that_overflow_within_the_graph_are_marked() -> None:
 def test_parts_of_an_image_and_a_warm_start() -> None:
     observed = {"input": normal(16, 6, seed=2) > 0}
     results = []
-    for compiled in (0, 3):
+    for compiled in (0, 2):
         deq = made("even-odd", solver=Picard(tol=1e-9), compiled=compiled)
         with torch.no_grad():
             first = deq({"input": inputs()}, observed=observed)
@@ -201,8 +211,8 @@ def test_a_compiled_module_compiles_its_memory(graphs: list[Any]) -> None:
 
 def test_a_fixed_number_of_steps_is_exported_as_one_graph() -> None:
     torch.manual_seed(0)
-    deq = DEQ(HAM.chain([6, 9, 4], gain=0.5).double(), solver=Anderson(tol=1e-9))
-    fixed = FixedSteps(deq, 12)
+    deq = DEQ(HAM.chain([6, 9, 4], gain=0.2).double(), solver=Anderson(tol=1e-9))
+    fixed = FixedSteps(deq, 5)
     batch = torch.export.Dim("batch", min=2, max=1024)
     shapes = ({"input": {0: batch}},)
     program = torch.export.export(fixed, ({"input": inputs()},), dynamic_shapes=shapes, strict=True)
@@ -213,8 +223,8 @@ def test_a_fixed_number_of_steps_is_exported_as_one_graph() -> None:
 
 
 def test_it_can_be_copied_and_pickled_after_use() -> None:
-    deq = made("even-odd", solver=Picard(), compiled=3)
+    deq = made("even-odd", solver=Picard(), compiled=1)
     expected = deq({"input": inputs()})
     for other in (copy.deepcopy(deq), pickle.loads(pickle.dumps(deq))):
-        assert other.compiled == 3
+        assert other.compiled == 1
         torch.testing.assert_close(other({"input": inputs()}).value, expected.value)
