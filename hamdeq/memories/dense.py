@@ -226,7 +226,7 @@ class DenseAssociativeMemory(BinaryMemory):
         return self._error(states, states, slice(None), exponent)[0]
 
     def class_loss(
-        self, inputs: Tensor, labels: Tensor, exponent: int = 1
+        self, inputs: Tensor, labels: Tensor, exponent: int = 1, *, teacher: bool = False
     ) -> tuple[Tensor, Tensor]:
         """The mean of (t − C)^2m over the class neurons, t = ±1, and C itself without a graph.
 
@@ -234,6 +234,9 @@ class DenseAssociativeMemory(BinaryMemory):
             inputs: as of :meth:`classify`.
             labels: ``(batch,)`` of int64.
             exponent: the exponent m.
+            teacher: whether each class neuron sees the other ones at the label's t, as in the code
+                of McAlister et al. (2024), or at −1 (Krotov & Hopfield 2016), where they are when
+                it classifies.
 
         Raises:
             ValueError: there are no classes, or inputs or labels do not fit.
@@ -242,6 +245,8 @@ class DenseAssociativeMemory(BinaryMemory):
         states = self._with_classes(inputs)
         class_labels(labels, len(states), self.classes)
         targets = 2 * nn.functional.one_hot(labels, self.classes).to(states.dtype) - 1
+        if teacher:
+            states = torch.cat([inputs, targets], 1)
         return self._error(states, targets, slice(self.inputs, None), exponent)
 
     @torch.no_grad()

@@ -129,6 +129,18 @@ def test_each_network_recalls_at_its_own_temperature():
     assert not overflow.any()
 
 
+def test_recall_at_one_temperature_is_that_of_networks_that_have_it():
+    memories, states = 3 * networks((1.0,)).memories, networks((1.0,)).states
+    cold, warm = (
+        Networks(memories, states, torch.tensor([t]).double(), torch.ones(1)) for t in (0.05, 5.0)
+    )
+    interaction = LeakyRectifiedPolynomial(3, 0.2)
+    own = Training(interaction, Normalised(), epochs=0)
+    fixed = Training(interaction, Normalised(), epochs=0, recall_temperature=5.0)
+    assert torch.equal(relax(cold, fixed)[0], relax(warm, own)[0])
+    assert not torch.equal(relax(cold, own)[0], relax(warm, own)[0])
+
+
 @pytest.mark.parametrize("max_steps", [1, 2, 99, 100])
 def test_a_cycle_ends_where_all_steps_would(max_steps):
     # W = ζζᵀ without its diagonal couples the two neurons by −1: both turn over at every step.
@@ -251,8 +263,9 @@ def test_networks_that_do_not_fit_are_refused(change, message):
         ({"learning": Learning(temperatures=(1.0, 0.5))}, "expected no schedule of temperatures"),
         ({"unit": "row"}, "unit: expected 'memory', 'network' or 'none', got 'row'"),
         ({"epochs": -1}, "epochs: expected an integer ≥ 0, got -1"),
+        ({"recall_temperature": 0.0}, "recall_temperature: expected a finite number > 0, got 0.0"),
     ],
-    ids=["learning", "unit", "epochs"],
+    ids=["learning", "unit", "epochs", "recall_temperature"],
 )
 def test_trainings_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -199,8 +199,11 @@ def test_options_of_learning_give_a_map_for_each_combination(tmp_path):
 
 def test_the_settings_of_a_protocol_are_those_of_its_training():
     given = {"decay": 1.0, "momentum": 0.9, "exponent": 3, "floor": 1e-30}
-    training = tiny(**given, eps=-0.01).training()
+    protocol = tiny(**given, eps=-0.01, recall_temperature=2.0)
+    training = protocol.training()
     assert training.learning == Learning(**given)
+    assert training.recall_temperature == 2.0
+    assert "recall_temperature = 2" in protocol.variant
     assert training.interaction == LeakyRectifiedPolynomial(3, -0.01)
     assert tiny().variant == ""
     assert tiny(interaction="polynomial", eps=0.0).variant == ""

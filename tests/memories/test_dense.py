@@ -20,6 +20,7 @@ from hamdeq.memories import (
     Polynomial,
     RectifiedPolynomial,
     Synchronous,
+    flips,
 )
 from hamdeq.optim import NormalisedSGD
 from hamdeq.testing import normal
@@ -123,6 +124,23 @@ def test_classes_by_hand():
     assert predicted[0].tolist() == pytest.approx(expected, rel=1e-13)
     by_hand = ((-1 - expected[0]) ** 4 + (1 - expected[1]) ** 4) / 2
     assert loss.item() == pytest.approx(by_hand, rel=1e-13)
+
+
+def test_with_a_teacher_each_class_sees_the_labels_of_the_others():
+    memory = learned(6, LeakyRectifiedPolynomial(3, -0.1), classes=3)
+    pixels, labels = normal(7, 6).clamp(-1, 1), torch.tensor([0, 1, 2, 0, 1, 2, 2])
+    targets = 2 * torch.eye(3, dtype=torch.float64)[labels] - 1
+    loss, predicted = memory.class_loss(pixels, labels, 2, teacher=True)
+    states = torch.cat([pixels, targets], 1)
+    inner, outer = memory.factors
+    margins = flips.margins(memory.memories, states, memory.interaction, inner)[:, 6:]
+    expected = torch.tanh(outer * margins)
+    torch.testing.assert_close(predicted, expected.detach(), rtol=1e-12, atol=1e-14)
+    error = ((targets - expected) ** 4).mean()
+    torch.testing.assert_close(loss, error, rtol=1e-12, atol=0)
+    (a,), (b,) = (torch.autograd.grad(x, memory.memories) for x in (loss, error))
+    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
+    assert (predicted - memory.class_loss(pixels, labels, 2)[1]).abs().max() > 1e-3
 
 
 @every_scaling

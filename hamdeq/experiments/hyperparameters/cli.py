@@ -133,6 +133,7 @@ def _protocols(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
                 epochs=options.epochs,
                 repeats=options.repeats or (5 if options.full else 2),
                 std=options.std,
+                recall_temperature=options.recall_temperature,
                 dtype=options.dtype,
                 seed=options.seed,
                 **crossed,
@@ -190,6 +191,8 @@ def _parser() -> Parser:
     add("--rates", nargs="+", type=positive, help="learning rates of all maps")
     add("--inverse-temperatures", nargs="+", type=positive, help="1/T of all maps")
     add("--std", type=positive, default=0.1, help="standard deviation of the initial memories")
+    text = "T of recall, by default that of learning; the authors' code has 1"
+    add("--recall-temperature", type=positive, help=text)
     text = "precision of learning"
     add("--dtype", choices=("float64", "float32"), default="float64", help=text)
     add("--seed", type=int, default=0, help="seed of states and memories")

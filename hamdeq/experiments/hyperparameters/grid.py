@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hamdeq._checks import integer, one_of, wrong
+from hamdeq._checks import integer, number, one_of, wrong
 from hamdeq.memories import flips
 from hamdeq.memories.dense import Learning
 from hamdeq.memories.fields import fields as binary_fields
@@ -91,9 +91,12 @@ class Training:
         epochs: steps, each on all states at once.
         unit: whose largest gradient moves by the rate: each ``memory``'s, as the paper has it,
             that of the whole ``network``, or ``none``, the plain gradient of the mean error.
+        recall_temperature: T of recall; None for that of learning. (The authors of the paper
+            recall with the scale 1/N, which is 1 here.)
 
     Raises:
-        ValueError: a schedule of temperatures, an unknown unit, or epochs below 0.
+        ValueError: a schedule of temperatures, an unknown unit, epochs below 0, or a temperature
+            that is not positive.
     """
 
     interaction: Interaction
@@ -101,6 +104,7 @@ class Training:
     learning: Learning = field(default_factory=Learning)
     epochs: int = 500
     unit: Literal["memory", "network", "none"] = "memory"
+    recall_temperature: float | None = None
 
     def __post_init__(self) -> None:
         if self.learning.temperatures is not None:
@@ -108,6 +112,8 @@ class Training:
             got = self.learning.temperatures
             raise wrong("learning", "no schedule of temperatures", got, remedy)
         one_of("unit", self.unit, ("memory", "network", "none"))
+        if self.recall_temperature is not None:
+            number("recall_temperature", self.recall_temperature, above=0)
         object.__setattr__(self, "epochs", integer("epochs", self.epochs, least=0))
 
     def factors(self, networks: Networks) -> Factors:
@@ -299,6 +305,9 @@ def relax(
         The states ``(G, M, N)``, which of them have converged ``(G, M)``, and the networks whose
         fields overflow ``(G,)``.
     """
+    if training.recall_temperature is not None:
+        same = torch.full_like(networks.temperatures, training.recall_temperature)
+        networks = replace(networks, temperatures=same)
     inner: Any = training.factors(networks).inner
     gauged = training.scaling.is_gauged
     value, before = networks.states.clone(), networks.states

@@ -36,7 +36,7 @@ _VERTICES: dict[tuple[Formulation, int], tuple[tuple[int, ...], tuple[int, ...]]
 }
 _STATES = {100: 20, 250: 30}
 INTERACTIONS = ("leaky", "rectified", "polynomial")
-_LEARNING = ("decay", "momentum", "exponent", "floor", "unit", "std", "dtype")
+_LEARNING = ("decay", "momentum", "exponent", "floor", "unit", "recall_temperature", "std", "dtype")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Protocol:
         repeats: draws of states and memories. A draw is the same in all cells.
         std: of the memories' entries to begin with.
         unit: whose largest gradient moves by the rate: see :class:`.grid.Training`.
+        recall_temperature: T of recall, likewise.
         dtype: of learning.
         seed: of the draws.
     """
@@ -80,6 +81,7 @@ class Protocol:
     repeats: int = 5
     std: float = 0.1
     unit: Literal["memory", "network", "none"] = "memory"
+    recall_temperature: float | None = None
     dtype: Literal["float64", "float32"] = "float64"
     seed: int = 0
 
@@ -145,7 +147,9 @@ class Protocol:
         learning = Learning(
             decay=self.decay, momentum=self.momentum, exponent=self.exponent, floor=self.floor
         )
-        return Training(self.function(), scaling, learning, self.epochs, self.unit)
+        return Training(
+            self.function(), scaling, learning, self.epochs, self.unit, self.recall_temperature
+        )
 
     def networks(self) -> Networks:
         """Return all networks, in the order of :attr:`shape`."""

@@ -55,7 +55,7 @@ def draw_overviews(found: Sequence[Results], folder: Path) -> list[Path]:
 def write_csv(found: Sequence[Results], path: Path) -> None:
     """Write one row for each network of each map."""
     keys = ["interaction", "eps", "formulation", "size", "states", "grid", "n"]
-    keys += ["floor", "unit", "decay", "momentum", "exponent"]
+    keys += ["floor", "unit", "decay", "momentum", "exponent", "recall_temperature"]
     heads = [*keys, "rate", "inverse_temperature", "repeat", *MEASURES, "overflow"]
     rows = []
     for each in found:
