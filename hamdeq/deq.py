@@ -169,18 +169,18 @@ class DEQ(Recorded, nn.Module):
     def _call(self, inputs: Inputs, solver: Solver, failures: Failures, steps: int) -> Solution:
         """A call with arguments that have been checked."""
         solved = self._equilibrium(inputs, solver, steps)
-        solution, visible, reduced, rows, value = solved
+        solution, visible, reduced, f, rows, value = solved
         if rows is None and bool(solution.converged.all()):
             # Mostly so: what the call returns tells as well if all layers are finite.
             if torch.is_grad_enabled():
-                value = self._attach(inputs, solution, visible, solver, failures, reduced)
+                value = self._attach(inputs, solution, visible, solver, failures, reduced, f)
             if value is not None and self._finite_layers(inputs, value) is None:
                 return replace(solution, value=value)
         solution, visible = self._restored(inputs, solved)
         failures(solution, "equilibrium")
         if not torch.is_grad_enabled():
             return solution
-        value = self._attach(inputs, solution, visible, solver, failures, reduced)
+        value = self._attach(inputs, solution, visible, solver, failures, reduced, f)
         return replace(solution, value=value)
 
     def reduced(self, clamped: State, observed: State | None = None) -> Reduced:
@@ -291,14 +291,19 @@ class DEQ(Recorded, nn.Module):
                 run, x0, value = begun
                 if not run.look():
                     reduced = None if model is None else self._reduce(model)
-                    return _Solved(run.log.solution(solver.tol), x0, reduced, rows, value)
+                    return _Solved(run.log.solution(solver.tol), x0, reduced, None, rows, value)
         if model is None:
             model = self._clamp(inputs, self.ham.prepared())
         reduced = self._reduce(model)
+        # Under autocast a weight that was cast without a graph would be used again.
+        records = self.adjoint.linearises and torch.is_grad_enabled() and not _is_cast(inputs)
         with torch.no_grad():
             x0 = self._initial(model, inputs.init) if x0 is None else x0
-            solution = solve_state(reduced, x0, solver, run) if x0 else _nothing_to_solve(inputs)
-        return _Solved(solution, solution.value, reduced, rows, None)
+            if not x0:
+                return _Solved(_nothing_to_solve(inputs), x0, reduced, None, rows, None)
+            f = EnergyMap(reduced, StateLayout(x0), records=records)
+            solution = solve_state(f, x0, solver, run)
+        return _Solved(solution, solution.value, reduced, f, rows, None)
 
     def _first_steps(
         self, inputs: Inputs, model: Clamped | None, solver: Solver, steps: int
@@ -331,14 +336,14 @@ class DEQ(Recorded, nn.Module):
         x = next(iter(inputs.clamped.values()))
         whole = tuple(name for name in inputs.clamped if name not in inputs.observed)
         solved_for = len(self.ham.layers) - len(whole) - len(self._split(whole)[0])
-        if not solved_for or not len(x) or torch.is_autocast_enabled(x.device.type):
+        if not solved_for or not len(x) or _is_cast(inputs):
             return None
         return graph_of(self, solver, type(self)._first_steps, _REMEDY)
 
     @torch.no_grad()
     def _restored(self, inputs: Inputs, solved: _Solved) -> tuple[Solution, State]:
         """The Solution of all samples, its value the full state; the visible layers' states."""
-        solution, visible, reduced, rows, value = solved
+        solution, visible, reduced, _, rows, value = solved
         batch = len(next(iter(inputs.clamped.values())))
         if value is None:
             assert reduced is not None
@@ -372,6 +377,7 @@ class DEQ(Recorded, nn.Module):
         solver: Solver,
         failures: Failures,
         reduced: Reduced | None = None,
+        f: EnergyMap | None = None,
     ) -> State:
         """The full state with its gradient, from what :meth:`_solve` returned."""
         forget_casts(solution.residual)
@@ -385,10 +391,10 @@ class DEQ(Recorded, nn.Module):
         elif bool(diverged.any()):
             # Clamped anew: an infinity times a gradient of zero is NaN, in weights that all samples
             # share, so nothing of a sample that overflows may be in the graph.
-            reduced = self._reduce(self._clamp(inputs, _clamped(reduced).ham))
+            reduced, f = self._reduce(self._clamp(inputs, _clamped(reduced).ham)), None
         if visible:
             visible = attach_gradient(
-                reduced,
+                reduced if f is None else f,
                 replace(solution, value=visible),
                 solver=solver,
                 adjoint=self.adjoint,
@@ -501,6 +507,7 @@ class _Solved(NamedTuple):
         solution: its value the visible layers' states.
         visible: these.
         reduced: the energy, with a graph where gradients are enabled; None where not needed.
+        f: its map on rows, with the last step of the solve.
         rows: the valid samples by index; None for all.
         value: the full state, if it has been restored.
     """
@@ -508,6 +515,7 @@ class _Solved(NamedTuple):
     solution: Solution
     visible: State
     reduced: Reduced | None
+    f: EnergyMap | None
     rows: Tensor | None
     value: State | None
 
@@ -532,6 +540,11 @@ class Inputs(NamedTuple):
     def detach(self) -> Inputs:
         """The same tensors without their graphs."""
         return Inputs(*({name: x.detach() for name, x in part.items()} for part in self))
+
+
+def _is_cast(inputs: Inputs) -> bool:
+    """Tell if autocast is on."""
+    return torch.is_autocast_enabled(next(iter(inputs.clamped.values())).device.type)
 
 
 def _mark_batch(*states: State) -> None:

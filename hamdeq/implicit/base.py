@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,14 @@ Report = Callable[[Solution], None]
 
 
 class Adjoint(ABC):
-    """A gradient method: how an equilibrium found without a graph gets its gradient."""
+    """A gradient method: how an equilibrium found without a graph gets its gradient.
+
+    Attributes:
+        linearises: whether it takes one evaluation at the equilibrium, as :class:`Graph` does, so
+            that the last one of the solve can serve.
+    """
+
+    linearises: ClassVar[bool] = False
 
     @abstractmethod
     def attach(self, f: RowMap | EnergyMap, x: Tensor, solver: Solver, report: Report) -> Tensor:

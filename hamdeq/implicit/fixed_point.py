@@ -86,16 +86,22 @@ def solve_state(
 ) -> Solution:
     """The first half of :func:`fixed_point`: the equilibrium, without a graph or a warning.
 
-    With ``run`` this goes on with a solve of which the first steps have been taken.
+    Args:
+        f: as there, or an energy model's map on rows, for x0's layout.
+        x0: as there.
+        solver: the solver.
+        run: a solve of which the first steps have been taken, to go on with.
     """
-    if _is_energy(f):
+    if isinstance(f, EnergyMap):
+        pass
+    elif _is_energy(f):
         instance("x0", x0, dict, "a dict {layer name: tensor}, as f is an energy model")
         f.check_state(x0)
     elif not callable(f):
         lacks = [name for name in _MEMBERS if not hasattr(f, name)]
         got = f"{type(f).__name__}, which lacks {lacks}"
         raise wrong("f", "a map or an EnergyModel", got, kind=TypeError)
-    layout = StateLayout(x0)
+    layout = f.layout if isinstance(f, EnergyMap) else StateLayout(x0)
     if torch._C._are_functorch_transforms_active() and torch.is_grad_enabled():
         raise RuntimeError(
             "fixed_point: expected plain tensors, got those of a torch.func transform, which does "
@@ -161,7 +167,8 @@ def attach_gradient(
     """The second half: the same value, with its gradient where gradients are enabled.
 
     With ``rows``, f and the solution's value are of these samples of its batch alone, given by
-    index.
+    index. An energy model's map on rows that has recorded the step at the solution spares its
+    evaluation here.
     """
     if not torch.is_grad_enabled():
         return solution
@@ -219,4 +226,6 @@ def _is_energy(f: object) -> TypeIs[EnergyModel]:
 
 def as_rows(f: Callable[[Any], Any] | EnergyModel, layout: StateLayout) -> RowMap | EnergyMap:
     """The map on rows, with its energy if there is one."""
+    if isinstance(f, EnergyMap):
+        return f
     return EnergyMap(f, layout) if _is_energy(f) else layout.rows(f)

@@ -185,6 +185,8 @@ class Implicit(Adjoint):
     Pineda (1987), recurrent back-propagation.
     """
 
+    linearises = True
+
     solver: Solver | ConjugateGradient | GMRES | None = None
 
     def __post_init__(self) -> None:

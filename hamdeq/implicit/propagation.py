@@ -40,6 +40,8 @@ class EquilibriumPropagation(Adjoint):
     (2021), for the two-sided nudge.
     """
 
+    linearises = True
+
     beta: float = 0.1
     solver: Solver | None = None
 

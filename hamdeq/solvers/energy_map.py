@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ __all__ = [
     "Derivatives",
     "EnergyInfo",
     "EnergyMap",
+    "Recorded",
     "StateLayout",
     "ready",
     "transposed_product",
@@ -147,6 +148,23 @@ class EnergyInfo:
     lagrangian: Callable[[], Tensor] | None = None
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """One evaluation with its graph.
+
+    Attributes:
+        x: the state, a leaf: ``(batch, n)``.
+        parts: the activations that the fields were computed of, whose rows make up g.
+        g: g(x): ``(batch, n)``.
+        fields: I(g): ``(batch, n)``.
+    """
+
+    x: Tensor
+    parts: tuple[Tensor, ...]
+    g: Tensor
+    fields: Tensor
+
+
 class EnergyMap:
     """The fixed-point map of an energy model, on rows ``(batch, n)``.
 
@@ -156,16 +174,21 @@ class EnergyMap:
     Args:
         model: the energy model.
         layout: how one row holds its states.
+        records: whether each :meth:`step` is taken with a graph, of which the last is kept: at an
+            equilibrium :class:`Derivatives` then need no evaluation of their own. It asks for a
+            model whose ``step`` has the derivatives of ``activations`` and ``fields``.
 
     Attributes:
         certain: whether a plain step x <- f(x) never raises the energy. A small enough step
             towards I(g) never does: at a rate of time, dE/dt = −(I(g) − x)ᵀ ∇²L (I(g) − x).
     """
 
-    def __init__(self, model: EnergyModel, layout: StateLayout) -> None:
+    def __init__(self, model: EnergyModel, layout: StateLayout, *, records: bool = False) -> None:
         self.model = model
         self.layout = layout
         self.certain: bool = model.descends
+        self.records = records
+        self._last: Recorded | None = None
 
     @property
     def independent(self) -> bool:
@@ -178,11 +201,26 @@ class EnergyMap:
 
     def step(self, x: Tensor) -> tuple[Tensor, EnergyInfo]:
         """f(x), and what is known of the energy at x."""
+        if not self.records:
+            return self._step(x)[1:]
+        self._last = None  # its memory is free for this one
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            parts, fx, info = self._step(x)
+        self._last = Recorded(x, parts, info.g, info.fields)
+        return fx.detach(), replace(info, g=info.g.detach(), fields=info.fields.detach())
+
+    def _step(self, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor, EnergyInfo]:
         here = self.model.step(self.layout.unflatten(x))
         fx = self._flat(here.update)
         fields = fx if here.at_once else self._flat(here.fields)
-        g = self._flat(here.g)
-        return fx, EnergyInfo(g, fields, here.at_once, here.terms, here.lagrangian)
+        info = EnergyInfo(self._flat(here.g), fields, here.at_once, here.terms, here.lagrangian)
+        return tuple(here.g[name] for name in self.layout.keys or ()), fx, info
+
+    def recorded(self, x: Tensor) -> Recorded | None:
+        """The last step with its graph, if it was taken at x; it is kept no longer."""
+        last, self._last = self._last, None
+        return last if last is not None and torch.equal(last.x, x) else None
 
     def image(self, x: Tensor) -> Tensor:
         """I(g(x)): what all layers at once would become."""
@@ -204,7 +242,8 @@ class EnergyMap:
             return self.select(torch.arange(self.layout.batch))
 
     def select(self, rows: Tensor) -> EnergyMap:
-        """The same map for some samples of the batch, given by index."""
+        """The same map for some samples of the batch, given by index, without a record."""
+        self._last = None
         return EnergyMap(self.model.select(rows), self.layout.of_batch(len(rows)))
 
     def _flat(self, x: State) -> Tensor:
@@ -225,18 +264,25 @@ class Derivatives:
     """
 
     def __init__(self, f: EnergyMap, x: Tensor) -> None:
-        f = f.recordable()
-        with torch.inference_mode(False), torch.enable_grad():
-            self.x: Tensor = x.detach().clone().requires_grad_()
-            self.g: Tensor = f.activations(self.x)
-            self.fx: Tensor = f.fields(self.g)
+        at = f.recorded(x)
+        if at is None:
+            f = f.recordable()
+            with torch.inference_mode(False), torch.enable_grad():
+                x = x.detach().clone().requires_grad_()
+                g = f.activations(x)
+                at = Recorded(x, (g,), g, f.fields(g))
+        self.x: Tensor = at.x
+        self.g: Tensor = at.g
+        self.fx: Tensor = at.fields
+        self._parts = at.parts
         # Of neurons that are independent D is diagonal, and known once it has been asked for.
         self._slopes: Tensor | None = None
         self._independent: bool = f.independent
 
     def coupling(self, v: Tensor) -> Tensor:
         """S v: how the fields answer a change of the activations."""
-        return transposed_product(self.fx, self.g, v)
+        products = [p.flatten(1) for p in _transposed_products(self.fx, self._parts, v)]
+        return products[0] if len(products) == 1 else torch.cat(products, dim=1)
 
     def gain(self, v: Tensor) -> Tensor:
         """D v: how the activations answer a change of the states."""
@@ -249,10 +295,14 @@ class Derivatives:
 
 def transposed_product(y: Tensor, x: Tensor, v: Tensor) -> Tensor:
     """(∂y/∂x)ᵀ v, zero where y does not depend on x."""
+    return _transposed_products(y, (x,), v)[0]
+
+
+def _transposed_products(y: Tensor, xs: Sequence[Tensor], v: Tensor) -> Sequence[Tensor]:
     if not y.requires_grad:
-        return torch.zeros_like(x)
+        return [torch.zeros_like(x) for x in xs]
     # Newton's method differentiates this product with respect to v.
     again = v.requires_grad and torch.is_grad_enabled()
     return torch.autograd.grad(
-        y, x, v, retain_graph=True, create_graph=again, materialize_grads=True
-    )[0]
+        y, xs, v, retain_graph=True, create_graph=again, materialize_grads=True
+    )

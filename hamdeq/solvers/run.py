@@ -33,6 +33,8 @@ class Run:
         self.x: Tensor = x0
         self.method: SolverState = solver.start(f, x0)
         self.log: SampleLog = SampleLog(x0, traced=solver.trace)
+        # Evaluations of single samples that had stopped.
+        self._idle: int = 0
 
     def advance(self, f: Callable[[Tensor], Tensor], steps: int) -> None:
         """Take steps without a look at any number, so that they make one graph.
@@ -79,14 +81,17 @@ class Run:
     def _compact(self, f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """Go on with fewer samples, where that is worth it; those that have stopped stay put."""
         log = self.log
-        # Half a batch costs less than a whole one from here on, whatever its width.
-        if not isinstance(f, EnergyMap) or 2 * log.left > len(self.x):
+        self._idle += len(self.x) - log.left
+        # To drop samples takes as long as an evaluation or two of all. Once as much has been spent
+        # on samples that had stopped, it is worth it: never twice as long as with foresight.
+        if not isinstance(f, EnergyMap) or self._idle < len(self.x):
             self.x = torch.where(log.running[:, None], self.x, log.best)
             return f
         rows = log.running.nonzero()[:, 0]
         self.method.select(rows)
         log.drop(rows)
         self.x = self.x[rows]
+        self._idle = 0
         return f.select(rows)
 
 

@@ -354,19 +354,52 @@ def test_a_gradient_that_does_not_converge_is_as_loud_as_a_solve_that_does_not()
     assert solution.adjoint[0].steps.tolist() == [2] * 4
 
 
+class Held:
+    """A tensor that is saved for a backward pass, and the most numbers held so at once."""
+
+    now = most = 0
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x.detach()  # the output of a node would keep the node
+        Held.now += x.numel()
+        Held.most = max(Held.most, Held.now)
+
+    def __del__(self) -> None:
+        Held.now -= self.x.numel()
+
+
 def saved(adjoint: Adjoint, tol: float) -> tuple[int, int]:
-    """Numbers saved for a backward pass, before and in it, and evaluations in both passes."""
-    deq, count = memory("chain4", adjoint), 0
-
-    def pack(t: Tensor) -> Tensor:
-        nonlocal count
-        count += t.numel()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    """Numbers held for a backward pass, before and in it, and evaluations in both passes."""
+    deq, Held.now, Held.most = memory("chain4", adjoint), 0, 0
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.x):
         solution = deq({"input": inputs()}, solver=Picard(tol=tol, max_steps=1000))
         loss(solution).backward()
-    return count, solution.n_evals + sum(report.n_evals for report in solution.adjoint)
+    return Held.most, solution.n_evals + sum(report.n_evals for report in solution.adjoint)
+
+
+@pytest.mark.parametrize("splitting", ["even-odd", None])
+@pytest.mark.parametrize("sizes", [[6, 5, 3], [6, 5, 4, 3]], ids=str)
+def test_the_last_evaluation_of_a_solve_serves_the_gradient(
+    sizes: list[int], splitting: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call with a gradient takes not one product with a weight more than one without."""
+    calls = 0
+
+    def counted(self: Dense, place: int, *g: Tensor, field: Any = Dense.field) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return field(self, place, *g)
+
+    monkeypatch.setattr(Dense, "field", counted)
+    torch.manual_seed(0)
+    deq = DEQ(HAM.chain(sizes, gain=0.3), splitting=splitting, solver=Picard())
+    x, taken = torch.rand(5, 6), []
+    for graph in (False, True):
+        calls = 0
+        with torch.set_grad_enabled(graph):
+            assert deq({"input": x}).converged.all()
+        taken.append(calls)
+    assert taken[0] == taken[1] > 0
 
 
 @pytest.mark.parametrize("adjoint", [Implicit(), EquilibriumPropagation()], ids=["cg", "ep"])
