@@ -22,7 +22,15 @@ from hamdeq.nn.inputs import INTEGERS
 from hamdeq.nn.settling import settle as _settle
 from hamdeq.solvers import Failures, OnFailure, Picard, Solution, Solver
 
-__all__ = ["energy", "error_bound", "metastability", "pattern_separation", "retrieve", "settle"]
+__all__ = [
+    "energy",
+    "error_bound",
+    "jacobian_bound",
+    "metastability",
+    "pattern_separation",
+    "retrieve",
+    "settle",
+]
 
 
 def retrieve(
@@ -185,6 +193,33 @@ def error_bound(
     largest = stored.norm(dim=-1).amax(-1, keepdim=True)
     gap = pattern_separation(stored) - 2.0 * distance * largest
     return 2.0 * (stored.shape[-2] - 1) * torch.exp(-beta * gap) * largest
+
+
+def jacobian_bound(
+    stored: Tensor, beta: float | Tensor = 1.0, distance: float | Tensor = 0.0
+) -> Tensor:
+    """Bound on ‖∂f/∂ξ‖₂ of one update f at a state near each pattern: ``(…, S)``.
+
+    2βN M² (N − 1) exp(−β(Δᵢ − 2‖ξ − xᵢ‖ M)), with the separation Δᵢ and the largest norm M of the N
+    patterns. Below 1 the update contracts there, so that it converges to one fixed point x*, and
+
+        ‖f(ξ) − x*‖ ≤ bound · ‖ξ − x*‖
+
+    where ``distance`` is the larger one of ‖ξ − xᵢ‖ and ‖x* − xᵢ‖. It holds everywhere; it says
+    something where patterns are well separated.
+
+    Args:
+        stored: xᵢ, ``(…, S, d)``.
+        beta: inverse temperature, a number or a tensor that broadcasts with ``(…, S, 1)``.
+        distance: ‖ξ − xᵢ‖, for all or for each pattern ``(…, S)``.
+
+    Source: Ramsauer et al. (ICLR 2021), appendix, equations 179 and 394.
+    """
+    errors = error_bound(stored, beta, distance)  # 2(N − 1) exp(…) M
+    if isinstance(beta, Tensor) and beta.dim():
+        beta = beta.squeeze(-1)
+    largest = stored.norm(dim=-1).amax(-1, keepdim=True)
+    return beta * stored.shape[-2] * largest * errors
 
 
 def metastability(weights: Tensor, mass: float | None = None) -> Tensor:

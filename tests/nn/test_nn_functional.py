@@ -17,6 +17,7 @@ from hamdeq import Anderson, ConvergenceWarning, Entmax, Picard, Softmax, Sparse
 from hamdeq.nn.functional import (
     energy,
     error_bound,
+    jacobian_bound,
     metastability,
     pattern_separation,
     retrieve,
@@ -234,6 +235,48 @@ class TestSeparation:
         solution = settle(stored + 0.1 * normal(8, 8), stored)
         assert (solution.steps <= 3).all()
         assert (solution.value - stored).norm(dim=-1).max() <= error_bound(stored, 1.0, 0.3).max()
+
+
+class TestJacobianBound:
+    @pytest.mark.parametrize("seed", range(3))
+    @pytest.mark.parametrize("distance", [0.0, 0.1, 0.5])
+    def test_holds_of_the_true_jacobian(self, distance: float, seed: int) -> None:
+        count, size = 12, 48
+        stored = 3 * unit(normal(count, size, seed=seed))
+        state = stored + distance * unit(normal(count, size, seed=seed + 10))
+        for beta in (0.1, 1.0, 4.0):
+            bound = jacobian_bound(stored, beta, distance)
+            for i in (0, count - 1):
+                jacobian = torch.autograd.functional.jacobian(
+                    lambda x, beta=beta: retrieve(x[None], stored, beta)[0], state[i]
+                )
+                assert isinstance(jacobian, Tensor)
+                norm = torch.linalg.matrix_norm(jacobian, 2)
+                assert norm <= bound[i] * (1 + 1e-9) + 1e-13
+                assert norm > 0
+        if distance < 0.5:
+            assert (bound < 1e-3).all()  # at β = 4 they are well separated
+
+    def test_an_update_comes_closer_to_its_fixed_point_by_it(self) -> None:
+        stored = 3 * unit(normal(12, 48))
+        state = stored + 0.2 * unit(normal(12, 48, seed=1))
+        fixed = retrieve(state, stored, 2.0, steps=60)
+        farthest = torch.maximum((state - stored).norm(dim=-1), (fixed - stored).norm(dim=-1))
+        bound = jacobian_bound(stored, 2.0, farthest)
+        assert (bound < 1).all()
+        left = (retrieve(state, stored, 2.0) - fixed).norm(dim=-1)
+        assert (left <= bound * (state - fixed).norm(dim=-1) + 1e-13).all()
+
+    def test_by_hand(self) -> None:
+        # Two opposite patterns: Δ = 2, M = 1, N = 2.
+        stored = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
+        expected = 2 * 3.0 * 2 * math.exp(-3.0 * (2 - 2 * 0.1))
+        assert jacobian_bound(stored, 3.0, 0.1).tolist() == pytest.approx([expected] * 2)
+        betas = torch.tensor([[[3.0]], [[1.0]]], dtype=torch.float64)
+        both = jacobian_bound(stored.expand(2, 2, 2), betas, 0.1)
+        assert both[0].tolist() == pytest.approx([expected] * 2)
+        assert both[1].tolist() == pytest.approx(jacobian_bound(stored, 1.0, 0.1).tolist())
+        assert jacobian_bound(normal(1, 3)).tolist() == [0.0]  # one pattern: f is constant
 
 
 def unit(x: Tensor) -> Tensor:

@@ -326,6 +326,14 @@ def test_a_wrong_option_is_refused_with_the_nearest_that_exists(parser, capfd, a
 
 
 @pytest.mark.parametrize(
+    "option", [["--model.deq.splitting=null"], ["--model.deq.splitting", "null"]]
+)
+def test_an_argument_of_a_class_within_a_class_may_be_null(parser, option):
+    parsed = parser.parse_args([*DIGITS, *option])
+    assert parsed.fit.model.init_args.deq.init_args.splitting is None
+
+
+@pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--trainer.num_nodes=2", "--trainer.strategy=nothing"], "nothing"),

@@ -93,6 +93,9 @@ class Parser(LightningArgumentParser):
         commands = self._commands()
         given = sys.argv[1:] if args is None else args
         self._command = next((str(arg) for arg in given if arg in commands), "")
+        if args is not None:
+            # jsonargparse reads the null of a class's argument, and hands it on in Python's word.
+            args = [re.sub(r"^(--[\w.]+=)None$", r"\1null", arg) for arg in args]
         return super().parse_args(args, *rest, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
