@@ -220,6 +220,11 @@ def test_memories_without_a_gradient_are_counted():
     assert measure(given, training, kernel=PLAIN).silent == 0
     # Powers of a few hundredths underflow in float32.
     assert measure(single, training, kernel=PLAIN).silent == 1
+    floored = Training(Polynomial(60), Normalised(), Learning(floor=1e-30), epochs=0)
+    assert measure(given, floored, kernel=PLAIN).silent == 1
+    # Those of a leak do not, and are far above a floor.
+    leaky = Training(LeakyRectifiedPolynomial(60), Normalised(), Learning(floor=1e-30), epochs=0)
+    assert measure(given, leaky, kernel=PLAIN).silent == 0
 
 
 def test_the_unit_of_a_step():

@@ -190,7 +190,8 @@ class Outcome:
         loss: mean of (ξ − C)^2m over states and neurons: 1 where nothing is predicted.
         recalled: share of the states that are recalled without an error.
         resting: share of the states whose recall converges.
-        silent: share of the memories that have no gradient at all in the first epoch.
+        silent: share of the memories without a gradient in the first epoch: all of its entries
+            are zero or, with a floor, below that.
         overflow: whether F or its gradient overflowed; the other numbers are NaN then.
     """
 
@@ -258,7 +259,8 @@ def _learn(
         # One number that is not finite makes the sum so.
         lost |= ~(loss + gradient.sum((-2, -1))).isfinite()
         if epoch == 0:
-            silent = (gradient == 0).all(-1).to(memories.dtype).mean(-1)
+            largest = gradient.abs().amax(-1)
+            silent = (largest <= learning.floor).to(memories.dtype).mean(-1)
         if epoch == training.epochs:
             break
         velocity = gradient.add_(velocity, alpha=learning.momentum)

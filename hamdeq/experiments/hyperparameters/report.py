@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from hamdeq.experiments.hyperparameters.heat import heat_maps
 from hamdeq.experiments.hyperparameters.protocol import random_distance
 from hamdeq.experiments.hyperparameters.results import GOOD, MEASURES, Results
@@ -73,7 +75,8 @@ def write_csv(found: Sequence[Results], path: Path) -> None:
 def table(found: Sequence[Results]) -> str:
     """Return a Markdown table: the best cell of each map, and where the distance is small.
 
-    Small is below a tenth of √(2N), the distance of random states.
+    Small is below a tenth of √(2N), the distance of random states. Silent is the share of memories
+    without a gradient in the first epoch, mean over all cells.
     """
     return markdown(_HEADS, _lines(found))
 
@@ -85,7 +88,7 @@ def write_table(found: Sequence[Results], path: Path) -> None:
 
 _HEADS = [
     "map", "n", "best distance", "at 1/T", "rate", "its loss", "its recall",
-    "cells < 0.1 √(2N)", "their 1/T", "their rates", "overflows", "CPU seconds",
+    "cells < 0.1 √(2N)", "their 1/T", "their rates", "silent", "overflows", "CPU seconds",
 ]  # fmt: skip
 
 
@@ -106,6 +109,7 @@ def _lines(found: Sequence[Results]) -> list[list[str]]:
                 f"{r['good']} of {r['cells']}",
                 _range(r["inverse_temperatures"]),
                 _range(r["rates"]),
+                f"{np.nanmean(each.measures['silent']):.2f}" if r["overflows"] < p.count else "–",
                 str(r["overflows"]),
                 f"{each.cpu_seconds:.0f}",
             ]
