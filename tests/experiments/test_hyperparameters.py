@@ -188,13 +188,20 @@ def test_options_of_learning_give_a_map_for_each_combination(tmp_path):
         *(("polynomial", "0.0", floor) for floor in ("0.0", "1e-30")),
     }
     assert {(r["decay"], r["momentum"], r["exponent"]) for r in rows} == {("1.0", "0.9", "2")}
-    with (tmp_path / "table.csv").open() as file:
-        maps = [row["map"] for row in csv.DictReader(file)]
     others = "decay = 1, momentum = 0.9, exponent = 2"
-    assert maps[1] == f"leaky, normalised, N = 8, fine, {others}, floor = 1e-30"
-    assert maps[2] == f"leaky, normalised, N = 8, fine, {others}, eps = -0.01"
-    assert maps[4] == f"polynomial, normalised, N = 8, fine, {others}"
-    assert len(set(maps)) == 6
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert lines[3].startswith(f"| leaky, normalised, N = 8, fine, {others}, floor = 1e-30 | 2 |")
+    assert lines[4].startswith(f"| leaky, normalised, N = 8, fine, {others}, eps = -0.01 | 2 |")
+    assert lines[6].startswith(f"| polynomial, normalised, N = 8, fine, {others} | 2 |")
+    # For a page, of the settings those alone that differ.
+    with (tmp_path / "table.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert rows[0][:5] == ["F", "ε", "floor", "n", "best distance"]
+    assert [row[:4] for row in rows[3:6]] == [
+        ["leaky", "-0.01", "0", "2"],
+        ["leaky", "-0.01", "1e-30", "2"],
+        ["polynomial", "–", "0", "2"],
+    ]
 
 
 def test_the_settings_of_a_protocol_are_those_of_its_training():

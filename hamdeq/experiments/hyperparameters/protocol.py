@@ -21,7 +21,7 @@ from hamdeq.memories import (
     RectifiedPolynomial,
 )
 
-__all__ = ["Axes", "Protocol", "axes", "papers_maps", "random_distance"]
+__all__ = ["INTERACTIONS", "LEARNING", "Axes", "Protocol", "axes", "papers_maps", "random_distance"]
 
 Formulation = Literal["original", "normalised"]
 Grid = Literal["coarse", "fine"]
@@ -36,7 +36,8 @@ _VERTICES: dict[tuple[Formulation, int], tuple[tuple[int, ...], tuple[int, ...]]
 }
 _STATES = {100: 20, 250: 30}
 INTERACTIONS = ("leaky", "rectified", "polynomial")
-_LEARNING = ("decay", "momentum", "exponent", "floor", "unit", "recall_temperature", "std", "dtype")
+# Settings of learning and recall, as named in tables where they are not the paper's.
+LEARNING = ("decay", "momentum", "exponent", "floor", "unit", "recall_temperature", "std", "dtype")
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Protocol:
     def variant(self) -> str:
         """The settings of learning that are not the paper's, such as ``floor = 1e-30``."""
         usual = {field.name: field.default for field in fields(self)}
-        names = [*_LEARNING, *["eps"] * (self.interaction == "leaky")]
+        names = [*LEARNING, *["eps"] * (self.interaction == "leaky")]
         given = {name: getattr(self, name) for name in names}
         return ", ".join(
             f"{name} = {value:g}" if isinstance(value, float) else f"{name} = {value}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hamdeq.experiments.hyperparameters.heat import heat_maps
-from hamdeq.experiments.hyperparameters.protocol import random_distance
+from hamdeq.experiments.hyperparameters.protocol import LEARNING, random_distance
 from hamdeq.experiments.hyperparameters.results import GOOD, MEASURES, Results
 from hamdeq.experiments.tables import markdown
 from hamdeq.training import files
@@ -82,8 +82,44 @@ def table(found: Sequence[Results]) -> str:
 
 
 def write_table(found: Sequence[Results], path: Path) -> None:
-    """Write the numbers of :func:`table` as CSV."""
-    files.write_csv(path, _HEADS, _lines(found))
+    """Write the numbers of :func:`table` as CSV, for a page: of the settings those that differ."""
+    names = ["formulation", "size", "grid", "interaction", "eps", *LEARNING]
+    varying = [name for name in names if len({getattr(r.protocol, name) for r in found}) > 1]
+    heads = [_NAMES.get(name, name) for name in varying]
+    heads += [
+        "n", "best distance", "at 1/T", "recall there", "good cells", "their 1/T", "their rates",
+        "silent",
+    ]  # fmt: skip
+    files.write_csv(path, heads, [_page_row(each, varying) for each in found])
+
+
+# What settings are called on a page.
+_NAMES = {"size": "N", "interaction": "F", "eps": "ε", "exponent": "m", "unit": "step in units of"}
+
+
+def _page_row(each: Results, varying: Sequence[str]) -> list[str]:
+    p, r = each.protocol, each.region()
+    settings = [getattr(p, name) for name in varying]
+    row = [f"{value:g}" if isinstance(value, float) else str(value) for value in settings]
+    if p.interaction != "leaky" and "eps" in varying:
+        row[varying.index("eps")] = "–"
+    return [
+        *row,
+        str(p.n),
+        f"{r['best']:.3g}",
+        _range(r["ties"]),
+        f"{100 * r['recalled']:.3g} %",
+        f"{r['good']} of {r['cells']}",
+        _range(r["inverse_temperatures"]),
+        _range(r["rates"]),
+        _silent(each),
+    ]
+
+
+def _silent(each: Results) -> str:
+    """The share of memories without a gradient in the first epoch, mean over cells."""
+    values = each.measures["silent"]
+    return "–" if np.isnan(values).all() else f"{np.nanmean(values):.2f}"
 
 
 _HEADS = [
@@ -109,7 +145,7 @@ def _lines(found: Sequence[Results]) -> list[list[str]]:
                 f"{r['good']} of {r['cells']}",
                 _range(r["inverse_temperatures"]),
                 _range(r["rates"]),
-                f"{np.nanmean(each.measures['silent']):.2f}" if r["overflows"] < p.count else "–",
+                _silent(each),
                 str(r["overflows"]),
                 f"{each.cpu_seconds:.0f}",
             ]
