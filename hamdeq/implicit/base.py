@@ -22,8 +22,8 @@ class Adjoint(ABC):
     """A gradient method: how an equilibrium found without a graph gets its gradient.
 
     Attributes:
-        linearises: whether it takes one evaluation at the equilibrium, as :class:`Graph` does, so
-            that the last one of the solve can serve.
+        linearises: whether it takes one evaluation at the equilibrium, so that the last one of
+            the solve can serve.
     """
 
     linearises: ClassVar[bool] = False
