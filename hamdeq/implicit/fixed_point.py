@@ -221,6 +221,8 @@ _REMEDY = (
 
 def _is_energy(f: object) -> TypeIs[EnergyModel]:
     """Tell if f is an energy model: ours by their class, others by what they have."""
+    if isinstance(f, EnergyMap):
+        return False
     return isinstance(f, (LayeredEnergy, Reduced, EnergyModel))
 
 

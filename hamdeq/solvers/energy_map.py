@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -129,7 +129,7 @@ class StateLayout:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class EnergyInfo:
     """What is known of the energy at a state.
 
@@ -208,7 +208,9 @@ class EnergyMap:
             x = x.detach().requires_grad_()
             parts, fx, info = self._step(x)
         self._last = Recorded(x, parts, info.g, info.fields)
-        return fx.detach(), replace(info, g=info.g.detach(), fields=info.fields.detach())
+        fx = fx.detach()
+        fields = fx if info.at_once else info.fields.detach()
+        return fx, EnergyInfo(info.g.detach(), fields, info.at_once, info.terms, info.lagrangian)
 
     def _step(self, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor, EnergyInfo]:
         here = self.model.step(self.layout.unflatten(x))
