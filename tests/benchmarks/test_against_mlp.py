@@ -1,15 +1,17 @@
-"""A memory of 784-512-10 against a feed-forward network of the same shape, at batch 64.
+"""A memory of 784-512-10 against a feed-forward network of the same shape.
 
     pytest tests/benchmarks/test_against_mlp.py --benchmark-only -s
 
 Cells are medians as multiples of the network's, measured in turn in one run, with one thread and
-with two: a forward pass without a gradient, and a training step with the same optimiser (Madam), of
-memories that train side by side on the same batches (scikit-learn's digits, enlarged to 28 × 28).
-With the gain [2, 0.3] of the configurations the 100 steps after the first 150 are measured, with
-the gain 1 of the paper the first 200. "compiled" is ``DEQ(compiled=…)``. Two more train as the
-papers do, with 40 evaluations forward and 8 backward whatever the residual: a loop written by hand
-without a check, and torchdeq's Anderson. "floor" is a forward pass written by hand for this memory
-and Picard iteration, with the same evaluations and its residuals, and without anything else.
+with two: a forward pass without a gradient, for one image, 64 and 10,000 at once, and a training
+step at batch 64 with the same optimiser (Madam), of memories that train side by side on the same
+batches (scikit-learn's digits, enlarged to 28 × 28). With the gain [2, 0.3] of the configurations
+the 100 steps after the first 150 are measured, with the gain 1 of the paper the first 200.
+"compiled" is ``DEQ(compiled=…)``. Two more train as the papers do, with 40 evaluations forward and
+8 backward whatever the residual: a loop written by hand without a check, and torchdeq's Anderson.
+With the gain [2, 0.3] the four memories of ``configs/mnist/ham*.yaml`` train along, under the names
+of these files. "floor" is a forward pass written by hand for this memory and Picard iteration, with
+the same evaluations and its residuals, and without anything else.
 """
 
 import itertools
@@ -21,6 +23,7 @@ from statistics import mean, median
 import pytest
 import torch
 import torch.nn.functional as F
+from configurations import configured
 from test_training_step import batches
 from torch import Tensor, nn
 
@@ -142,6 +145,8 @@ def models(gain: str) -> dict[str, Trained]:
         found[f"{name}, compiled"] = DEQ(
             memory(gain), solver=solver, adjoint=CG, on_failure="ignore", compiled=first
         )
+    if gain == "gain [2, 0.3]":
+        found |= {file: configured(file)[0] for file in ("ham", "ham_deq", "ham_eo", "ham_eo_deq")}
     found["by hand, 40 + 8"] = Plain(memory(gain))
     found["torchdeq, 40 + 8"] = DEQ(memory(gain), solver=forced, **{**options, "adjoint": adjoint})
     return {name: Trained(model) for name, model in found.items()}
@@ -201,31 +206,40 @@ def test_training_step(benchmark, gain, threads):
     table(benchmark, f"step, {gain}, {threads} threads", times, evaluations)
 
 
+def of_size(size: int) -> list[Tensor]:
+    """Batches of images, about as many in all for small sizes."""
+    images = torch.cat([images for images, _ in batches()])
+    if size > len(images):
+        return [images.repeat(1 + size // len(images), 1)[:size]] * 5
+    return list(images.split(size))[:100]
+
+
+@pytest.mark.parametrize("size", [1, 64, 10_000])
 @torch.no_grad()
-def test_forward(benchmark, threads):
+def test_forward(benchmark, size, threads):
     trained = models("gain [2, 0.3]")
-    data = batches()
+    data = of_size(size)
     with torch.enable_grad():
-        for images, labels in itertools.islice(itertools.cycle(data), 150):
+        for images, labels in itertools.islice(itertools.cycle(batches()), 150):
             trained["Picard"].step(images, labels)
     for each in trained.values():
         if isinstance(each.model, DEQ):
             each.model.ham.load_state_dict(trained["Picard"].model.ham.state_dict())
-            each.model({"input": data[0][0]})
+            each.model({"input": data[0]})
     plain, calls = Plain(trained["Picard"].model.ham), {"network": trained["network"].model}
-    steps = trained["Picard"].model({"input": data[0][0]}).n_evals
+    steps = trained["Picard"].model({"input": data[0]}).n_evals
     calls["floor"] = lambda x: plain.floor(x, steps)
     for name in (*SOLVERS, *(f"{name}, compiled" for name in SOLVERS)):
         calls[name] = trained[name].output
     times: dict[str, list[float]] = defaultdict(list)
 
     def run() -> None:
-        for images, _ in data * 4:
+        for images in data * (4 if size == 64 else 1):
             for name, call in calls.items():
                 timed(times, name, lambda c=call, x=images: c(x))
 
     benchmark.pedantic(run, rounds=1, warmup_rounds=1)
-    table(benchmark, f"forward, {threads} threads", times)
+    table(benchmark, f"forward, batch {size}, {threads} threads", times)
 
 
 def advance(solver, f, x):
