@@ -4,6 +4,7 @@ from __future__ import annotations
 
 _EXPERIMENTS = {
     "convergence": "how fast memories converge, for any models, solvers and sizes",
+    "convergence.factor": "how much faster even-odd steps are, by several ways of counting",
     "compare": "train several configurations with several seeds, and compare their results",
     "hyperparameters": "dense associative memories over learning rate and temperature",
     "hyperparameters.classification": "the same for classes of MNIST",

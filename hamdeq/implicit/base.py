@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ class Adjoint(ABC):
             the solve can serve.
     """
 
-    linearises: ClassVar[bool] = False
+    # No ClassVar, of which the command line makes that no argument of a subclass has a type.
+    linearises: bool = False
 
     @abstractmethod
     def attach(self, f: RowMap | EnergyMap, x: Tensor, solver: Solver, report: Report) -> Tensor:

@@ -22,6 +22,7 @@ from hamdeq import (
     CHNDEQ,
     DEQ,
     HAM,
+    Adjoint,
     Anderson,
     BengioFischer,
     Bias,
@@ -498,3 +499,13 @@ def test_loading_that_is_not_strict_takes_the_weights_that_fit(tmp_path):
     again = HAMClassifier.load_from_checkpoint(path, strict=False, weights_only=True)
     for name, weight in module.state_dict().items():
         assert torch.equal(again.state_dict()[name], weight)
+
+
+def test_the_solver_of_a_gradient_comes_back_from_a_run_of_the_command_line():
+    """There a dataclass that has no subclasses is written without its name."""
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_argument("--it", type=Adjoint)
+    plain = {"tol": 0.01, "max_steps": 40, "fallback_steps": 500}
+    written = {"class_path": "hamdeq.Implicit", "init_args": {"solver": plain}}
+    found = build(parser, {"it": written}, trust=False, source="a test").it
+    assert found == Implicit(solver=ConjugateGradient(**plain))
