@@ -27,6 +27,7 @@ from hamdeq.energy.model import LayeredEnergy, State
 from hamdeq.implicit import Adjoint, Implicit, attach_gradient, solve_state, transforms
 from hamdeq.solvers import Broyden, Failures, OnFailure, Solution, Solver, Status
 from hamdeq.solvers.energy_map import EnergyMap, StateLayout
+from hamdeq.solvers.newton import linearised_start
 from hamdeq.solvers.run import Run
 from hamdeq.solvers.state import forget_casts
 
@@ -46,7 +47,10 @@ class DEQ(Recorded, nn.Module):
         solver: default :class:`~hamdeq.Broyden`.
         adjoint: gradient method, default :class:`~hamdeq.Implicit`.
         start: the initial state: ``"forward"``, one pass outwards from the clamped layers, as
-            through a feed-forward network, which costs half an even-odd step; or ``"zeros"``.
+            through a feed-forward network, which costs half an even-odd step; ``"linearised"``, the
+            equilibrium of the memory with its fields linearised where no neuron is active, which
+            costs a step of :class:`~hamdeq.Newton` more, is for small states as that is, and
+            spares at least a step; or ``"zeros"``.
         on_failure: for samples that do not converge: ``"warn"`` (once for this module),
             ``"raise"`` or ``"ignore"``. Their status is in the Solution in any case.
         compiled: steps that Picard iteration, Anderson's and Broyden's method begin with in one
@@ -77,13 +81,13 @@ class DEQ(Recorded, nn.Module):
         *,
         solver: Solver | None = None,
         adjoint: Adjoint | None = None,
-        start: Literal["forward", "zeros"] = "forward",
+        start: Literal["forward", "linearised", "zeros"] = "forward",
         on_failure: OnFailure = "warn",
         compiled: int = 0,
     ) -> None:
         super().__init__()
         self.splitting = one_of("splitting", splitting, ("even-odd", "sweep", None))
-        self.start = one_of("start", start, ("forward", "zeros"))
+        self.start = one_of("start", start, ("forward", "linearised", "zeros"))
         remedy = "use CHNDEQ, or DEQ(chn.to_ham())" if hasattr(ham, "to_ham") else None
         self.ham: HAM = instance("ham", ham, HAM, remedy=remedy)
         self.clamped: tuple[str, ...] = (clamped,) if isinstance(clamped, str) else tuple(clamped)
@@ -333,6 +337,8 @@ class DEQ(Recorded, nn.Module):
         """:meth:`_first_steps` compiled, where that is wanted and possible."""
         if not 0 < steps <= solver.max_steps or not solver.traceable:
             return None
+        if self.start == "linearised":  # which looks at numbers
+            return None
         x = next(iter(inputs.clamped.values()))
         whole = tuple(name for name in inputs.clamped if name not in inputs.observed)
         solved_for = len(self.ham.layers) - len(whole) - len(self._split(whole)[0])
@@ -434,17 +440,25 @@ class DEQ(Recorded, nn.Module):
         hidden, _ = self._split(tuple(model.clamped))
         visible = [name for name in model.layers if name not in hidden]
         missing = [name for name in visible if name not in init]
-        if missing and self.start == "forward":
-            x = forward_sweep(model)
+        if missing and self.start != "zeros":
+            x = (
+                forward_sweep(model)
+                if self.start == "forward"
+                else self._linearised(model, visible)
+            )
             # Where a pass overflows, the solve may still converge from zero.
             finite = _finite(*x.values())
             if finite is not None:
                 x = {name: _where(finite, state, 0.0) for name, state in x.items()}
         else:
-            x = self.ham.zero_state(next(iter((model.clamped | model.partial).values())), missing)
+            x = _zeros(model, missing)
         x = {name: init[name] if name in init else x[name] for name in visible}
         masks = model.observed
         return {a: torch.where(masks[a], 0.0, x[a]) if a in masks else x[a] for a in visible}
+
+    def _linearised(self, model: Clamped, visible: list[str]) -> State:
+        hidden, _ = self._split(tuple(model.clamped))
+        return linearised_start(eliminate(model, hidden), _zeros(model, visible))
 
     def extra_repr(self) -> str:
         eliminated = ", ".join(self.hidden) or "nothing"
@@ -486,6 +500,8 @@ class FixedSteps(nn.Module):
         if not deq.solver.traceable:
             got = type(deq.solver).__name__
             raise wrong("deq", "the solver Picard, Anderson or Broyden", got)
+        if deq.start == "linearised":
+            raise wrong("deq", "the start 'forward' or 'zeros'", repr(deq.start))
 
     @torch.no_grad()
     def forward(self, clamped: State) -> State:
@@ -556,6 +572,10 @@ def _mark_batch(*states: State) -> None:
 def _clamped(reduced: Reduced) -> Clamped:
     assert isinstance(reduced.model, Clamped)
     return reduced.model
+
+
+def _zeros(model: Clamped, layers: Collection[str]) -> State:
+    return model.zero_state(next(iter((model.clamped | model.partial).values())), layers)
 
 
 def _selected(x: State, rows: Tensor) -> State:

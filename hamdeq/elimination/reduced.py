@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
 
+from hamdeq.elimination.coupling import bilinear_links, coupling
 from hamdeq.energy.model import Evaluation, LayeredEnergy, State
 
 __all__ = ["Reduced"]
@@ -169,7 +170,41 @@ class Reduced:
             return sum(others, first)
 
         convex = at_once and self.descends
-        return Evaluation(g, fields, update, at_once, terms, lagrangian if convex else None)
+        return Evaluation(
+            g,
+            fields,
+            update,
+            at_once,
+            terms,
+            lagrangian if convex else None,
+            self._coupling(hidden, tuple(x)),
+        )
+
+    def linearised(self, g: State) -> tuple[State, Callable[[], Tensor] | None]:
+        """The fields I at some activations, and what yields their derivative there.
+
+        Args:
+            g: activations of the visible layers.
+
+        Returns:
+            I(g), and what yields S = ∂I/∂g, ``(batch, n, n)`` for n visible neurons, the layers in
+            the order of g; None where it has no closed form. Where each hidden neuron depends on
+            its own field alone and has a linear synapse with each visible layer,
+            I_B = Σ_A K_BA g_A + constant, it is S = Σ_B K_Bᵀ D_B K_B with the diagonal
+            D_B = ∂g_B/∂I_B.
+        """
+        self = self.prepared()
+        hidden = self._inner(g)
+        everything = g | self._remaining.activations(hidden)
+        fields = self._remaining.fields(everything, self.visible)
+        return {name: fields[name] for name in g}, self._coupling(hidden, tuple(g))
+
+    def _coupling(self, hidden: State, visible: tuple[str, ...]) -> Callable[[], Tensor] | None:
+        """See :meth:`linearised`."""
+        links = bilinear_links(self._remaining, self.visible, self._computed)
+        if links is None:
+            return None
+        return lambda: coupling(self._remaining, links, hidden, visible)
 
     def _gains(self, hidden: State) -> list[Tensor]:
         """−L_B(I_B) of each hidden layer."""

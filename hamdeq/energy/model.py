@@ -46,6 +46,8 @@ class Evaluation:
         lagrangian: yields Σ_A L_A(x_A), ``(batch,)``, where the energy is Σ_A L*_A(g_A) − h(g) with
             a convex h, of which the update is the gradient; None where it need not be. Then
             E(g′) − E(g) ≤ Σ_A [L_A(x_A) − L_A(x′_A) + ⟨g′_A, x′_A − x_A⟩] − ⟨update − x, g′ − g⟩.
+        coupling: yields S = ∂I/∂g, ``(batch, n, n)`` for a state of n numbers, its layers in the
+            order of g; None where it has no closed form.
     """
 
     g: State
@@ -54,6 +56,7 @@ class Evaluation:
     at_once: bool
     terms: Callable[[], Tensor]
     lagrangian: Callable[[], Tensor] | None = None
+    coupling: Callable[[], Tensor] | None = None
 
 
 @runtime_checkable

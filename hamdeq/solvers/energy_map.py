@@ -139,6 +139,7 @@ class EnergyInfo:
         at_once: whether all layers are updated at once, so that f(x) is the fields.
         terms: yields the energy terms, but for a constant: ``(terms, batch)``.
         lagrangian: of a map that is certain and at once, yields Σ_A L_A(x_A): ``(batch,)``.
+        coupling: yields S = ∂I/∂g, ``(batch, n, n)``; None where it has no closed form.
     """
 
     g: Tensor
@@ -146,6 +147,7 @@ class EnergyInfo:
     at_once: bool
     terms: Callable[[], Tensor]
     lagrangian: Callable[[], Tensor] | None = None
+    coupling: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -216,13 +218,22 @@ class EnergyMap:
         here = self.model.step(self.layout.unflatten(x))
         fx = self._flat(here.update)
         fields = fx if here.at_once else self._flat(here.fields)
-        info = EnergyInfo(self._flat(here.g), fields, here.at_once, here.terms, here.lagrangian)
+        info = EnergyInfo(
+            self._flat(here.g), fields, here.at_once, here.terms, here.lagrangian, here.coupling
+        )
         return tuple(here.g[name] for name in self.layout.keys or ()), fx, info
 
     def recorded(self, x: Tensor) -> Recorded | None:
         """The last step with its graph, if it was taken at x; it is kept no longer."""
         last, self._last = self._last, None
         return last if last is not None and torch.equal(last.x, x) else None
+
+    def linearised(self, g: Tensor) -> tuple[Tensor, Callable[[], Tensor] | None]:
+        """I(g), and what yields S = ∂I/∂g there, None where it has no closed form."""
+        if not hasattr(self.model, "linearised"):
+            return self.fields(g), None
+        fields, coupling = self.model.linearised(self.layout.unflatten(g))  # type: ignore[attr-defined]
+        return self._flat(fields), coupling
 
     def image(self, x: Tensor) -> Tensor:
         """I(g(x)): what all layers at once would become."""

@@ -367,7 +367,11 @@ OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"clamped": ("images",)}, ValueError, "'images'"),
     ({"clamped": ()}, ValueError, "^clamped: expected at least one layer, got none"),
     ({"splitting": "odd-even"}, ValueError, "^splitting: expected 'even-odd', 'sweep' or None"),
-    ({"start": "ones"}, ValueError, "^start: expected 'forward' or 'zeros', got 'ones'"),
+    (
+        {"start": "ones"},
+        ValueError,
+        "^start: expected 'forward', 'linearised' or 'zeros', got 'ones'",
+    ),
     ({"on_failure": "explode"}, ValueError, "^on_failure: expected 'warn', 'raise' or 'ignore'"),
     ({"solver": "anderson"}, TypeError, "^solver: expected a Solver, got str"),
     ({"adjoint": "implicit"}, TypeError, "^adjoint: expected an Adjoint, got str"),

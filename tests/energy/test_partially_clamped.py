@@ -348,7 +348,8 @@ def test_samples_and_their_masks_do_not_depend_on_the_batch(solver: str, splitti
         "solver": dataclasses.replace(SOLVERS[solver], tol=1e-7, max_steps=300, **damping),
         "on_failure": "ignore",
     }
-    deq = DEQ(memory(gain=2.0), **options)
+    # With weaker weights all samples take as few steps of Newton's method as they can.
+    deq = DEQ(memory(gain=30.0 if solver == "newton" else 2.0), **options)
     masks = normal(16, 6, seed=9) > torch.linspace(-2, 2, 16)[:, None]
     assert len({tuple(m.tolist()) for m in masks}) > 10
     x = images(16)

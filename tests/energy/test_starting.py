@@ -315,6 +315,8 @@ def test_under_autocast_states_keep_their_dtype() -> None:
 
 
 def test_another_start_is_refused() -> None:
-    with pytest.raises(ValueError, match="start: expected 'forward' or 'zeros', got 'random'"):
+    with pytest.raises(
+        ValueError, match="start: expected 'forward', 'linearised' or 'zeros', got 'random'"
+    ):
         DEQ(CYCLE, splitting=None, start="random")  # type: ignore[arg-type]
     assert "start='zeros'" in repr(DEQ(CYCLE, splitting=None, start="zeros"))

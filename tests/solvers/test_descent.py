@@ -272,10 +272,10 @@ GROUPS = [[0], [31, 3], list(range(31, -1, -1)), [5, 5, 17, 5], list(range(1, 32
 
 
 @functools.cache
-def scenes() -> tuple[HAM, State, State]:
+def scenes(gain: float = 3.0) -> tuple[HAM, State, State]:
     """An untrained chain with several equilibria; four inputs, eight starts for each."""
     torch.manual_seed(2)
-    ham = HAM.chain([6, 9, 8, 7, 6], gain=3.0).double()
+    ham = HAM.chain([6, 9, 8, 7, 6], gain=gain).double()
     inputs = {"input": normal(4, 6, seed=3).abs().repeat_interleave(8, 0)}
     init = {a: 3 * normal(32, *ham.layer(a).shape, seed=i) for i, a in enumerate(ham.layers)}
     return ham, inputs, init
@@ -294,7 +294,8 @@ def test_no_sample_depends_on_its_batch(
     name: str, splitting: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Although the batch shrinks as samples stop, each at its own time."""
-    ham = scenes()[0]
+    # With weaker weights all samples take as few steps of Newton's method as they can.
+    ham = scenes(12.0 if name == "newton" else 3.0)[0]
     solver = dataclasses.replace(SOLVERS[name], tol=1e-6, max_steps=100)
     if (name, splitting) == ("picard", None):
         # Undamped it cycles, between two states of the same residual, either of them the best.
