@@ -37,7 +37,7 @@ class CHNDEQ(DEQ):
             iteration without splitting should be damped, ``Picard(damping=0.5)``.
         adjoint: gradient method, default :class:`~hamdeq.Implicit`. s − ∇E(s) has a symmetric
             derivative, so that conjugate gradients serve either way.
-        start: ``"forward"`` or ``"zeros"``: where to start from, as of a :class:`~hamdeq.DEQ`.
+        start: ``"forward"``, ``"linearised"`` or ``"zeros"``, as of a :class:`~hamdeq.DEQ`.
         on_failure: ``"warn"``, ``"raise"`` or ``"ignore"``, of samples that do not converge.
         compiled: steps to begin with in one compiled graph, as of a :class:`~hamdeq.DEQ`.
 
@@ -63,7 +63,7 @@ class CHNDEQ(DEQ):
         *,
         solver: Solver | None = None,
         adjoint: Adjoint | None = None,
-        start: Literal["forward", "zeros"] = "forward",
+        start: Literal["forward", "linearised", "zeros"] = "forward",
         on_failure: OnFailure = "warn",
         compiled: int = 0,
     ) -> None:

@@ -351,7 +351,9 @@ class TestIdentityWithHAM:
     ) -> None:
         chn, x, ham, u, expected = settled
         s = chn.from_ham_state(u)
-        deq = CHNDEQ(chn, splitting=splitting, solver=solver(tol=1e-12, max_steps=2000))
+        start: Any = "linearised" if solver is not Anderson else "forward"
+        solver = solver(tol=1e-12, max_steps=2000)
+        deq = CHNDEQ(chn, splitting=splitting, solver=solver, start=start)
         deq.adjoint = EXACT
         solution = deq({"input": x})
         assert solution.converged.all()
