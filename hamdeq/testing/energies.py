@@ -101,6 +101,25 @@ class EnergyModelContract(Contract):
         text = "the terms of step sum up to the energy but for a constant"
         self.close(offsets[0], offsets[1], text, rtol=1e-10, atol=1e-11)
 
+    def test_the_coupling_is_the_derivative_of_the_fields(self) -> None:
+        """``coupling``, where a step has it, yields S = ∂I/∂g."""
+        model = self._made()
+        x = self.state(model)
+        here = model.step(x)
+        if here.coupling is None:
+            return
+        g = {a: v.detach().requires_grad_() for a, v in here.g.items()}
+        fields, v = model.fields(g), self.state(model, 40)
+        products = torch.autograd.grad(
+            [fields[a] for a in x],
+            [g[a] for a in x],
+            [v[a] for a in x],
+            materialize_grads=True,
+        )
+        flat, expected = (torch.cat([t.flatten(1) for t in ts], 1) for ts in (v.values(), products))
+        found = (here.coupling() @ flat[..., None])[..., 0]
+        self.close(found, expected, "coupling yields ∂I/∂g", rtol=1e-10, atol=1e-11)
+
     def test_equilibria_are_fixed_points_of_the_update(self) -> None:
         """The update leaves states that equal their fields."""
         model = self._made()

@@ -24,6 +24,7 @@ from hamdeq import (
     Neurons,
     Phantom,
     Picard,
+    Reduced,
     ReLU,
     Sigmoid,
     Softmax,
@@ -128,6 +129,7 @@ MODELS = {
     "clamped": lambda: clamped(),
     "in part": lambda: clamped(c=PART),
     "eliminated": lambda: eliminate(clamped(c=PART), ["a", "c"]),
+    "in closed form": lambda: eliminate(clamped(), ["b"]),
     "attention": attention,
     "in turn": lambda: eliminate(clamped(c=PART), ["a"], colours=[["b"], ["c"]]),
 }
@@ -236,6 +238,16 @@ class Uphill:
         return self.fields(self.activations(x))
 
 
+class HalfCoupled(Reduced):
+    """A reduced energy that says that its fields answer half as strongly."""
+
+    def step(self, x: Any) -> Any:
+        here = super().step(x)
+        coupling = here.coupling
+        assert coupling is not None
+        return replace(here, coupling=lambda: coupling() / 2)
+
+
 @dataclass(frozen=True, kw_only=True)
 class OfTheBatch(Solver):
     """Its steps have the length of the batch's mean residual."""
@@ -291,6 +303,7 @@ WRONG: list[tuple[type[Contract], Any, str]] = [
     (SynapseContract, lambda: Frozen(4, 3), "energy has a gradient to the parameters"),
     (EnergyModelContract, Uphill, "is ∇²L (x − field)"),
     (EnergyModelContract, Uphill, "no update raises the energy, as descends says"),
+    (EnergyModelContract, lambda: HalfCoupled(clamped(), ["b"]), "coupling yields ∂I/∂g"),
     (SolverContract, OfTheBatch, "a sample's result does not depend on its batch"),
     (SolverContract, Boasting, "the residual is that of the value"),
     (Hasty, lambda: Picard(damping=1e-3), "every sample of the linear map converges"),
