@@ -194,14 +194,17 @@ class MovedCheckpoints(Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        ours = trainer.checkpoint_callback
-        if not isinstance(ours, ModelCheckpoint) or ours.dirpath is None:
-            return
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
+                self._move(callback, checkpoint)
+
+    def _move(self, ours: ModelCheckpoint, checkpoint: dict[str, Any]) -> None:
+        assert ours.dirpath is not None
         state = checkpoint["callbacks"].get(ours.state_key)
         here = Path(ours.dirpath)
         # A checkpoint of another run has no file of its own here.
         best = (state or {}).get("best_model_path")
-        if state is None or not best or not (here / Path(best).name).is_file():
+        if state is None or (best and not (here / Path(best).name).is_file()):
             return
 
         def moved(path: str) -> str:

@@ -206,6 +206,15 @@ def test_a_run_that_is_interrupted_from_the_keyboard_says_how_to_go_on(cli, tmp_
 
 
 @pytest.mark.slow
+def test_the_last_checkpoint_is_of_the_last_epoch_though_it_be_no_better(cli, tmp_path):
+    # Too small a rate for the accuracy to change.
+    cli(*DIGITS, *QUICK, *FEW, "--trainer.max_epochs=2", "--model.optimizer.lr=1e-12")
+    folder = tmp_path / "runs/digits/version_0/checkpoints"
+    kept = [torch.load(folder / f"{n}.ckpt", weights_only=True) for n in ("best", "last")]
+    assert [checkpoint["epoch"] for checkpoint in kept] == [0, 1]
+
+
+@pytest.mark.slow
 def test_a_test_of_a_checkpoint_leaves_a_run_that_trains(cli, tmp_path):
     folder = tmp_path / "runs/digits/version_0"
     early, config = folder / "checkpoints/early.ckpt", folder / "config.yaml"
@@ -295,6 +304,10 @@ def test_every_configuration_is_accepted(fit_parser, path):
         (["--model.deq.solver=hamdeq.Pickard"], "Did you mean 'Picard'"),
         (["--model.deq.solver=Andersen"], "Did you mean 'Anderson'"),
         (["--model.deq.solver.tolerance", "1"], "argument 'tolerance'. Did you mean 'tol'? There"),
+        (
+            ["--model.deq.adjoint.solver=Broyden", "--model.deq.adjoint.solver.tl=1"],
+            "Did you mean 'tol'",
+        ),
         (["--model.deq.tolerance=1"], "hamdeq.DEQ has no argument 'tolerance'. There are ham, "),
         (["--model.optimizer.learning_rate=1"], "There are lr, p_scale, g_bound, decay"),
         (["--model.scheduler=StepLR", "--model.scheduler.step=1"], "Did you mean 'step_size'"),

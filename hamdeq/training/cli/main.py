@@ -246,16 +246,21 @@ class HAMCLI(LightningCLI):
         if self.folder is not None and trainer.enable_checkpointing is not False:
             validates = getattr(self.datamodule, "val_size", 0) and trainer.limit_val_batches != 0
             metric, mode = getattr(self.model, "monitor", ("val/accuracy", "max"))
-            checkpoint = ModelCheckpoint(
+            best = ModelCheckpoint(
                 self.folder / "checkpoints",
                 filename="best",
                 # Without validation each epoch is taken for better than those before.
                 monitor=metric if validates else None,
                 mode=mode,
-                save_last=True,
+                save_last=not validates,
                 enable_version_counter=False,
             )
-            callbacks += [checkpoint, MovedCheckpoints()]
+            callbacks += [best, MovedCheckpoints()]
+            if validates:
+                # With a metric, Lightning's save_last is of the best epoch, not of the last. This
+                # is saved after the other, whose state it contains.
+                last = ModelCheckpoint(best.dirpath, filename="last", enable_version_counter=False)
+                callbacks.append(last)
         return callbacks
 
     def _choose_folder(self, config: Any) -> int | None:
