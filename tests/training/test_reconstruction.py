@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -211,16 +212,27 @@ def test_a_run_from_the_command_line_and_on_from_where_it_ended(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])
     quick = ["--trainer.enable_progress_bar=false", "--run.wandb=disabled"]
-    quick += ["--trainer.limit_train_batches=4", "--trainer.log_every_n_steps=1"]
+    quick += ["--trainer.limit_train_batches=2", "--trainer.log_every_n_steps=1"]
     # Of few images: the pictures show one of each class.
     quick += ["--trainer.limit_val_batches=1", "--data.batch_size=8"]
     quick += ["--model.deq.on_failure=ignore"]
-    fit = ["fit", "--config", CONFIG, *quick]
-    main([*fit, "--trainer.max_epochs=2", "--run.root=whole", "--trainer.limit_test_batches=1"])
-    cut = [*fit, "--run.root=cut", "--trainer.limit_test_batches=0"]  # and no pictures of it
-    main([*cut, "--trainer.max_epochs=1"])
-    main([*cut, "--trainer.max_epochs=2", "--ckpt_path=last"])
+    fit = ["fit", "--config", CONFIG, *quick, "--trainer.max_epochs=2"]
     whole, cut = tmp_path / "whole/version_0", tmp_path / "cut/version_0"
+    step = HAMReconstructor.training_step
+
+    def kept(self, batch, batch_idx):
+        """As it lies on the disk when the first epoch has ended."""
+        if self.current_epoch == 1 and batch_idx == 0:
+            shutil.copytree(whole, cut)
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HAMReconstructor, "training_step", kept)
+        main([*fit, "--run.root=whole", "--trainer.limit_test_batches=1"])
+    first = torch.load(cut / "checkpoints/last.ckpt", weights_only=True)
+    assert first["epoch"] == 0
+    # Without test images, and so without pictures of them.
+    main([*fit, "--run.root=cut", "--trainer.limit_test_batches=0", "--ckpt_path=last"])
     weights = [
         torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
         for folder in (whole, cut)
