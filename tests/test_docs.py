@@ -22,6 +22,7 @@ SHORTER = {
     r"max_epochs=\d+": "max_epochs=1",
     r"for epoch in range\(\d+\)": "for epoch in range(1)",
     r"\.repeat\(20\)\.split": ".split",
+    r"compiled=\d": "compiled=1",
 }
 SLOW = ("README.md", "docs/measure-convergence.md", "docs/own-data.md", "docs/train.md")
 

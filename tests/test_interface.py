@@ -56,14 +56,47 @@ def module_of(name):
 # ------------------------------------------------------------------------------ names
 
 
+# What is loaded after PyTorch, and after each of these calls in turn.
+CALLS = """
+import sys, torch
+print(*sys.modules)
+import hamdeq
+print(*sys.modules)
+from hamdeq.memories import DenseAssociativeMemory
+DenseAssociativeMemory(8, memories=3).fit(torch.ones(2, 8), epochs=2)
+print(*sys.modules)
+try:
+    from hamdeq._torchvision import check_torchvision
+    check_torchvision()
+finally:
+    print(*sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """The modules loaded after each of the calls, made in a new process."""
+    done = subprocess.run([sys.executable, "-c", CALLS], capture_output=True, text=True)
+    return [set(line.split()) for line in done.stdout.splitlines()]
+
+
 @pytest.mark.subprocess
-def test_an_import_loads_torchdeq_and_nothing_else_beyond_torch():
-    code = (
-        "import sys, torch; before = {*sys.modules}; import hamdeq; print(*{*sys.modules} - before)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = {name.split(".")[0] for name in done.stdout.split()} - sys.stdlib_module_names
-    assert {"hamdeq", "torchdeq"} <= loaded <= {"hamdeq", "torchdeq", "torch"}
+def test_an_import_loads_torchdeq_and_nothing_else_beyond_torch(loaded):
+    new = {name.split(".")[0] for name in loaded[1] - loaded[0]} - sys.stdlib_module_names
+    assert {"hamdeq", "torchdeq"} <= new <= {"hamdeq", "torchdeq", "torch"}
+
+
+@pytest.mark.subprocess
+def test_fit_of_a_dense_memory_needs_neither_lightning_nor_the_compiler(loaded):
+    assert "hamdeq.memories.dense" in loaded[2]
+    assert not {"lightning", "torch._dynamo", "matplotlib"} & loaded[2]
+
+
+@pytest.mark.subprocess
+def test_the_check_of_torchvision_does_not_import_lightning(loaded):
+    pytest.importorskip("torchvision")
+    assert "torchvision" in loaded[3]
+    assert "lightning" not in loaded[3]
 
 
 @pytest.mark.parametrize("name", MODULES)

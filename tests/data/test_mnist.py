@@ -1,5 +1,6 @@
 """Real MNIST: a short training, and one equilibrium whatever the solver."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def data() -> MNISTDataModule:
 
 @pytest.fixture(scope="module")
 def trained(data) -> DEQ:
-    """784-512-10 after one epoch in batches of 64."""
+    """784-512-10 after half an epoch in batches of 64."""
     torch.manual_seed(0)
     deq = DEQ(
         HAM.chain([784, 512, 10], gain=[2.0, 0.3]),
@@ -52,7 +53,7 @@ def trained(data) -> DEQ:
         adjoint=Implicit(solver=ConjugateGradient(tol=1e-2)),
     )
     optimizer = Madam(deq.parameters(), lr=0.01)
-    for images, labels in data.train_dataloader():
+    for images, labels in itertools.islice(data.train_dataloader(), 430):
         state = deq({"input": images}).value["output"]
         loss = F.mse_loss(state, F.one_hot(labels, 10).float())
         optimizer.zero_grad()

@@ -46,7 +46,7 @@ def both(
 @splittings
 @solvers
 def test_thousands_of_samples_end_as_step_by_step(solver: Solver, splitting: str | None) -> None:
-    solver = dataclasses.replace(solver, tol=1e-6, max_steps=60, fallback_steps=0)
+    solver = dataclasses.replace(solver, tol=1e-6, max_steps=30, fallback_steps=0)
     samples = others = 0
     for number, case in enumerate(family(kinds=BOUNDED_KINDS, batch=64, every=2)):
         here, there = both(case, splitting, solver, steps=(1, 3, 4, 8)[number % 4])
