@@ -10,7 +10,7 @@ pytest.importorskip("sklearn")
 
 from hamdeq import DEQ, HAM, Picard
 from hamdeq.experiments.convergence import factor
-from hamdeq.experiments.convergence.factor import NEAR, factors, main
+from hamdeq.experiments.convergence.factor import NEAR, factors, main, summarise
 
 
 def memory(*sizes: int, gain: float = 0.8) -> DEQ:
@@ -53,6 +53,17 @@ def test_samples_that_do_not_end_are_left_out():
     assert all(0 <= one.left_out <= 1 for one in found)
 
 
+def test_runs_of_the_same_sizes_are_averaged():
+    rows = [
+        ["a", "3", "4-3-2", seed, rule, *numbers]
+        for seed, numbers in (("0", ["4", "2", "2.0", "0"]), ("1", ["6", "3", "2.0", "0"]))
+        for rule in ("evaluations", "papers' count")
+    ]
+    heads, lines = summarise(rows)
+    assert [len(line) for line in lines] == [len(heads)] * 2
+    assert lines[0][:5] == ["a", "4-3-2", "2", "evaluations", "5.00 ± 1.41"]
+
+
 def test_the_command_writes_a_row_for_each_count(tmp_path, monkeypatch, capsys):
     class Trained:
         output, input, deq = "output", "input", memory(20, 5)
@@ -79,6 +90,9 @@ def test_the_command_writes_a_row_for_each_count(tmp_path, monkeypatch, capsys):
         ("mine", "3", "12-20-5")
     }
     assert "papers' count" in capsys.readouterr().out
+    with (tmp_path / "table.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["factor"] for row in table] == [row["factor"] for row in rows]
     with pytest.raises(SystemExit):
         main([])
     assert "expected configurations to train" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from hamdeq.experiments.tables import markdown, mean_and_deviation
 from hamdeq.plots import energy_descent, residual_histogram
 from hamdeq.training.files import is_whole_png, save_figure
 
-__all__ = ["Row", "csv_of", "draw", "model_of", "published", "table"]
+__all__ = ["Row", "csv_of", "draw", "model_of", "published", "summarise", "table"]
 
 
 class Row(NamedTuple):
@@ -46,7 +46,14 @@ _COLUMNS: dict[str, tuple[Callable[[Measurement], float], str]] = {
 
 
 def table(rows: Sequence[Row], *, with_published: bool = False) -> str:
-    """Return a Markdown table: a line for each setting, mean ± standard deviation over its runs.
+    """Return :func:`summarise` as a Markdown table."""
+    return markdown(*summarise(rows, with_published=with_published))
+
+
+def summarise(
+    rows: Sequence[Row], *, with_published: bool = False
+) -> tuple[list[str], list[list[str]]]:
+    """Return heads and a line for each setting, mean ± standard deviation over its runs.
 
     Args:
         rows: the measurements.
@@ -71,7 +78,7 @@ def table(rows: Sequence[Row], *, with_published: bool = False) -> str:
             known = published(found[0])
             cells += [known[1], known[0]] if known else ["–", "–"]
         lines.append(cells)
-    return markdown(heads, lines)
+    return heads, lines
 
 
 def csv_of(rows: Sequence[Row]) -> str:

@@ -14,11 +14,12 @@ import yaml
 
 from hamdeq.experiments.convergence.measure import Measurement, measure
 from hamdeq.experiments.convergence.plan import Setting, Source, key
-from hamdeq.experiments.convergence.report import Row, csv_of, draw, table
+from hamdeq.experiments.convergence.report import Row, csv_of, draw, summarise
 from hamdeq.experiments.convergence.store import load, save
 from hamdeq.experiments.convergence.tracking import Tracking, track
 from hamdeq.experiments.series import Progress, claim
-from hamdeq.training.files import DamagedFileError, described, write_file
+from hamdeq.experiments.tables import markdown
+from hamdeq.training.files import DamagedFileError, described, write_csv, write_file
 from hamdeq.training.saving import load_run
 
 __all__ = ["Experiment"]
@@ -80,8 +81,10 @@ class Experiment:
 
     def _write_tables(self) -> str:
         rows = self._rows()
-        text = table(rows, with_published=self.with_published)
+        heads, lines = summarise(rows, with_published=self.with_published)
+        text = markdown(heads, lines)
         write_file(self.root / "table.md", text)
+        write_csv(self.root / "table.csv", heads, lines)
         write_file(self.root / "measurements.csv", csv_of(rows))
         return text
 
