@@ -459,6 +459,7 @@ def test_a_loss_beyond_that_of_no_prediction_is_white_but_for_rounding():
 
 
 @pytest.mark.parametrize(("count", "columns"), [(1, 3), (9, 5)])
+@pytest.mark.slow
 def test_heat_maps_fill_rows_of_at_most_eight_and_no_text_is_cut_off(count, columns):
     one = HeatMap((0.0316, 0.1), (0.00316, 0.01, 0.0316), *[np.ones((2, 3))] * 3)
     figure, panels, _ = drawn(*[one] * count)

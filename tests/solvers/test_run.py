@@ -45,6 +45,7 @@ def both(
 
 @splittings
 @solvers
+@pytest.mark.slow
 def test_thousands_of_samples_end_as_step_by_step(solver: Solver, splitting: str | None) -> None:
     solver = dataclasses.replace(solver, tol=1e-6, max_steps=30, fallback_steps=0)
     samples = others = 0
