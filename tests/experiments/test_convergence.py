@@ -195,6 +195,8 @@ def test_published_figures_stand_beside_the_same_model_alone(a_measurement):
 def test_the_picture_of_energies_tells_many_curves_apart():
     (axes,) = energy_descent({f"{i}": [1.0, 0.5, 0.0] for i in range(12)}).axes
     assert len({(str(x.get_color()), x.get_linestyle()) for x in axes.lines}) == 12
+    (axes,) = energy_descent([1.0, 0.5, 0.0], first=1).axes
+    assert axes.lines[0].get_xdata().tolist() == [1, 2, 3]
     with pytest.raises(ValueError, match="at least one, got"):
         energy_descent({})
 
