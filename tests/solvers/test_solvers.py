@@ -392,3 +392,15 @@ def test_repr_of_a_solution() -> None:
     result = cosine().solve(Anderson(tol=1e-8))
     assert "converged: 6/6" in repr(result)
     assert f"n_evals: {result.n_evals}" in repr(result)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_broyden_solves_a_linear_map_of_n_numbers_in_2n_steps(n: int) -> None:
+    """Gay, "Some convergence properties of Broyden's method" (1979)."""
+    generator = torch.Generator().manual_seed(n)
+    a = torch.randn(64, n, n, generator=generator, dtype=torch.float64)
+    a = 0.9 * a / torch.linalg.matrix_norm(a, 2)[:, None, None]
+    b = torch.randn(64, n, generator=generator, dtype=torch.float64)
+    solver = Broyden(tol=1e-9, max_steps=200)
+    found = solver.solve(lambda x: (a @ x[..., None])[..., 0] + b, torch.zeros_like(b))
+    assert found.steps.max() <= 2 * n + 1  # with the evaluation at the start
