@@ -210,9 +210,10 @@ class EnergyMap:
             x = x.detach().requires_grad_()
             parts, fx, info = self._step(x)
         self._last = Recorded(x, parts, info.g, info.fields)
-        fx = fx.detach()
-        fields = fx if info.at_once else info.fields.detach()
-        return fx, EnergyInfo(info.g.detach(), fields, info.at_once, info.terms, info.lagrangian)
+        # What the solver is told has no graph.
+        fx, info.g = fx.detach(), info.g.detach()
+        info.fields = fx if info.at_once else info.fields.detach()
+        return fx, info
 
     def _step(self, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor, EnergyInfo]:
         here = self.model.step(self.layout.unflatten(x))
