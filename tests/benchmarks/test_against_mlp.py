@@ -35,6 +35,7 @@ from hamdeq import (
     ConjugateGradient,
     Implicit,
     Madam,
+    Newton,
     Picard,
     TorchDEQSolver,
 )
@@ -145,6 +146,9 @@ def models(gain: str) -> dict[str, Trained]:
         found[f"{name}, compiled"] = DEQ(
             memory(gain), solver=solver, adjoint=CG, on_failure="ignore", compiled=first
         )
+    found["Newton, linearised"] = DEQ(
+        memory(gain), solver=Newton(), start="linearised", adjoint=CG, on_failure="ignore"
+    )
     if gain == "gain [2, 0.3]":
         found |= {file: configured(file)[0] for file in ("ham", "ham_deq", "ham_eo", "ham_eo_deq")}
     found["by hand, 40 + 8"] = Plain(memory(gain))
@@ -229,7 +233,7 @@ def test_forward(benchmark, size, threads):
     plain, calls = Plain(trained["Picard"].model.ham), {"network": trained["network"].model}
     steps = trained["Picard"].model({"input": data[0]}).n_evals
     calls["floor"] = lambda x: plain.floor(x, steps)
-    for name in (*SOLVERS, *(f"{name}, compiled" for name in SOLVERS)):
+    for name in (*SOLVERS, "Newton, linearised", *(f"{name}, compiled" for name in SOLVERS)):
         calls[name] = trained[name].output
     times: dict[str, list[float]] = defaultdict(list)
 
