@@ -1,4 +1,4 @@
-"""How the fields of a reduced energy answer its activations, in closed form."""
+"""The derivative of a reduced energy's fields in its activations, in closed form."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ __all__ = ["LayerNorm", "Spherical"]
 
 
 class _Normalised(Scaled):
-    """What normalised neurons share: a scale γ, the ε that makes them smooth, and a shift δ."""
+    """The parts of normalised neurons: a scale γ, the ε that smooths them, and a shift δ."""
 
     shift: Tensor | None
 

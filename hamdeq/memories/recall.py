@@ -248,7 +248,7 @@ class Updates(ABC):
     """An order in which neurons are updated, and how each decides."""
 
     settles: ClassVar[bool] = True
-    """Whether states are expected to converge."""
+    """True where states are expected to converge."""
 
     @abstractmethod
     def run(self, memory: BinaryMemory, x: Tensor, clamped: Tensor, max_steps: int) -> Solution:

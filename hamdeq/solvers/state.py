@@ -77,7 +77,7 @@ class SolverState(SampleState, ABC):
     """
 
     def accepts(self, step: Step) -> Tensor | None:
-        """Which samples go on from here, and may end here: ``(batch,)``; None for all."""
+        """Mark the samples that go on from here, and may end here: ``(batch,)``; None for all."""
         return None
 
     @abstractmethod
@@ -217,7 +217,7 @@ def forget_casts(x: Tensor) -> None:
 
 
 def all_without_sync(mask: Tensor) -> bool:
-    """Whether all are marked, as far as one can tell without waiting for a device."""
+    """Tell if all are marked, as far as one can without waiting for a device."""
     looks = mask.device.type == "cpu" and not torch.compiler.is_compiling()
     return looks and bool(mask.all())
 

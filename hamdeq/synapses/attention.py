@@ -154,7 +154,7 @@ class SelfAttention(Synapse):
         require(fits, type(self).__name__, expected, shapes[0], remedy)
 
     def _alone(self, tokens: Tensor) -> bool:
-        """Whether a token has nothing to attend to."""
+        """Tell if a token has nothing to attend to."""
         return tokens.shape[1] == 1 and not self.itself
 
     def _attend(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

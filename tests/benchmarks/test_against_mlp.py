@@ -156,14 +156,6 @@ def models(gain: str) -> dict[str, Trained]:
     return {name: Trained(model) for name, model in found.items()}
 
 
-@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
-def threads(request: pytest.FixtureRequest):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 def table(
     benchmark, title: str, times: dict[str, list[float]], extra: Callable[[str], str] = lambda _: ""
 ) -> None:

@@ -26,14 +26,6 @@ from hamdeq.energy.clamping import forward_sweep
 ROUNDS = 40
 
 
-@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
-def threads(request: pytest.FixtureRequest):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("name", ["ham_eo_deq", "deep5", "deep7", "wide", "conv"])
 def test_training_step(benchmark, name, threads):
     torch.manual_seed(0)

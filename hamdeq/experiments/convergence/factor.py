@@ -1,4 +1,4 @@
-"""How much faster even-odd steps are: ``python -m hamdeq.experiments.convergence.factor``.
+"""The factor of even-odd steps: ``python -m hamdeq.experiments.convergence.factor``.
 
 An even-odd step is two synchronous ones, exactly, in the layers that remain. Counted as updates
 until the output is near its equilibrium it is therefore about twice as fast. By the published

@@ -93,7 +93,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Classification:
-    """What all cells have in common.
+    """The settings that all cells have in common.
 
     Args:
         interaction: ``leaky``, ``rectified`` or ``polynomial``.
